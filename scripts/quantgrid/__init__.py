@@ -1,0 +1,1 @@
+"""quantgrid: pre-quantization transforms x error mitigations x granularities x formats, measured alike."""

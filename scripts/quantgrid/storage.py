@@ -1,0 +1,97 @@
+"""Files that are either whole or absent: JSON and safetensors, written beside their name and renamed.
+
+JSON is written with sorted keys and no dates, so that equal content is equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+from .errors import ConfigError, NumericalFailure
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; rename it to ``path`` on success, delete it on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as JSON; a NaN or an infinity in it is a :class:`NumericalFailure`, since JSON has neither."""
+    try:
+        write_text(path, json.dumps(content, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    except ValueError as error:
+        raise NumericalFailure(f"{path}: a value is not finite ({first_not_finite(content)})") from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not a JSON file ({error}); delete it and run again") from None
+
+
+def first_not_finite(content: Any, at: str = "") -> str:
+    """Path of the first NaN or infinity inside nested ``content``, empty if there is none."""
+    items = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, (list, tuple)) else ()
+    for key, value in items:
+        if found := first_not_finite(value, f"{at}.{key}".lstrip(".")):
+            return found
+    return at if isinstance(content, float) and not math.isfinite(content) else ""
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a dict of torch tensors; ``metadata`` is kept as one JSON string in the file's header."""
+    from safetensors.torch import save_file
+
+    header = {"quantgrid": json.dumps(metadata or {}, sort_keys=True)}
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+
+
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[Any]:
+    """Open a safetensors file for reading tensor by tensor; a truncated or altered header is a :class:`ConfigError` with its name."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ConfigError(f"{path}: not a whole safetensors file ({error}); delete it and run again") from None
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The ``metadata`` given to :func:`write_tensors`."""
+    with open_tensors(path) as file:
+        return json.loads((file.metadata() or {}).get("quantgrid", "{}"))
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """All tensors of a safetensors file."""
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
