@@ -1,0 +1,32 @@
+"""Zero-shot tasks of a packed checkpoint through lm-eval, with the outcome of every sample."""
+
+from pathlib import Path
+
+from quantgrid.checkpoints import load_quantized
+from quantgrid.errors import NumericalFailure
+from quantgrid.evaluation.tasks import evaluate, load_tokenizer
+from quantgrid.job import arguments, record, run, use_threads
+from quantgrid.linear import compute_device, compute_dtype
+from quantgrid.storage import write_json
+
+
+def measured(job) -> dict:
+    device = compute_device(job.spec["compute"]["device"])
+    model = load_quantized(Path(job.checkpoint).parent, compute_dtype(job.spec["compute"]["dtype"], device), device)
+    settings = job.spec["evaluation"]
+    found = evaluate(model, load_tokenizer(job.model), job.spec["tasks"], settings["task_limit"], settings["batch_size"], job.spec["seed"])
+    return {"status": "ok", "tasks": found}
+
+
+def main() -> None:
+    job = arguments("model", "checkpoint", "manifest", "result")
+    use_threads(job.spec)
+    about = record(job.spec, checkpoint=job.checkpoint)
+    try:
+        write_json(job.result, {**about, **measured(job)})
+    except NumericalFailure as failure:
+        write_json(job.result, {**about, "status": "failed", "reason": str(failure)})
+
+
+if __name__ == "__main__":
+    run(main)

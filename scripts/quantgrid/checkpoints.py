@@ -1,0 +1,170 @@
+"""Packed checkpoints: 4-bit codes two to a byte, scales in their own dtype, and a manifest that says how to run them.
+
+``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
+``.left`` and ``.right`` (low-rank factors); all other tensors under their own names. ``quantgrid.json`` holds the model's config, the
+schemes, the shapes of the linears, the online operations, and the sha256 of the tensors' file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import END_ROLES, LAYER_PREFIX, LINEARS, SITE_OF, SITES, linear_module
+from .errors import ConfigError, NumericalFailure
+from .linear import QuantizedLinear, SiteInput
+from .mitigations.compensated import Compensated
+from .packing import pack, unpack
+from .quantizer import QuantizationParameters, QuantizedTensor, QuantScheme
+from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
+
+FORMAT_VERSION = 1
+
+
+def bare_name(layer: int, linear: str) -> str:
+    """Module name of a linear, such as ``model.layers.0.self_attn.q_proj``."""
+    return LAYER_PREFIX.format(layer=layer) + linear_module(linear)
+
+
+@dataclass
+class CheckpointContent:
+    """What a checkpoint will hold, while layers are added to it."""
+
+    config: Mapping[str, Any]
+    weight: QuantScheme | None
+    activation: QuantScheme | None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    linears: dict[str, dict[str, Any]] = field(default_factory=dict)
+    online: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def add_plain(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+        """Tensors kept as they are: norms and biases in float32, embeddings in bfloat16."""
+        self.tensors |= {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+    def add_ends(self, ends: Mapping[str, Tensor]) -> None:
+        """Embedding and lm_head in bfloat16, the final norm in float32; a lm_head that is tied to the embedding is left out."""
+        for role, tensor in ends.items():
+            self.add_plain({END_ROLES[role]: tensor}, torch.float32 if role == "final_norm" else torch.bfloat16)
+        self.config = {**self.config, "tie_word_embeddings": "lm_head" not in ends}
+
+    def add_site(self, layer: int, site: str, online: list[dict[str, Any]], static: QuantizationParameters | None) -> None:
+        """Online operations of a site, and its static activation parameters where its scheme takes them."""
+        name = f"layers.{layer}.{site}"
+        if online:
+            self.online[name] = online
+        if static is not None:
+            self.tensors |= {f"{name}.{part}": tensor for part, tensor in _parts(static).items()}
+
+    def add_linear(self, names: list[str], solved: Compensated) -> None:
+        """One linear of several layers: ``solved`` has a leading dimension as long as ``names``."""
+        parts = _parts(solved.quantized)
+        bits = self.weight.element_format.bits
+        low_rank = dict(zip(("left", "right"), solved.low_rank or ()))
+        for i, name in enumerate(names):
+            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], bits)
+            self.tensors |= {f"{name}.{part}": tensor[i] for part, tensor in {**parts, **low_rank}.items() if part != "zero_point"}
+            if "zero_point" in parts:
+                self.tensors[f"{name}.zero_point"] = pack(parts["zero_point"][i], bits)
+            self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), "low_rank": bool(low_rank)}
+
+
+def _parts(quantized: QuantizedTensor | QuantizationParameters) -> dict[str, Tensor]:
+    parts = {name: getattr(quantized, name) for name in ("scale", "zero_point", "global_scale")}
+    return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+
+def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any]) -> None:
+    """Write tensors, then the manifest with their sha256; ``record`` (axes, versions, inputs) is kept in the manifest."""
+    write_tensors(checkpoint, content.tensors)
+    schemes = {name: scheme.to_dict() if scheme else None for name, scheme in (("weight", content.weight), ("activation", content.activation))}
+    write_json(manifest, {**record, "status": "ok", "format_version": FORMAT_VERSION, "config": content.config, "schemes": schemes,
+                          "linears": content.linears, "online": content.online, "sha256": sha256_of(checkpoint)})
+
+
+def save_failed(checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any], reason: str) -> None:
+    """Stand-ins for a cell whose arithmetic broke down: what reads them passes ``reason`` on."""
+    write_tensors(checkpoint, {})
+    write_json(manifest, {**record, "status": "failed", "reason": reason, "format_version": FORMAT_VERSION})
+
+
+def load_quantized(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+                   manifest: str | Path | None = None) -> nn.Module:
+    """A transformers model that computes as the quantized one does: codes dequantized once, activations rounded on the way.
+
+    ``folder`` holds ``model.safetensors`` and ``quantgrid.json``. Raises :class:`ConfigError` for a file that is not whole or was
+    altered, :class:`NumericalFailure` for the stand-in of a failed cell.
+    """
+    checkpoint = Path(folder) / "model.safetensors"
+    about = read_json(manifest or Path(folder) / "quantgrid.json")
+    if about["status"] == "failed":
+        raise NumericalFailure(about["reason"])
+    if sha256_of(checkpoint) != about["sha256"]:
+        raise ConfigError(f"{checkpoint}: its sha256 is not the one in its manifest; delete its folder and run again")
+    tensors = read_tensors(checkpoint)
+    model = empty_model(about["config"])
+    _insert_linears(model, about, tensors, dtype)
+    names = {name for name, _ in model.named_parameters() if name in tensors}
+    model.load_state_dict({name: tensors[name].to(dtype) for name in names}, strict=False, assign=True)
+    model.tie_weights()
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ConfigError(f"{checkpoint}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    return model.to(device).eval()
+
+
+def load_full_precision(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
+    """The unmodified model of a canonical folder, as transformers runs it."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True)
+    return model.to(device).eval()
+
+
+def empty_model(config: Mapping[str, Any]) -> nn.Module:
+    """A transformers decoder of this config whose parameters take no memory yet; buffers are real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.for_model(**{"use_cache": False, **config})
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(settings)
+
+
+def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Put a :class:`QuantizedLinear` in the place of every linear of the decoder layers."""
+    schemes = {name: QuantScheme.from_dict(values) if values else None for name, values in about["schemes"].items()}
+    for index in range(len(model.model.layers)):
+        for site, linears in SITES.items():
+            name = f"layers.{index}.{site}"
+            site_input = SiteInput(about["online"].get(name, []), schemes["activation"], len(linears), _parameters(name, tensors))
+            for linear in linears:
+                module = bare_name(index, linear)
+                weight, low_rank = _weight(module, about, tensors, schemes["weight"], dtype)
+                bias = tensors.get(f"{module}.bias")
+                replacement = QuantizedLinear(weight, None if bias is None else bias.to(dtype), site_input, low_rank)
+                model.set_submodule(module, replacement)
+
+
+def _parameters(name: str, tensors: Mapping[str, Tensor]) -> QuantizationParameters | None:
+    found = {part: tensors.get(f"{name}.{part}") for part in ("scale", "zero_point", "global_scale")}
+    return None if found["scale"] is None else QuantizationParameters(**found)
+
+
+def _weight(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], scheme: QuantScheme | None,
+            dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """(dequantized weight, low-rank factors or None) of one linear."""
+    if scheme is None:
+        return tensors.pop(f"{name}.weight").to(dtype), None
+    shape = tuple(about["linears"][name]["shape"])
+    bits, signed = scheme.element_format.bits, scheme.code_range[0] < 0
+    parts = {part: tensors.get(f"{name}.{part}") for part in ("scale", "zero_point", "global_scale")}
+    if parts["zero_point"] is not None:
+        parts["zero_point"] = unpack(parts["zero_point"], bits, tuple(parts["scale"].shape), signed=False)
+    codes = unpack(tensors.pop(f"{name}.codes"), bits, shape, signed=signed)
+    weight = QuantizedTensor(codes=codes, scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
+    low_rank = (tensors[f"{name}.left"].to(dtype), tensors[f"{name}.right"].to(dtype)) if about["linears"][name]["low_rank"] else None
+    return weight, low_rank

@@ -1,0 +1,167 @@
+"""Reading and checking a config: every mistake that a config can show is named in one message, before any job exists.
+
+First the JSON schema (``workflow/schemas/config.schema.yaml``): unknown keys, wrong types. Then what no schema knows: names that
+must exist, options of methods, cells that contradict themselves, folders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from . import grid, registry, schemes
+from .errors import ConfigError, unknown_name
+from .granularities import cell_schemes
+
+SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
+DEFAULTS: dict[str, Any] = {
+    "results_dir": "results", "seed": 0, "threads": 1, "keep_checkpoints": False, "transforms": {}, "mitigations": {}, "formats": {}, "tasks": {},
+    "compute": {"device": "auto", "dtype": "auto"}, "evaluation": {"batch_size": 8, "task_limit": None},
+    "evaluate": {"perplexity": [], "tasks": []}, "report": {"title": "quantgrid"},
+}
+CALIBRATION_DEFAULTS = {"samples": 256}
+STUDY_DEFAULTS = {"table": {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]},
+                  "figure": {"kind": "dots", "x": "mitigation", "hue": "transform", "metric": "perplexity", "scale": "log"}}
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The checked config of a YAML file, defaults filled in."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file ({error})") from None
+    return check(content)
+
+
+def check(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with defaults filled in; raises one :class:`ConfigError` that lists all mistakes, a line each."""
+    if mistakes := list(_schema_mistakes(content)):
+        raise ConfigError(_listed(mistakes))
+    config = _with_defaults(content)
+    if mistakes := list(dict.fromkeys(_name_mistakes(config))) or list(dict.fromkeys(_study_mistakes(config))):
+        raise ConfigError(_listed(mistakes))
+    return config
+
+
+def _listed(mistakes: list[str]) -> str:
+    return mistakes[0] if len(mistakes) == 1 else f"{len(mistakes)} mistakes in the config:\n  " + "\n  ".join(mistakes)
+
+
+def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
+    config = {**deepcopy(DEFAULTS), **deepcopy(dict(content))}
+    for key in ("compute", "evaluation", "evaluate", "report"):
+        config[key] = {**DEFAULTS[key], **config[key]}
+    config["calibrations"] = {name: {**CALIBRATION_DEFAULTS, **entry} for name, entry in config["calibrations"].items()}
+    for name, study in config["studies"].items():
+        for key, defaults in STUDY_DEFAULTS.items():
+            study[key] = {**defaults, **study.get(key, {})}
+        study.setdefault("title", name.replace("_", " "))
+    return config
+
+
+def _schema_mistakes(content: Any) -> Iterator[str]:
+    import yaml
+    from jsonschema import Draft202012Validator
+
+    if not isinstance(content, Mapping):
+        yield "the config is not a mapping; it holds the keys models, corpora, calibrations, studies, ..."
+        return
+    validator = Draft202012Validator(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    for error in sorted(validator.iter_errors(content), key=lambda error: list(map(str, error.absolute_path))):
+        where = ".".join(map(str, error.absolute_path)) or "config"
+        yield from _explained(error, where)
+
+
+def _explained(error: Any, where: str) -> Iterator[str]:
+    """One line for each thing that a schema error says."""
+    if error.validator == "additionalProperties":
+        accepted = list(error.schema.get("properties", {}))
+        for key in (key for key in error.instance if key not in accepted):
+            yield f"{where}: {unknown_name('key', key, accepted)}"
+    elif error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        yield f"{where}: the key {', '.join(repr(key) for key in missing)} is missing"
+    elif error.validator == "enum":
+        close = get_close_matches(str(error.instance), [str(value) for value in error.validator_value], n=1)
+        hint = f" - did you mean '{close[0]}'?" if close else ""
+        yield f"{where}: {error.instance!r} is not accepted{hint} Accepted: {', '.join(map(str, error.validator_value))}"
+    elif error.validator == "type":
+        wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        yield f"{where}: {error.instance!r} is of the wrong type; expected {' or '.join(wanted)}"
+    elif error.validator == "pattern" and error.parent is not None and error.parent.validator == "propertyNames":
+        yield f"{where}: the name {error.instance!r} may hold letters, digits, '.', '_' and '-' only"
+    else:
+        yield f"{where}: {error.message}"
+
+
+def _collected(check: Callable[[], Any]) -> Iterator[str]:
+    """The message of a check that refuses, nothing of one that passes."""
+    try:
+        check()
+    except ConfigError as error:
+        yield str(error)
+
+
+def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Mistakes in entries: references that lead nowhere, methods and options that do not exist."""
+    for name, entry in config["calibrations"].items():
+        if entry["corpus"] not in config["corpora"]:
+            yield f"calibrations.{name}.corpus: {unknown_name('corpus', entry['corpus'], config['corpora'])}"
+    for axis in ("transforms", "mitigations"):
+        for name, entry in config[axis].items():
+            yield from _collected(lambda axis=axis, name=name, entry=entry: _check_method(config, axis, name, entry))
+    for name, entry in config["formats"].items():
+        yield from _collected(lambda name=name, entry=entry: _check_format(name, entry))
+    for name, model in config["models"].items():
+        yield from _collected(lambda name=name, model=model: grid.shape(config, name))
+    for kind in ("corpora", "tasks"):
+        for name, entry in config[kind].items():
+            if entry["source"] == "local" and not Path(entry["path"]).is_file():
+                yield f"{kind}.{name}.path: {entry['path']}: no such file"
+    for where, asked in [("evaluate", config["evaluate"]), *((f"studies.{n}.evaluate", s.get("evaluate", {})) for n, s in config["studies"].items())]:
+        for key, known in (("perplexity", config["corpora"]), ("tasks", config["tasks"])):
+            for name in asked.get(key, []):
+                if name not in known:
+                    yield f"{where}.{key}: {unknown_name('corpus' if key == 'perplexity' else 'task', name, known)}"
+    yield from _collected(lambda: _check_writable(config["results_dir"]))
+
+
+def _check_method(config: Mapping[str, Any], axis: str, name: str, entry: Mapping[str, Any]) -> None:
+    where = f"{axis}.{name}"
+    method = registry.method(axis, entry["method"], f"{where}.method")
+    options = {key: value for key, value in entry.items() if key not in ("calibration", "seeds")}
+    method.resolve(options, where)
+    if not method.seeded and {"seed", "seeds"} & set(entry):
+        raise ConfigError(f"{where}: method '{entry['method']}' draws nothing at random, so it takes neither 'seed' nor 'seeds'")
+    if entry.get("calibration", "default") not in config["calibrations"]:
+        raise ConfigError(f"{where}.calibration: {unknown_name('calibration', entry['calibration'], config['calibrations'])}")
+
+
+def _check_format(name: str, entry: Mapping[str, Any]) -> None:
+    if entry["preset"] not in schemes.PRESETS:
+        raise ConfigError(f"formats.{name}.preset: {unknown_name('preset', entry['preset'], schemes.PRESETS)}")
+    if name in schemes.PRESETS and entry["preset"] != name:
+        raise ConfigError(f"formats.{name}: the name of a preset stands for that preset; give this entry a name of its own")
+    block = schemes.PRESETS[entry["preset"]]["block"]
+    cell_schemes(entry, f"group-{block}" if block else "channel", f"formats.{name}")
+
+
+def _check_writable(folder: str) -> None:
+    path = Path(folder)
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"results_dir: '{folder}' cannot be written ({existing} is not a writable folder)")
+
+
+def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in config["studies"]:
+        yield from _collected(lambda name=name: grid.study_cells(config, name))
+        asked = {**config["evaluate"], **config["studies"][name].get("evaluate", {})}
+        if not asked["perplexity"] and not asked["tasks"]:
+            yield f"studies.{name}: nothing is evaluated; name a corpus in evaluate.perplexity or a task in evaluate.tasks"

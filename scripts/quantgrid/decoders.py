@@ -1,0 +1,82 @@
+"""A decoder as data: the weights of one layer by role, read from safetensors, and what a transform does to them on the way.
+
+:class:`DecoderFolder` reads a canonical model folder one layer at a time. :class:`DecoderLayer` is what the primitives of
+``transforms`` fold into: weights in float64, the statistics of the layer's sites, and the operations that remain online.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architecture import END_ROLES, LINEARS, SITES, ModelShape, layer_tensors, shape_from_config
+from .errors import ConfigError, NumericalFailure
+from .statistics import Rows, SiteStatistics
+from .storage import open_tensors, read_json
+
+EMBEDDING_PARTS = ("embedding", "lm_head")
+
+
+@dataclass
+class DecoderLayer:
+    """One decoder layer while it is transformed: ``weights`` role -> float64 tensor, ``statistics`` and ``online`` per site."""
+
+    index: int
+    shape: ModelShape
+    weights: dict[str, Tensor]
+    statistics: dict[str, SiteStatistics] = field(default_factory=dict)
+    online: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {site: [] for site in SITES})
+
+    def map_input(self, site: str, T: Tensor | Rows, z: Tensor | None = None) -> None:
+        """Let the statistics of ``site`` follow x̃ = Tᵀ(x - z)."""
+        if site in self.statistics:
+            self.statistics[site] = self.statistics[site].transformed(T, z)
+
+
+class DecoderFolder:
+    """A canonical model folder, read layer by layer."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config = read_json(self.folder / "config.json")
+        self.shape = shape_from_config(self.config, str(self.folder / "config.json"))
+        self.files = self._index()
+
+    def _index(self) -> dict[str, Path]:
+        """Tensor name -> file that holds it."""
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            return {name: self.folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        single = self.folder / "model.safetensors"
+        with open_tensors(single) as file:
+            return {name: single for name in file.keys()}
+
+    def read(self, names: dict[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Tensors by role for those of ``names`` (role -> tensor name) that the folder holds; NaN or infinity is a failure of the cell."""
+        found: dict[str, Tensor] = {}
+        for path in dict.fromkeys(self.files[name] for name in names.values() if name in self.files):
+            with open_tensors(path) as file:
+                for role, name in names.items():
+                    if self.files.get(name) == path:
+                        found[role] = file.get_tensor(name).to(dtype)
+                        if not torch.isfinite(found[role]).all():
+                            raise NumericalFailure(f"tensor {name} of the model holds NaN or infinity")
+        return found
+
+    def layer(self, index: int) -> DecoderLayer:
+        """Decoder layer ``index`` in float64; a linear that is missing is a :class:`ConfigError` with its name."""
+        names = layer_tensors(self.shape.architecture, index)
+        weights = self.read(names, torch.float64)
+        for role in (*LINEARS, "attention_norm", "mlp_norm"):
+            if role not in weights:
+                raise ConfigError(f"{self.folder}: tensor {names[role]} is missing; the folder does not hold a whole {self.shape.architecture}")
+        return DecoderLayer(index, self.shape, weights)
+
+    def ends(self) -> dict[str, Tensor]:
+        """Embedding, final norm and, where it is not tied to the embedding, lm_head, in float64."""
+        return self.read(END_ROLES, torch.float64)

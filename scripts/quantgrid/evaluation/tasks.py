@@ -1,0 +1,235 @@
+"""Zero-shot tasks through lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), with the outcome of every sample.
+
+``lm_eval``  {task: piqa}: any task that lm-eval knows by name; its dataset comes from the hub.
+``local``    {path: x.jsonl}: one object per line, all of one layout, scored as lm-eval scores the task that the layout belongs to:
+             {query, choices, gold}                     the choice of highest log-likelihood (ARC, COPA, ...)
+             {context, continuation}                    whether greedy decoding yields the continuation (LAMBADA)
+             {context_options, continuation, gold}      the context under which the continuation is likeliest (WinoGrande, partial evaluation)
+``builtin``  {kind: cloze | continuation, items}: made from the evaluation part of the builtin corpus; needs no file and no network.
+
+Other keys: metric (acc), shots (0; lm_eval only), filter (lm_eval only), delimiter (local; what stands between a query and its answer, " ").
+lm-eval is imported here only: it takes seconds, and 15 s more where a task is to be found by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+import re
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+from .. import corpora
+from ..errors import ConfigError, NumericalFailure, unknown_name
+
+SOURCES = ("lm_eval", "local", "builtin")
+KINDS = ("cloze", "continuation")
+CONTEXT_WORDS, CONTINUATION_WORDS, CHOICES = 36, 12, 4
+
+# layout -> (keys of a line, settings of lm-eval's ConfigurableTask)
+LAYOUTS: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
+    "choices": (frozenset({"query", "choices", "gold"}),
+                {"output_type": "multiple_choice", "doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold"}),
+    "greedy": (frozenset({"context", "continuation"}),
+               {"output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": "continuation"}),
+    "contexts": (frozenset({"context_options", "continuation", "gold"}),  # an integer doc_to_text is lm-eval's sign for several contexts
+                 {"output_type": "multiple_choice", "doc_to_text": "gold", "doc_to_choice": "context_options", "doc_to_target": "continuation"}),
+}
+
+
+def evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Mapping[str, Any]], limit: int | None = None, batch_size: int = 8,
+             seed: int = 0) -> dict[str, dict[str, Any]]:
+    """name -> {metric, value, stderr, count, outcomes (per document, in their order), version, shots, lm_eval, ...} for each entry in ``tasks``.
+
+    ``model`` and ``tokenizer`` are transformers objects, the model where it is to run; ``limit`` takes the first so many documents of each task.
+    Raises :class:`ConfigError` for a task that cannot be had, :class:`NumericalFailure` for a log-likelihood that is not finite.
+    """
+    from lm_eval.evaluator import evaluate as run
+    from lm_eval.models.huggingface import HFLM
+
+    built = build_tasks(tasks, seed)
+    flat = {f"{name}/{leaf}": task for name, leaves in built.items() for leaf, task in leaves.items()}
+    with _quiet("lm_eval.models.huggingface"):  # it warns of every model that is not a path
+        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    samples = run(harness, {"tasks": flat, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+    return {name: _score(name, entry, {leaf: samples[f"{name}/{leaf}"] for leaf in built[name]}, list(built[name].values()))
+            for name, entry in tasks.items()}
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Only errors from the logger ``name``."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def build_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """name -> {name of a task of lm-eval's: its Task object}; several where an entry names a group, such as mmlu."""
+    built: dict[str, dict[str, Any]] = {}
+    for name, entry in tasks.items():
+        source = entry.get("source")
+        if source not in SOURCES:
+            raise ConfigError(f"tasks.{name}.source: {unknown_name('source', source, SOURCES)}")
+        if source == "lm_eval":
+            built[name] = _named_task(name, entry)
+        else:
+            documents = read_documents(entry, f"tasks.{name}") if source == "local" else make_documents(entry, seed, f"tasks.{name}")
+            built[name] = {name: _task_of(name, documents)}
+        for task in built[name].values():
+            task.set_config("num_fewshot", entry.get("shots", 0))
+            task.set_fewshot_seed(seed)
+    return built
+
+
+def _named_task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    if entry.get("task") not in manager.all_tasks:
+        close = get_close_matches(str(entry.get("task")), manager.all_tasks, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"tasks.{name}.task: lm-eval {metadata.version('lm_eval')} has no task '{entry.get('task')}'{hint} "
+                          "(`lm-eval ls tasks` lists all)")
+    try:
+        return manager.load([entry["task"]])["tasks"]
+    except Exception as error:  # datasets, the hub and tasks' own code each raise their kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"tasks.{name}: the data of lm-eval's '{entry['task']}' cannot be read: {reason} (it comes from the Hugging Face hub; "
+                          "offline, use source: local or builtin)") from None
+
+
+def _task_of(name: str, documents: list[dict[str, Any]]) -> Any:
+    """lm-eval's task over documents of one layout, held in memory: nothing is read from or written to a cache."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    settings = next(settings for keys, settings in LAYOUTS.values() if keys == set(documents[0]))
+    digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
+    metrics = ("acc",) if settings["output_type"] == "loglikelihood" else ("acc", "acc_norm")
+    config = {**settings, "task": name, "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)}, "test_split": "test",
+              "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
+              "num_fewshot": 0, "metadata": {"version": 1, "documents_sha256": digest}}
+    with _quiet("lm_eval.api.task"):  # it explains its command line for every custom dataset
+        return ConfigurableTask(config=config)
+
+
+def read_documents(entry: Mapping[str, Any], where: str = "task") -> list[dict[str, Any]]:
+    """The documents of a local jsonl task, ready for lm-eval; :class:`ConfigError` naming the line that is not of the layout of the first."""
+    path = Path(entry.get("path") or "").expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{where}.path: {path}: no such file")
+    documents: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().decode().split("\n"), 1):
+        if line.strip():
+            documents.append(_document(line, f"{path}:{number}", entry.get("delimiter", " ")))
+            if documents[0].keys() != documents[-1].keys():
+                raise ConfigError(f"{path}:{number}: keys {', '.join(documents[-1])}, but the file began with {', '.join(documents[0])}")
+    if not documents:
+        raise ConfigError(f"{where}.path: {path} holds no documents")
+    return documents
+
+
+def _document(line: str, at: str, delimiter: str) -> dict[str, Any]:
+    """One checked line, spaced so that context and continuation join to running text."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{at}: not a JSON line ({error})") from None
+    layout = next((keys for keys, _ in LAYOUTS.values() if isinstance(record, dict) and keys <= record.keys()), None)
+    if layout is None:
+        raise ConfigError(f"{at}: none of the layouts {'; '.join('{' + ', '.join(sorted(keys)) + '}' for keys, _ in LAYOUTS.values())}")
+    document = {key: record[key] for key in sorted(layout)}
+    options = document.get("choices") or document.get("context_options")
+    if "gold" in document and not (isinstance(options, list) and options and all(isinstance(option, str) and option.strip() for option in options)
+                                   and type(document["gold"]) is int and 0 <= document["gold"] < len(options)):
+        raise ConfigError(f"{at}: 'gold' ({document['gold']!r}) must count from 0 into a list of texts that are not empty")
+    if "choices" in document:  # lm-eval puts one space before a choice; the rest of the delimiter belongs to the query
+        document.update(query=document["query"] + delimiter.rstrip(" "), choices=[choice.strip() for choice in document["choices"]])
+    elif "gold" in document:
+        document["continuation"] = document["continuation"].strip()
+    else:
+        document.update(context=document["context"].rstrip(), continuation=" " + document["continuation"].strip())
+    return document
+
+
+def passages() -> list[tuple[str, list[str]]]:
+    """(topic, words) of running prose in the evaluation part of the builtin corpus, each of 48 words, none sharing text with another."""
+    size, found = CONTEXT_WORDS + CONTINUATION_WORDS, []
+    for topic, text in enumerate(corpora.read({"source": "builtin", "part": "evaluation"})):
+        for prose, paragraphs in groupby(re.split(r"\n\s*\n", text), _is_prose):
+            words = " ".join(paragraphs).split() if prose else []
+            found += [(str(topic), words[at:at + size]) for at in range(0, len(words) - size + 1, size)]
+    return found
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whether a paragraph reads as sentences: eight words or more, nearly all characters letters, spaces and points."""
+    plain = sum(character.isalpha() or character in " \n.,;'" for character in paragraph)
+    return len(paragraph.split()) >= 8 and plain >= 0.93 * len(paragraph) and not paragraph.startswith(("   >>>", ">>>"))
+
+
+def make_documents(entry: Mapping[str, Any], seed: int = 0, where: str = "task") -> list[dict[str, Any]]:
+    """Documents of a generated task: ``items`` passages drawn by ``seed``; fewer items are a prefix of more.
+
+    ``cloze``: a word that the passage has used before, given all that precedes it. ``continuation``: the 12 words that follow 36, among those of
+    three passages from other topics.
+    """
+    kind, items = entry.get("kind"), entry.get("items", 100)
+    if kind not in KINDS:
+        raise ConfigError(f"{where}.kind: {unknown_name('kind', kind, KINDS)}")
+    drawn, all_passages = random.Random(seed), passages()
+    order = drawn.sample(all_passages, len(all_passages))
+    made = [_cloze(words) for _, words in order] if kind == "cloze" else [_continuation(topic, words, order, drawn) for topic, words in order]
+    documents = [document for document in made if document]
+    if not (type(items) is int and 0 < items <= len(documents)):
+        raise ConfigError(f"{where}.items: {items!r}; the builtin corpus gives 1 to {len(documents)} items of kind '{kind}'")
+    return documents[:items]
+
+
+def _cloze(words: list[str]) -> dict[str, Any] | None:
+    for at in range(len(words) - 1, CONTEXT_WORDS // 2, -1):
+        word = words[at].rstrip(".,;")
+        if len(word) >= 4 and word.isalpha() and word in {earlier.rstrip(".,;") for earlier in words[:at]}:
+            return {"context": " ".join(words[:at]), "continuation": " " + word}
+    return None
+
+
+def _continuation(topic: str, words: list[str], others: list[tuple[str, list[str]]], drawn: random.Random) -> dict[str, Any]:
+    wrong = drawn.sample([other[CONTEXT_WORDS:] for name, other in others if name != topic], CHOICES - 1)
+    gold = drawn.randrange(CHOICES)
+    choices = [" ".join(choice) for choice in wrong[:gold] + [words[CONTEXT_WORDS:]] + wrong[gold:]]
+    return {"query": " ".join(words[:CONTEXT_WORDS]), "choices": choices, "gold": gold}
+
+
+def _score(name: str, entry: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], tasks: list[Any]) -> dict[str, Any]:
+    """One task's result; the mean over all documents, so a group's tasks count by their sizes, with the standard error of that mean."""
+    outcomes: list[float] = []
+    metric = entry.get("metric", "acc")
+    for key in sorted(samples):
+        kept = [sample for sample in samples[key] if sample["filter"] == entry.get("filter", samples[key][0]["filter"])]
+        if not kept or metric not in kept[0] or metric not in kept[0]["metrics"]:
+            raise ConfigError(f"tasks.{name}.metric: {unknown_name('metric', metric, samples[key][0]['metrics'])}")
+        for sample in sorted(kept, key=lambda sample: sample["doc_id"]):
+            scores = [response[0] for response in sample["filtered_resps"] if isinstance(response, (tuple, list))]
+            if not all(math.isfinite(score) for score in scores):
+                raise NumericalFailure(f"task {name}, document {sample['doc_id']}: a log-likelihood is not finite")
+            outcomes.append(sample[metric])
+    outcomes = [int(value) if value in (0, 1) else float(value) for value in outcomes]
+    count, value = len(outcomes), sum(outcomes) / len(outcomes)
+    variance = sum((outcome - value) ** 2 for outcome in outcomes) / (count - 1) if count > 1 else 0.0
+    details = tasks[0].config.metadata or {}
+    return {"metric": metric, "value": value, "stderr": math.sqrt(variance / count), "count": count, "outcomes": outcomes,
+            "version": str(tasks[0].VERSION), "shots": entry.get("shots", 0), "source": entry["source"], "task": entry.get("task", name),
+            "documents_sha256": details.get("documents_sha256"), "lm_eval": metadata.version("lm_eval")}

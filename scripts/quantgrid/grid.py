@@ -1,0 +1,185 @@
+"""The grid: studies of a config expanded into cells, and the rules that say which cells exist.
+
+A cell is one point (model, transform, mitigation, granularity, format). A study is a named sub-grid: the product of its axes,
+plus the products under ``also`` (each states only the axes that differ), less what ``exclude`` matches, plus the full-precision
+baseline of its models. Standard library only; nothing here reads a weight.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from typing import Any, Iterator, Mapping
+
+from . import registry, schemes
+from .architecture import SITES, ModelShape
+from .errors import ConfigError, unknown_name
+from .granularities import parse_granularity
+from .hadamard_orders import is_reachable
+from .model_shapes import shape_of
+
+AXES = {"models": "model", "transforms": "transform", "mitigations": "mitigation", "granularities": "granularity", "formats": "format"}
+FULL_PRECISION = "bf16"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One point of the grid; every value is the name of a config entry or of a preset."""
+
+    model: str
+    transform: str
+    mitigation: str
+    granularity: str
+    format: str
+
+    @property
+    def axes(self) -> dict[str, str]:
+        return asdict(self)
+
+    @property
+    def path(self) -> str:
+        return "/".join(asdict(self).values())
+
+    @property
+    def quantized(self) -> bool:
+        return self.mitigation != "none"
+
+
+def baseline(model: str) -> Cell:
+    """The full-precision cell of a model: the same for every study."""
+    return Cell(model, "none", "none", "-", FULL_PRECISION)
+
+
+def expand_studies(config: Mapping[str, Any]) -> list[Cell]:
+    """All distinct cells of all studies, in the order in which studies name them."""
+    cells = dict.fromkeys(cell for study in config["studies"] for cell in study_cells(config, study))
+    return list(cells)
+
+
+def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
+    """The distinct cells of one study, its baselines first; raises :class:`ConfigError` for a cell that cannot exist."""
+    study = config["studies"][name]
+    where = f"studies.{name}"
+    blocks = [study, *({**study, **part} for part in study.get("also", []))]
+    found: dict[Cell, None] = {}
+    for block in blocks:
+        for cell in _product(config, block, where):
+            if not any(_matches(config, cell, pattern, where) for pattern in study.get("exclude", [])):
+                found.setdefault(cell)
+    if not found:
+        raise ConfigError(f"{where}: no cell is left; give each of {', '.join(AXES)} at least one value that 'exclude' does not remove")
+    for cell in found:
+        check_cell(config, cell, where)
+    return list(dict.fromkeys([*(baseline(model) for model in dict.fromkeys(cell.model for cell in found)), *found]))
+
+
+def _product(config: Mapping[str, Any], block: Mapping[str, Any], where: str) -> Iterator[Cell]:
+    names = [[name for given in block.get(axis, ()) for name in entry_names(config, axis, given, where)] for axis in AXES]
+    for values in product(*names):
+        yield _settle(config, Cell(*values))
+
+
+def entry_names(config: Mapping[str, Any], axis: str, given: str, where: str) -> list[str]:
+    """The names that ``given`` stands for: itself, or one per seed where its entry lists ``seeds``."""
+    entry = config.get(axis, {}).get(given) or {}
+    if "seeds" in entry:
+        return [f"{given}-s{seed}" for seed in entry["seeds"]]
+    if axis == "granularities":
+        if given != "native":
+            parse_granularity(given, f"{where}.granularities")
+        return [given]
+    known = known_names(config, axis)
+    if given not in known:
+        raise ConfigError(f"{where}.{axis}: {unknown_name(AXES[axis], given, known)}")
+    return [given]
+
+
+def known_names(config: Mapping[str, Any], axis: str) -> set[str]:
+    """Names that a study may use on ``axis``: entries of the config, and what needs no entry."""
+    builtin = {"formats": schemes.PRESETS, **registry.METHODS}.get(axis, ())
+    return {*config.get(axis, {}), *builtin}
+
+
+def entry(config: Mapping[str, Any], axis: str, name: str) -> dict[str, Any]:
+    """The config entry behind a name; a method or preset used by its own name needs none, a seeded name gets its seed."""
+    entries = config.get(axis, {})
+    base, _, seed = name.rpartition("-s")
+    if name not in entries and base in entries and seed.isdigit() and int(seed) in entries[base].get("seeds", ()):
+        return {**{key: value for key, value in entries[base].items() if key != "seeds"}, "seed": int(seed)}
+    if axis == "formats":
+        return {"preset": name, **entries.get(name, {})}
+    return dict(entries.get(name) or {"method": name})
+
+
+def _settle(config: Mapping[str, Any], cell: Cell) -> Cell:
+    """A full-precision format leaves nothing to mitigate; ``native`` is a format's own block, or one scale per channel."""
+    if cell.format == FULL_PRECISION:
+        return Cell(cell.model, cell.transform, "none", "-", cell.format)
+    if cell.granularity == "native":
+        block = schemes.PRESETS[_preset(config, cell.format)]["block"]
+        return Cell(cell.model, cell.transform, cell.mitigation, f"group-{block}" if block else "channel", cell.format)
+    return cell
+
+
+def _preset(config: Mapping[str, Any], name: str) -> str:
+    preset = entry(config, "formats", name)["preset"]
+    if preset not in schemes.PRESETS:
+        raise ConfigError(f"formats.{name}.preset: {unknown_name('preset', preset, schemes.PRESETS)}")
+    return preset
+
+
+def _matches(config: Mapping[str, Any], cell: Cell, pattern: Mapping[str, Any], where: str) -> bool:
+    """Whether ``cell`` has, on every axis that ``pattern`` names, one of the values that it gives."""
+    for key, wanted in pattern.items():
+        axis = next(plural for plural, singular in AXES.items() if singular == key)
+        values = [name for value in (wanted if isinstance(wanted, list) else [wanted]) for name in entry_names(config, axis, value, where)]
+        if getattr(cell, key) not in values:
+            return False
+    return True
+
+
+def shape(config: Mapping[str, Any], model: str) -> ModelShape:
+    """The shape that a model's config entry declares; a local folder is looked at once."""
+    return _shape(model, json.dumps(config["models"][model]))
+
+
+@cache
+def _shape(name: str, entry: str) -> ModelShape:
+    return shape_of(json.loads(entry), f"models.{name}")
+
+
+def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
+    """Refuse a cell that contradicts itself or does not fit its model; the message says what would."""
+    transform = registry.method("transforms", entry(config, "transforms", cell.transform)["method"], f"transforms.{cell.transform}.method")
+    mitigation = entry(config, "mitigations", cell.mitigation)["method"]
+    registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
+    _check_hadamard(transform, shape(config, cell.model), cell, where)
+    if (mitigation == "none") != (cell.format == FULL_PRECISION):
+        raise ConfigError(f"{where}: mitigation '{cell.mitigation}' with format '{cell.format}'; a quantized format takes one of "
+                          f"{', '.join(sorted(set(known_names(config, 'mitigations')) - {'none'}))}, '{FULL_PRECISION}' takes 'none'")
+    if cell.format != FULL_PRECISION:
+        _check_granularity(config, cell, shape(config, cell.model), where)
+
+
+def _check_hadamard(transform: registry.Method, sizes: ModelShape, cell: Cell, where: str) -> None:
+    for size in transform.hadamard:
+        if not is_reachable(getattr(sizes, size)):
+            raise ConfigError(f"{where}: transform '{cell.transform}' needs a Hadamard matrix of order {getattr(sizes, size)} "
+                              f"({size} of model '{cell.model}'), which no supported construction reaches; use 'scaling' or 'none' for this model")
+
+
+def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:
+    block = schemes.PRESETS[_preset(config, cell.format)]["block"]
+    if block and cell.granularity != f"group-{block}":
+        raise ConfigError(f"{where}: format '{cell.format}' has blocks of {block} by definition, so granularity '{cell.granularity}' "
+                          f"contradicts it; use 'group-{block}' or 'native', or exclude the pair")
+    _, group = parse_granularity(cell.granularity, f"{where}.granularities")
+    if group is None:
+        return
+    for site in SITES:
+        if sizes.site_size(site) % group:
+            fitting = [size for size in (16, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if all(sizes.site_size(s) % size == 0 for s in SITES)]
+            raise ConfigError(f"{where}: granularity '{cell.granularity}' does not divide the {sizes.site_size(site)} inputs of site '{site}' "
+                              f"of model '{cell.model}'; group sizes that fit all its sites: {', '.join(map(str, fitting)) or 'none'}")

@@ -1,0 +1,53 @@
+"""How a script of the workflow starts: its arguments, its threads, its progress bar, and the record that its result carries."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterable
+
+from .errors import ConfigError
+from .provenance import versions
+from .storage import sha256_of
+
+
+def arguments(*names: str, optional: tuple[str, ...] = (), several: tuple[str, ...] = ()) -> argparse.Namespace:
+    """Command line of a job: ``--spec`` (its specification, JSON, parsed here) and a path per name; an optional one may be empty."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--spec", required=True, type=json.loads, help="the job's specification as JSON: all that it is told")
+    for name in names:
+        parser.add_argument(f"--{name}", required=name not in optional, nargs="*" if name in several else "?" if name in optional else None)
+    return parser.parse_args()
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a job's ``main``; input that cannot be used ends it with one line instead of a traceback."""
+    try:
+        main()
+    except ConfigError as error:
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: {error}") from None
+
+
+def use_threads(spec: dict[str, Any]) -> None:
+    """Let torch use as many threads as the specification says (results may differ in the last bit between thread counts)."""
+    import torch
+
+    torch.set_num_threads(spec["compute"]["threads"])
+
+
+def progress(what: str) -> Callable[[Iterable], Iterable]:
+    """A progress bar with the given title, to standard error; one line now and then where that is a file."""
+    from tqdm import tqdm
+
+    return partial(tqdm, desc=what, mininterval=0.5 if sys.stderr.isatty() else 10.0, file=sys.stderr)
+
+
+def record(spec: dict[str, Any], **inputs: str | None) -> dict[str, Any]:
+    """What every result says of itself: axes, key, versions, seed, and the sha256 of each file that it read."""
+    about = {"axes": spec["axes"], "versions": {**spec["versions"], **versions("numpy"), "python": sys.version.split()[0]},
+             "inputs": {name: sha256_of(path) for name, path in inputs.items() if path and os.path.isfile(path)}}
+    return {**about, **({"seed": spec["seed"]} if "seed" in spec else {}), **({"compute": spec["compute"]} if "compute" in spec else {})}

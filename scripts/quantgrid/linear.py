@@ -1,0 +1,74 @@
+"""A linear layer as a quantized model computes it: online transform, activation rounding, matrix product, low-rank branch.
+
+The linears of one site (q, k, v; gate, up) share one :class:`SiteInput`, which prepares their common input once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from .hadamard import apply_hadamard
+from .quantizer import QuantizationParameters, QuantScheme, fake_quantize
+
+ONLINE: dict[str, Callable[[Tensor], Tensor]] = {"hadamard": apply_hadamard}
+
+
+class SiteInput(nn.Module):
+    """Prepares the input of a site: online operations in order, then rounding in the activation scheme.
+
+    ``consumers`` linears ask for the same tensor one after another; the prepared one is kept until the last has it.
+    """
+
+    def __init__(self, online: list[dict[str, Any]], scheme: QuantScheme | None, consumers: int, static: QuantizationParameters | None = None):
+        super().__init__()
+        self.online, self.scheme, self.consumers, self.static = online, scheme, consumers, static
+        self._source: Tensor | None = None
+        self._prepared: Tensor | None = None
+        self._asked = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (*batch, tokens, n) -> the same shape and dtype."""
+        if self._source is not x:
+            self._source, self._prepared, self._asked = x, self.prepare(x), 0
+        prepared = self._prepared
+        self._asked += 1
+        if self._asked == self.consumers:
+            self._source = self._prepared = None
+        return prepared
+
+    def prepare(self, x: Tensor) -> Tensor:
+        for operation in self.online:
+            x = ONLINE[operation["operation"]](x)
+        return x if self.scheme is None else fake_quantize(x, self.scheme, parameters=self.static)
+
+
+class QuantizedLinear(nn.Module):
+    """y = Ŵ x̂ + left (right x̂) + bias with x̂ the site's prepared input; ``weight`` (m, n) holds the dequantized codes."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, site_input: SiteInput, low_rank: tuple[Tensor, Tensor] | None = None):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.left, self.right = (nn.Parameter(factor, requires_grad=False) for factor in low_rank) if low_rank else (None, None)
+        self.site_input = site_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.site_input(x)
+        y = linear(x, self.weight, self.bias)
+        return y if self.left is None else y.add_(linear(linear(x, self.right), self.left))
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a config's ``compute.dtype``; ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def compute_device(name: str) -> torch.device:
+    """The device of a config's ``compute.device``; ``auto`` is a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)

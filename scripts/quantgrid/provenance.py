@@ -1,0 +1,111 @@
+"""What a result depends on besides its options: the code that ran and the versions under it. Standard library only.
+
+The code hash of a job is taken over the syntax trees of its script, of the module of its method and of all that these import
+from quantgrid, without comments and docstrings: moving a comment reruns nothing, changing a formula reruns what uses it.
+``registry``, ``grid``, ``pipeline`` and every ``__init__`` are left out: what they decide reaches a job through its specification.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARY = Path(__file__).resolve().parent
+SCRIPTS = LIBRARY.parent
+_LEFT_OUT = {"registry", "grid", "pipeline", "provenance", "config"}
+
+
+def canonical(content: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces; equal content gives equal text."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(content: Any, length: int = 10) -> str:
+    """Short hexadecimal key of any JSON-able content."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:length]
+
+
+@cache
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions by package name; ``absent`` where a package is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package).split("+")[0]
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _strip_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) \
+                and isinstance(body[0].value.value, str):
+            node.body = body[1:]
+    return tree
+
+
+@cache
+def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
+    """(hash of the syntax tree, quantgrid modules imported anywhere in it) of one file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported: set[Path] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            imported |= _targets(path, node)
+        elif isinstance(node, ast.Import):
+            imported |= {file for alias in node.names if (file := _module_file(alias.name))}
+    return hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest(), frozenset(imported)
+
+
+def _targets(path: Path, node: ast.ImportFrom) -> set[Path]:
+    """Files that one ``from ... import ...`` reads, relative or absolute; a name may be a submodule."""
+    if node.level:
+        folder = path.parents[node.level - 1]
+        base = [*folder.relative_to(SCRIPTS).parts, *(node.module or "").split(".")] if folder.is_relative_to(SCRIPTS) else []
+    else:
+        base = (node.module or "").split(".")
+    dotted = ".".join(part for part in base if part)
+    candidates = [dotted, *(f"{dotted}.{alias.name}" for alias in node.names)]
+    return {file for name in candidates if (file := _module_file(name))}
+
+
+def _module_file(dotted: str) -> Path | None:
+    """File of a module of the library, None for anything else and for what :data:`_LEFT_OUT` names."""
+    parts = dotted.split(".")
+    if parts[0] != "quantgrid" or parts[-1] in _LEFT_OUT:
+        return None
+    file = SCRIPTS.joinpath(*parts).with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@cache
+def code_hash(script: str, *modules: str) -> str:
+    """Hash of a script (by rule name), of further library modules (dotted below quantgrid) and of everything they import."""
+    pending = [SCRIPTS / f"{script}.py", *(LIBRARY.joinpath(*module.split(".")).with_suffix(".py") for module in modules)]
+    hashes: dict[str, str] = {}
+    while pending:
+        path = pending.pop()
+        name = str(path.relative_to(SCRIPTS))
+        if name not in hashes:
+            hashes[name], imported = _parsed(path)
+            pending.extend(imported)
+    return digest(hashes, 16)
+
+
+def fingerprint(path: str | Path, whole_below: int = 64 << 20) -> dict[str, str]:
+    """Identity of a file or of all files in a folder: sha256 up to ``whole_below`` bytes, size and time of change beyond."""
+    path = Path(path)
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return {file.name: _identity(file, file.stat().st_size, file.stat().st_mtime_ns, whole_below) for file in files}
+
+
+@cache
+def _identity(file: Path, size: int, changed: int, whole_below: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if size < whole_below else f"{size} bytes, changed {changed}"

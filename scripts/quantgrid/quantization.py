@@ -1,0 +1,171 @@
+"""From a canonical model to packed codes: transform folded in, every linear through its mitigation, errors measured on the way.
+
+Layers of a model have the same shapes, so as many as fit in ``BUDGET`` bytes are solved in one call. Nothing here runs the model:
+all a mitigation needs are the transformed weight and the transformed statistics of its site.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from .architecture import LINEARS, SITE_OF, SITES, layer_tensors
+from .checkpoints import CheckpointContent, bare_name
+from .decoders import DecoderFolder, DecoderLayer
+from .mitigations.compensated import Compensated
+from .quantizer import QuantizationParameters, QuantScheme, fake_quantize, find_parameters
+from .statistics import SiteStatistics, stack
+from .transforms.composition import Transform, layer_state
+
+BUDGET = 1 << 30  # bytes of weights and second moments (float64) held at a time
+Mitigation = Callable[[Tensor, SiteStatistics, QuantScheme], Compensated]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every linear; a ``weight`` scheme of None keeps weights in bfloat16."""
+
+    transform: Transform
+    weight: QuantScheme | None
+    activation: QuantScheme | None
+    mitigation: Mitigation | None
+    statistics: str | None
+
+
+@dataclass
+class Quantized:
+    """The checkpoint's content and, per linear (``0.q``), its error measures and its bits."""
+
+    content: CheckpointContent
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def chunks(decoder: DecoderFolder) -> list[range]:
+    """Layer indices in groups whose weights and second moments stay within ``BUDGET``."""
+    shape = decoder.shape
+    weights = sum(math.prod(shape.linear_size(linear)) for linear in LINEARS)
+    moments = sum(shape.site_size(site) ** 2 for site in SITES)
+    size = max(1, BUDGET // (8 * (weights + moments)))
+    return [range(start, min(start + size, shape.layers)) for start in range(0, shape.layers, size)]
+
+
+def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[[Iterable], Iterable] = iter) -> Quantized:
+    """Quantize every linear of ``decoder``; embedding, lm_head, norms and biases stay in 16 or 32 bits."""
+    result = Quantized(CheckpointContent(decoder.config, recipe.weight, recipe.activation))
+    groups = chunks(decoder)
+    work = [(group, linear) for group in groups for linear in LINEARS]
+    layers: list[DecoderLayer] = []
+    for group, linear in progress(work):
+        if linear == LINEARS[0]:
+            layers = list(_transformed(decoder, recipe, group))
+            for layer in layers:
+                _add_layer(result.content, layer, recipe.activation)
+        _quantize_linear(result, recipe, layers, linear)
+    ends = decoder.ends()
+    recipe.transform.fold_ends(ends)
+    result.content.add_ends(ends)
+    return result
+
+
+def _transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterator[DecoderLayer]:
+    for index in group:
+        layer = layer_state(decoder, index, recipe.statistics)
+        recipe.transform.fold_layer(layer)
+        yield layer
+
+
+def _add_layer(content: CheckpointContent, layer: DecoderLayer, activation: QuantScheme | None) -> None:
+    """What is not a linear's weight: norms, biases, online operations, static activation parameters."""
+    names = layer_tensors(layer.shape.architecture, layer.index)
+    content.add_plain({names[role]: tensor for role, tensor in layer.weights.items() if role not in LINEARS})
+    for site, online in layer.online.items():
+        content.add_site(layer.index, site, online, static_parameters(layer.statistics.get(site), activation))
+
+
+def static_parameters(statistics: SiteStatistics | None, scheme: QuantScheme | None) -> QuantizationParameters | None:
+    """Parameters of an activation scheme with one scale per tensor, from the calibrated extremes (n,); None for dynamic schemes."""
+    if scheme is None or scheme.granularity != "tensor":
+        return None
+    return find_parameters(torch.stack([statistics.minimum, statistics.maximum]).float(), scheme)
+
+
+def rounded_samples(statistics: SiteStatistics, scheme: QuantScheme | None) -> Tensor:
+    """The token sample of a site (tokens, n), transformed already, rounded as the running model would round it."""
+    samples = statistics.samples.float()
+    return samples if scheme is None else fake_quantize(samples, scheme, parameters=static_parameters(statistics, scheme))
+
+
+def _quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer], linear: str) -> None:
+    """One linear of all ``layers`` at once: (layers, m, n) through the mitigation, into the checkpoint, errors beside it."""
+    site = SITE_OF[linear]
+    weight = torch.stack([layer.weights[linear] for layer in layers]).float()
+    names = [bare_name(layer.index, linear) for layer in layers]
+    keys = [f"{layer.index}.{linear}" for layer in layers]
+    if recipe.weight is None:
+        result.content.add_plain({f"{name}.weight": w for name, w in zip(names, weight)}, torch.bfloat16)
+        result.errors |= {key: {"bits": 16.0, "stored_bits": 16.0, "size": weight[0].numel(),
+                                "weight_error": _ratio((w - w.bfloat16().float()).square().sum(), w.square().sum())}
+                          for key, w in zip(keys, weight)}
+        return
+    statistics = stack([layer.statistics[site] for layer in layers])
+    solved = recipe.mitigation(weight, statistics, recipe.weight)
+    result.content.add_linear(names, solved)
+    result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
+    measures = measure(weight, solved, statistics, torch.stack([rounded_samples(layer.statistics[site], recipe.activation) for layer in layers]))
+    bits = accounted_bits(solved, recipe.weight)
+    result.errors |= {key: {**{name: values[i] for name, values in measures.items()}, **bits, "size": weight[0].numel()}
+                      for i, key in enumerate(keys)}
+
+
+def measure(weight: Tensor, solved: Compensated, statistics: SiteStatistics, rounded: Tensor) -> dict[str, list[float]]:
+    """Relative squared errors per layer: of the weight, of the output for exact inputs (from the second moment), and of the output
+    with the input rounded as well (on the token sample). ``weight`` (layers, m, n), ``rounded`` samples (layers, tokens, n)."""
+    used = solved.dequantized()
+    error = weight - used
+    moment = statistics.second_moment.float()
+    samples = statistics.samples.float()
+    wanted = samples @ weight.mT
+    joint = rounded @ used.mT - wanted
+
+    def energy(matrix: Tensor) -> Tensor:
+        return ((matrix @ moment) * matrix).sum((-1, -2))
+
+    pairs = {"weight_error": (error.square().sum((-1, -2)), weight.square().sum((-1, -2))), "output_error": (energy(error), energy(weight)),
+             "joint_output_error": (joint.square().sum((-1, -2)), wanted.square().sum((-1, -2)))}
+    return {name: [_ratio(a, b) for a, b in zip(part, whole)] for name, (part, whole) in pairs.items()}
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return (part.double() / whole.double()).item() if whole > 0 else 0.0
+
+
+def accounted_bits(solved: Compensated, scheme: QuantScheme) -> dict[str, float]:
+    """Bits per weight of one linear: ``bits`` as the paper counts (float32 scales where a format does not fix them, no zero points,
+    16-bit low-rank factors), ``stored_bits`` as the checkpoint holds it."""
+    m, n = solved.quantized.codes.shape[-2:]
+    low_rank = 16 * solved.low_rank[0].shape[-1] * (m + n) / (m * n) if solved.low_rank else 0.0
+    shape = (m, n)
+    zero_points = 0.0 if scheme.symmetric else scheme.element_format.bits * math.prod(scheme.scale_shape(shape)) / (m * n)
+    stored = scheme.bits_per_element(shape)
+    return {"bits": stored - zero_points + low_rank, "stored_bits": stored + low_rank}
+
+
+def decibel(ratio: float) -> float | None:
+    """Signal-to-error ratio in dB of a relative squared error; None where there is no error."""
+    return -10 * math.log10(ratio) if ratio > 0 else None
+
+
+def summarize(errors: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Over all linears: size-weighted bits, and mean signal-to-error ratios in dB."""
+    total = sum(entry["size"] for entry in errors.values())
+    summary = {name: sum(entry[name] * entry["size"] for entry in errors.values()) / total for name in ("bits", "stored_bits")}
+    for name in ("weight_error", "output_error", "joint_output_error"):
+        ratios = [decibel(entry[name]) for entry in errors.values() if entry.get(name)]
+        if ratios:
+            summary[name.replace("_error", "_sqnr_db")] = sum(ratios) / len(ratios)
+    return summary

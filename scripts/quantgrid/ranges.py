@@ -1,0 +1,119 @@
+"""The range of every scale block: extremes, percentiles, and the search for the clipping of least error.
+
+Values come as (rows, groups, size), one scale block per (row, group); a per-tensor scale is one row of a single group.
+Definitions: methods.md section 2 (clip ratio, weight clip search of QuaRot and SpinQuant), section 7.2 (MR-GPTQ's observer).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .rounding import compute_dtype, round_units_
+from .scales import QuantizationParameters, block_span, effective_step, range_parameters
+from .schemes import QuantScheme
+
+# Elements worked on at a time, per thread: few enough for the caches, enough to hide the cost of a call.
+_CACHED_ELEMENTS = 131072
+_DEVICE_ELEMENTS = 1 << 26
+# Up to this width, comparing the halves of a block elementwise is faster than a reduction.
+_SHORT_BLOCK = 32
+
+
+def chunk_elements(values: Tensor) -> int:
+    """How many elements to work on at a time: what the caches hold on a CPU, what memory allows on an accelerator."""
+    return _CACHED_ELEMENTS * torch.get_num_threads() if values.device.type == "cpu" else _DEVICE_ELEMENTS
+
+
+def row_slices(values: Tensor) -> Iterator[slice]:
+    """Slices of the rows of ``values`` (rows, groups, size) that hold about ``chunk_elements`` elements each."""
+    rows = max(1, chunk_elements(values) // max(1, values.shape[1] * values.shape[2]))
+    return (slice(start, start + rows) for start in range(0, max(1, values.shape[0]), rows))
+
+
+def block_ranges(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:
+    """Float32 ends (low, high) of every block, each (rows, groups), by minimum and maximum or by percentile, times ``clip_ratio``.
+
+    Symmetric schemes get low None and the largest magnitude; asymmetric ranges always contain 0. NaN and infinity show in the result.
+    """
+    ends = [_percentiles(values[rows], scheme) if scheme.range == "percentile" else _extremes(values[rows], scheme) for rows in row_slices(values)]
+    low, high = (None if end[0] is None else torch.cat(end).float() for end in zip(*ends))
+    high = high.clamp_(min=0).mul_(scheme.clip_ratio)
+    return None if low is None else low.clamp_(max=0).mul_(scheme.clip_ratio), high
+
+
+def search_ranges(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
+                  global_scale: Tensor | None) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    """The ranges shrunk, each by the factor p that minimizes its block's sum of |x - quantized x|**mse_norm.
+
+    ``global_scale`` (rows, 1) stays fixed. The widest range wins ties, so the error never exceeds that of the full range.
+    """
+    found = torch.ones_like(high)
+    for rows in row_slices(values):
+        part, part_low, part_high = values[rows], None if low is None else low[rows], high[rows]
+        part_global = None if global_scale is None else global_scale[rows]
+        best, previous = torch.full_like(part_high, math.inf), None
+        for factor in shrink_factors(scheme):
+            parameters = range_parameters(None if low is None else part_low * factor, part_high * factor, scheme, part_global)
+            if previous is not None and low is None and torch.equal(parameters.scale, previous):
+                continue
+            previous = parameters.scale
+            error = _block_errors(part, parameters, block_span(part_low, part_high), scheme)
+            better = error < best
+            best = torch.where(better, error, best)
+            found[rows] = torch.where(better, factor, found[rows])
+    return None if low is None else low * found, high * found
+
+
+def shrink_factors(scheme: QuantScheme) -> list[float]:
+    """The factors p = 1 - i/mse_steps that ``range: mse`` tries, widest first.
+
+    A symmetric e8m0 scale takes few values: powers of two and the last factor reach every one of them.
+    """
+    count = max(1, round(scheme.mse_grid * scheme.mse_steps))
+    factors = [1 - i / scheme.mse_steps for i in range(min(count, scheme.mse_steps))]
+    if scheme.scale_format == "e8m0" and scheme.symmetric:
+        powers = [2.0**-k for k in range(32) if 2.0**-k > factors[-1]]
+        return [*powers, factors[-1]]
+    return factors
+
+
+def _block_errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Tensor:
+    """Sum over each block of |value - quantized value|**mse_norm, in units of the block's ``span``; float32 (rows, groups)."""
+    dtype = compute_dtype(values.dtype)
+    step = effective_step(parameters, scheme).to(dtype).unsqueeze(-1)
+    divisor = torch.where(step > 0, step, math.inf)
+    zero_point = None if parameters.zero_point is None else parameters.zero_point.to(dtype).unsqueeze(-1)
+    unit = torch.where(span > 0, 1 / span, 0.0).to(dtype).unsqueeze(-1)
+    total = torch.zeros_like(span)
+    for piece in values.split(max(1, chunk_elements(values)), dim=-1):
+        error = round_units_(piece / divisor, zero_point, scheme).mul_(step).sub_(piece).mul_(unit).abs_()
+        error = error.square_() if scheme.mse_norm == 2 else error.log2_().mul_(scheme.mse_norm).exp2_()
+        total += error.sum(-1).float()
+    return total
+
+
+def _extremes(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:
+    """Smallest and largest element of every block (None and the largest magnitude for symmetric schemes), NaN where there is one."""
+    if values.shape[-1] == 0:
+        zeros = values.new_zeros(values.shape[:-1])
+        return None if scheme.symmetric else zeros, zeros.clone()
+    low = high = values
+    while 2 < high.shape[-1] <= _SHORT_BLOCK and high.shape[-1] % 2 == 0:
+        low, high = torch.minimum(*low.chunk(2, dim=-1)), torch.maximum(*high.chunk(2, dim=-1))
+    low, high = low.amin(-1), high.amax(-1)
+    return (None, torch.maximum(-low, high)) if scheme.symmetric else (low, high)
+
+
+def _percentiles(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:
+    """Nearest-rank percentile of |x|, or of x and -x, per block; values without a finite sum come out as NaN."""
+    rank = max(1, math.ceil(scheme.percentile / 100 * values.shape[-1]))
+    finite = torch.isfinite(values).all(-1)
+
+    def ranked(x):
+        return torch.where(finite, x.kthvalue(rank, dim=-1).values, math.nan) if x.numel() else x.new_zeros(x.shape[:-1])
+
+    return (None, ranked(values.abs())) if scheme.symmetric else (-ranked(-values), ranked(values))

@@ -1,0 +1,106 @@
+"""What exists, as data: method name -> module, options, capabilities. Standard library only.
+
+A job imports the module of its own method and no other. A new method is one file in its folder, one line here and one entry
+in a config. The code hash behind every path never covers this file, so that a new line reruns nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Mapping
+
+from .errors import ConfigError, unknown_name
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method: its default, and what values it takes (type of the default, range or choices)."""
+
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    def check(self, value: Any, where: str) -> Any:
+        """``value`` in the default's type; raises :class:`ConfigError` that says what would be accepted."""
+        kind = type(self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
+        if self.choices is not None and any(item not in self.choices for item in (value if kind is list else [value])):
+            raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
+        if (self.minimum is not None and value < self.minimum) or (self.maximum is not None and value > self.maximum):
+            raise ConfigError(f"{where}: {value!r} is out of range; expected {self.describe()}")
+        return value
+
+    def describe(self) -> str:
+        kind = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", list: "a list"}[type(self.default)]
+        if self.choices:
+            return ("a list of " if type(self.default) is list else "one of ") + ", ".join(map(str, self.choices))
+        bounds = [f">= {self.minimum}" if self.minimum is not None else "", f"<= {self.maximum}" if self.maximum is not None else ""]
+        return " ".join([kind, *filter(None, bounds)])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A transform or a mitigation: the module that holds it, its options, and what it asks of a model.
+
+    ``hadamard`` names the sizes of the model that must have a Hadamard matrix; ``calibrated`` says that it is fitted to the
+    statistics of calibration, ``fitted_to_scheme`` that its parameters depend on the scheme they were searched or learned
+    against, ``seeded`` that they depend on a seed.
+    """
+
+    module: str
+    summary: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    hadamard: tuple[str, ...] = ()
+    calibrated: bool = False
+    fitted_to_scheme: bool = False
+    seeded: bool = False
+
+    def resolve(self, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The entry with every option filled in; ``method`` and, for a seeded method, ``seed`` stay beside the options."""
+        given = {key: value for key, value in entry.items() if key not in ("method", "note") and not (key == "seed" and self.seeded)}
+        for key in given:
+            if key not in self.options:
+                raise ConfigError(f"{where}: {unknown_name('option', key, self.options or ['(none)'])}")
+        resolved = {name: option.check(given.get(name, option.default), f"{where}.{name}") for name, option in self.options.items()}
+        return {"method": entry["method"], "options": resolved}
+
+
+SCALING_SITES = Option(["attention_input", "mlp_input"], choices=("attention_input", "mlp_input", "output_input", "down_input"))
+GPTQ = {"damping": Option(0.01, minimum=0.0), "block_size": Option(128, minimum=1), "activation_order": Option(False)}
+LOW_RANK = {"rank": Option(32, minimum=0), "metric": Option("plain", choices=("plain", "exact"))}
+
+TRANSFORMS: dict[str, Method] = {
+    "none": Method("transforms.none", "the model as it is"),
+    "scaling": Method("transforms.scaling", "SmoothQuant: channels scaled between activation and weight",
+                      {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "sites": SCALING_SITES}, calibrated=True),
+    "random_hadamard": Method("transforms.random_hadamard", "randomized Hadamard rotations R1, R2 offline and R4 online (QuaRot, SpinQuant)",
+                              hadamard=("hidden_size", "head_dim", "intermediate_size"), seeded=True),
+}
+
+MITIGATIONS: dict[str, Method] = {
+    "none": Method("mitigations.none", "nothing is quantized; for the format bf16 only"),
+    "rtn": Method("mitigations.rtn", "round to nearest"),
+    "gptq": Method("mitigations.gptq", "GPTQ: rounding errors offset by the columns not yet rounded", GPTQ),
+    "low_rank": Method("mitigations.low_rank", "round to nearest, and a low-rank term for its error", LOW_RANK),
+    "gptq_low_rank": Method("mitigations.gptq_low_rank", "GPTQ, and a low-rank term for its error", {**GPTQ, **LOW_RANK}),
+}
+
+METHODS: dict[str, dict[str, Method]] = {"transforms": TRANSFORMS, "mitigations": MITIGATIONS}
+
+
+def method(axis: str, name: str, where: str = "") -> Method:
+    """The registered method ``name`` of ``axis`` (``transforms`` or ``mitigations``)."""
+    if name not in METHODS[axis]:
+        raise ConfigError(f"{where or axis}: {unknown_name('method', name, METHODS[axis])}")
+    return METHODS[axis][name]
+
+
+def load(axis: str, name: str) -> ModuleType:
+    """Import the module of one method."""
+    return import_module(f"quantgrid.{method(axis, name).module}")

@@ -1,0 +1,1 @@
+"""Records of studies -> tables, figures and the report. Nothing here imports torch."""

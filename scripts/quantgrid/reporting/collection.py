@@ -1,0 +1,104 @@
+"""From the JSON of the evaluations to tidy records: one row per cell and metric, paired differences to full precision beside.
+
+A cell with an evaluation that failed is one row with its reason. Axes come from the plan, never from paths.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from ..errors import ConfigError
+from ..evaluation.significance import mean_and_error, paired_difference, perplexity, perplexity_difference
+from ..grid import Cell, baseline
+from ..provenance import digest
+from ..storage import read_json, replacing
+from .records import NUMBERS, TEXTS
+
+UNITS = {"negative_log_likelihood": "nats/token", "kl_divergence": "nats/token", "bits_per_weight": "bits", "stored_bits_per_weight": "bits",
+         "weight_sqnr_db": "dB", "output_sqnr_db": "dB", "joint_output_sqnr_db": "dB"}
+SUMMARY = {"bits": "bits_per_weight", "stored_bits": "stored_bits_per_weight"}
+Row = dict[str, Any]
+
+
+def cell_key(cell: Cell) -> str:
+    """Short key of a cell, the same in every table of a results folder."""
+    return digest(cell.axes)
+
+
+def read_evaluations(paths: Mapping[Cell, Mapping[str, str]], missing_allowed: bool = False) -> dict[Cell, dict[str, Mapping[str, Any]]]:
+    """Cell -> name of the evaluation -> its JSON; a missing file is a :class:`ConfigError` unless allowed."""
+    found: dict[Cell, dict[str, Mapping[str, Any]]] = {}
+    for cell, named in paths.items():
+        found[cell] = {}
+        for name, path in named.items():
+            if Path(path).is_file():
+                found[cell][name] = read_json(path)
+            elif not missing_allowed:
+                raise ConfigError(f"{path}: this evaluation is not there; the code may have changed while the workflow ran: run it again")
+    return found
+
+
+def records(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """Tidy records of all cells, in their order."""
+    rows = [row for cell, found in evaluations.items() for row in cell_rows(cell, found, evaluations.get(baseline(cell.model), {}))]
+    return pd.DataFrame(rows, columns=["cell", "model", "transform", "mitigation", "granularity", "format", "status", "reason", "metric",
+                                       "dataset", "value", "stderr", "count", "difference", "difference_stderr", "unit", "protocol"])
+
+
+def cell_rows(cell: Cell, found: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    """Rows of one cell; ``reference`` holds the evaluations of its model's full-precision cell."""
+    common = {"cell": cell_key(cell), **cell.axes, "status": "ok", "reason": ""}
+    if failed := [content["reason"] for content in found.values() if content["status"] == "failed"]:
+        yield {**common, "status": "failed", "reason": failed[0]}
+        return
+    for name, content in found.items():
+        kind, _, dataset = name.partition(".")
+        other = reference.get(name)
+        other = other if other and other["status"] == "ok" else None
+        rows = {"error": error_rows, "perplexity": perplexity_rows, "tasks": task_rows}[kind](content, other, dataset)
+        yield from ({**common, "unit": UNITS.get(row["metric"], ""), **row} for row in rows)
+
+
+def error_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
+    for name, value in content["summary"].items():
+        yield {"metric": SUMMARY.get(name, name), "dataset": "", "value": value, "count": len(content["linears"])}
+
+
+def perplexity_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
+    protocol = digest({key: value for key, value in content["protocol"].items() if key not in ("axes", "versions", "inputs")})
+    for metric in ("perplexity", "negative_log_likelihood", "kl_divergence"):
+        losses = content["windows"]["negative_log_likelihood" if metric == "perplexity" else metric]
+        value, error = perplexity(losses) if metric == "perplexity" else mean_and_error(losses)
+        row = {"metric": metric, "dataset": dataset, "value": value, "stderr": error, "count": len(losses), "protocol": protocol}
+        if other and metric != "kl_divergence":
+            difference = perplexity_difference if metric == "perplexity" else paired_difference
+            row["difference"], row["difference_stderr"] = difference(losses, other["windows"]["negative_log_likelihood"])
+        yield row
+
+
+def task_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
+    for task, result in content["tasks"].items():
+        protocol = digest({key: result[key] for key in ("metric", "version", "shots", "documents_sha256", "lm_eval")})
+        row = {"metric": "accuracy", "dataset": task, "value": result["value"], "stderr": result["stderr"], "count": result["count"],
+               "protocol": protocol}
+        if other:
+            row["difference"], row["difference_stderr"] = paired_difference(result["outcomes"], other["tasks"][task]["outcomes"])
+        yield row
+
+
+def merge(studies: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Records of several studies as one frame; a cell that several studies share is there once, with all that was measured of it."""
+    merged = pd.concat(studies, ignore_index=True).drop_duplicates(["cell", "metric", "dataset", "protocol"])
+    return merged.sort_values(["cell"], key=lambda cells: cells.map({cell: i for i, cell in enumerate(merged["cell"].unique())}), kind="stable")
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> None:
+    """CSV or, by its suffix, parquet; written whole."""
+    with replacing(path) as temporary:
+        if temporary.suffix == ".parquet":
+            frame.astype({name: str for name in TEXTS if name in frame} | {name: float for name in NUMBERS if name in frame}).to_parquet(temporary, index=False)
+        else:
+            frame.to_csv(temporary, index=False, lineterminator="\n")

@@ -1,0 +1,90 @@
+"""The tidy records of one study, as tables and figures read them: columns, axis order, the baseline, one cell per place.
+
+A record is one cell and metric; a failed cell is one record without a metric. The order of an axis is that of first appearance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import pandas as pd
+
+from ..errors import ConfigError, unknown_name
+
+AXES = ("model", "transform", "mitigation", "granularity", "format")
+TEXTS = ("cell", *AXES, "status", "reason", "metric", "dataset", "unit")
+NUMBERS = ("value", "stderr", "count", "difference", "difference_stderr")
+BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
+FULL_PRECISION = "full precision"
+
+
+def read_records(path: str | Path) -> pd.DataFrame:
+    """Read ``studies/{study}.csv``: texts as they stand (never NaN), numbers as float64 (NaN where empty)."""
+    return tidy(pd.read_csv(path, dtype=str, keep_default_na=False), str(path))
+
+
+def tidy(records: pd.DataFrame, source: str = "records") -> pd.DataFrame:
+    """A copy with all columns of ``TEXTS`` as str and of ``NUMBERS`` as float64; :class:`ConfigError` if one is absent or a record is double."""
+    absent = [name for name in (*TEXTS, *NUMBERS) if name not in records]
+    if absent:
+        raise ConfigError(f"{source}: no column {', '.join(absent)}; accepted are records with {', '.join((*TEXTS, *NUMBERS))}")
+    texts = records[list(TEXTS)].astype(object).where(records[list(TEXTS)].notna(), "").astype(str)
+    numbers = records[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype("float64")
+    result = pd.concat([texts, numbers], axis=1).reset_index(drop=True)
+    double = result.duplicated(["cell", "metric", "dataset"])
+    if double.any():
+        first = result[double].iloc[0]
+        raise ConfigError(f"{source}: cell {first.cell} has two records of metric '{first.metric}', dataset '{first.dataset}'")
+    return result
+
+
+def is_baseline(records: pd.DataFrame) -> pd.Series:
+    """Boolean per record: belongs to a full-precision baseline cell."""
+    return (records[list(BASELINE)] == pd.Series(BASELINE)).all(axis=1)
+
+
+def order(records: pd.DataFrame, axis: str) -> dict[str, int]:
+    """``{value: position}`` of one axis, quantized cells before the baseline's own values."""
+    quantized = records[~is_baseline(records)] if axis != "model" else records
+    return {value: position for position, value in enumerate(quantized[axis].unique())}
+
+
+def check_axes(names: Sequence[str], key: str) -> list[str]:
+    """``names`` as a list, or :class:`ConfigError` naming the spec's ``key`` and the axis that is none, or is there twice."""
+    for position, name in enumerate(names):
+        if name not in AXES:
+            raise ConfigError(f"{key}: {unknown_name('axis', name, AXES)}")
+        if name in names[:position]:
+            raise ConfigError(f"{key}: axis '{name}' is named twice")
+    return list(names)
+
+
+def left_over(records: pd.DataFrame, used: Sequence[str]) -> list[str]:
+    """Axes that vary in the study and are not in ``used`` (the baseline counts for ``model`` only)."""
+    quantized = records[~is_baseline(records)]
+    return [axis for axis in AXES if axis not in used and (records if axis == "model" else quantized)[axis].nunique() > 1]
+
+
+def check_one_cell_each(records: pd.DataFrame, axes: Sequence[str], key: str) -> None:
+    """:class:`ConfigError` if two quantized cells, or two baselines of a model, agree in ``axes``: one place would hold both."""
+    baseline = is_baseline(records)
+    for part, agree in ((records[~baseline], list(axes)), (records[baseline], ["model"])):
+        cells = part.drop_duplicates("cell")
+        if agree:
+            cells = cells[cells.duplicated(agree, keep=False)]
+            cells = cells[(cells[agree] == cells[agree].iloc[0]).all(axis=1)] if len(cells) else cells
+        if len(cells) > 1:
+            names = "; ".join(f"{cell.cell} ({', '.join(getattr(cell, axis) for axis in AXES)})" for cell in cells.itertuples())
+            raise ConfigError(f"{key}: these cells fall into one place, which can show one only: {names}")
+
+
+def datasets_of(records: pd.DataFrame, metric: str, wanted: Sequence[str] = (), key: str = "datasets") -> list[str]:
+    """Datasets of one metric in order of appearance, cut to ``wanted`` if given; ``[""]`` for a metric that has none."""
+    present = list(records.loc[records.metric == metric, "dataset"].unique())
+    if not wanted or not any(present):
+        return present or [""]
+    kept = [name for name in wanted if name in present]
+    if not kept:
+        raise ConfigError(f"{key}: metric '{metric}' was measured on none of {', '.join(wanted)}. Accepted: {', '.join(present)}")
+    return kept

@@ -1,0 +1,167 @@
+"""The report: one self-contained HTML page of all studies, offline, from the template ``workflow/report/report.html.j2``.
+
+Figures are embedded as images (data URIs: an SVG there can run no script and its ids cannot collide), everything else that comes from data
+is escaped by the template. A policy in the page forbids every network access. Times come from the benchmark records alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+from urllib.parse import quote
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..errors import ConfigError
+from . import costs, figures, tables
+from .records import AXES, is_baseline, tidy
+from .style import metric, value_label
+
+TEMPLATE = Path(__file__).resolve().parents[3] / "workflow" / "report" / "report.html.j2"
+MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
+CONTEXT = {
+    "title": "quantgrid",
+    "description": "",
+    "models": [],
+    "corpora": [],
+    "protocol": {},
+    "versions": {},
+    "hashes": {},
+    "benchmarks": [],
+    "missing": [],
+    "config": "",
+}
+WITHOUT_REFERENCE = ("perplexity", "negative_log_likelihood", "accuracy")  # what a baseline cell has; the others compare with it
+
+
+@dataclass(frozen=True)
+class StudySection:
+    """One study of the report: its spec, its tidy records, its figure (.svg or .png, None if it could not be drawn) and its files.
+
+    ``links`` maps what a file is (``table, CSV``) to its path relative to the report.
+    """
+
+    spec: Mapping[str, Any]
+    records: pd.DataFrame
+    figure: str | Path | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+def build(studies: Sequence[StudySection], context: Mapping[str, Any], template: str | Path = TEMPLATE) -> str:
+    """The page as text. ``context`` holds any of ``CONTEXT``'s keys (anything else is a :class:`ConfigError`):
+
+    title, description; models and corpora (lists of flat dicts; ``name`` and, of a model, ``provenance`` are shown first), protocol, versions
+    and hashes (flat dicts), benchmarks (records of ``costs.read``), missing (dicts of cell, the axes, reason), config (a dict or its text).
+    """
+    unknown = sorted(set(context) - set(CONTEXT))
+    if unknown:
+        raise ConfigError(f"report context: unknown {', '.join(unknown)}. Accepted: {', '.join(CONTEXT)}")
+    full = {**CONTEXT, **context}
+    if not isinstance(full["config"], str):
+        full["config"] = json.dumps(full["config"], indent=2, ensure_ascii=False, default=str)
+    template = Path(template)
+    strict = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(template.parent), **strict)
+    environment.filters |= {"duration": duration, "mebibytes": mebibytes, "path": lambda path: quote(str(path), safe="/.")}
+    sections = [section(study, number) for number, study in enumerate(studies, 1)]
+    return environment.get_template(template.name).render(
+        **full,
+        studies=sections,
+        counts=counts(studies),
+        problems=problems(studies, full["missing"]),
+        rules=costs.summary(full["benchmarks"]),
+        axes=list(AXES),
+        note=tables.NOTE,
+        model_columns=keys_of(full["models"], ("name", "provenance")),
+        corpus_columns=keys_of(full["corpora"], ("name",)),
+    )
+
+
+def section(study: StudySection, number: int) -> dict[str, Any]:
+    """What the template shows of one study; a table or figure that its spec does not allow becomes a message in its place."""
+    result = {"id": f"study-{number}", "spec": study.spec, "links": study.links, "image": "", "table": None, "caption": "", "error": ""}
+    result["title"] = study.spec.get("title") or study.spec.get("study", "")
+    try:
+        result["table"] = table_content(tables.build(study.records, study.spec))
+        result["caption"] = figures.caption(study.records, study.spec) if study.spec.get("figure") else ""
+        result["image"] = data_uri(study.figure) if study.figure else ""
+    except ConfigError as error:
+        result["error"] = str(error)
+    return result
+
+
+def table_content(table: tables.Table) -> dict[str, Any]:
+    """Header lines, rows of (text, sort value, mark) and footnotes; the sort value is empty for failed and missing entries."""
+    rows = []
+    for position, (labels, texts, marks) in enumerate(zip(table.row_labels(), table.display.values, table.marks.values)):
+        values = ["" if math.isnan(value) else repr(float(value)) for value in table.values.iloc[position]]
+        rows.append({"baseline": table.baseline[position], "labels": labels, "cells": list(zip(texts, values, marks))})
+    columns = table.column_labels()
+    return {"axes": table.rows, "groups": table.groups(), "columns": columns if any(columns) else [], "rows": rows, "footnotes": table.footnotes}
+
+
+def data_uri(path: str | Path) -> str:
+    """A picture file as a ``data:`` address; :class:`ConfigError` if it is absent, or neither SVG nor PNG."""
+    path = Path(path)
+    if path.suffix not in MEDIA or not path.is_file():
+        raise ConfigError(f"{path}: the report shows existing .svg and .png files")
+    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def counts(studies: Sequence[StudySection]) -> dict[str, int]:
+    """Numbers of studies and of distinct cells, ok and failed, over all studies."""
+    frames = [tidy(study.records)[["cell", "status"]] for study in studies]
+    status = pd.concat(frames).groupby("cell").status.agg(lambda values: (values == "ok").all()) if frames else pd.Series(dtype=bool)
+    return {"studies": len(studies), "cells": len(status), "failed": int((~status.astype(bool)).sum())}
+
+
+def problems(studies: Sequence[StudySection], missing: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line per failed cell, per cell without a metric that its study's table wants, and per entry of ``missing``; studies are joined."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for study in studies:
+        records = tidy(study.records)
+        for state, part in (("failed", records[records.status != "ok"]), ("missing", lacking(records, study.spec))):
+            for cell in part.itertuples():
+                line = found.setdefault((cell.cell, state, cell.reason), {"state": state, "reason": cell.reason, "studies": []})
+                line |= {"cell": cell.cell, **{axis: value_label(axis, getattr(cell, axis)) for axis in AXES}}
+                line["studies"] = [*dict.fromkeys([*line["studies"], study.spec.get("study", "")])]
+    absent = [{"state": "missing", "studies": [], "cell": "", "reason": "not computed", **dict.fromkeys(AXES, ""), **entry} for entry in missing]
+    return [*found.values(), *absent]
+
+
+def lacking(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
+    """Cells that are ok but have no value of a metric in the spec's table, with the metrics as their reason."""
+    wanted = (spec.get("table") or {}).get("metrics", [])
+    cells = records[records.status == "ok"].drop_duplicates("cell").copy()
+    measured = records[records.value.notna()].groupby("cell").metric.agg(set).to_dict()
+    reasons = []
+    for cell, baseline in zip(cells.cell, is_baseline(cells)):
+        names = [name for name in wanted if name not in measured.get(cell, set()) and (not baseline or name in WITHOUT_REFERENCE)]
+        reasons.append(f"no {', '.join(metric(name).label for name in names)}" if names else "")
+    cells["reason"] = reasons
+    return cells[cells.reason != ""]
+
+
+def keys_of(entries: Sequence[Mapping[str, Any]], first: Sequence[str]) -> list[str]:
+    """Columns for a list of flat dicts: those of ``first`` that occur, then the others in order of appearance."""
+    every = list(dict.fromkeys(key for entry in entries for key in entry))
+    return [*(key for key in first if key in every), *(key for key in every if key not in first)]
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 07 min``; a dash where it is unknown."""
+    if math.isnan(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def mebibytes(size: float) -> str:
+    return "–" if math.isnan(size) else f"{size:.0f}"

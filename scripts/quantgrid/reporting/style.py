@@ -1,0 +1,137 @@
+"""How results look and are called: one matplotlib style, one palette, and the words for metrics, axes and values.
+
+The palette is Okabe & Ito's (colour-blind safe, 2008) without its yellow, which white paper swallows; every series also has a marker of
+its own. Figures are byte-reproducible: ids in SVG come from a fixed salt, text stays text, and no file carries a date or a version.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h")
+INK, MUTED, GRID, EMPTY = "#222222", "#666666", "#DDDDDD", "#EAEAEA"
+HEATMAP = "Blues"
+WIDTH, HEIGHT, DPI = 7.0, 3.6, 200
+CONFIDENCE = 1.96  # standard errors on each side of a 95 % interval
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 7.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "ytick.minor.size": 0,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "figure.facecolor": "white",
+    "savefig.dpi": DPI,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "quantgrid",
+    "pdf.fonttype": 42,
+}
+
+METADATA = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Date": None, "Creator": None},
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's name for readers, its unit (empty: none) and its better direction ('lower', 'higher', or '' where neither is)."""
+
+    label: str
+    unit: str = ""
+    better: str = ""
+
+    @property
+    def arrow(self) -> str:
+        return {"lower": "↓", "higher": "↑"}.get(self.better, "")
+
+
+METRICS = {
+    "perplexity": Metric("perplexity", "", "lower"),
+    "negative_log_likelihood": Metric("negative log-likelihood", "nats/token", "lower"),
+    "kl_divergence": Metric("KL divergence to full precision", "nats/token", "lower"),
+    "accuracy": Metric("accuracy", "", "higher"),
+    "bits_per_weight": Metric("bits per weight", "", "lower"),
+    "stored_bits_per_weight": Metric("stored bits per weight", "", "lower"),
+    "weight_sqnr_db": Metric("weight SQNR", "dB", "higher"),
+    "output_sqnr_db": Metric("output SQNR", "dB", "higher"),
+}
+
+LABELS = {
+    ("transform", "none"): "no transform",
+    ("mitigation", "none"): "not rounded",
+    ("mitigation", "rtn"): "RTN",
+    ("mitigation", "gptq"): "GPTQ",
+    ("granularity", "-"): "–",
+}
+ACRONYMS = ("int", "mxfp", "nvfp", "fp", "bf", "nf", "mxint")
+
+
+def metric(name: str) -> Metric:
+    """The entry of ``METRICS``; a metric unknown there is called by its name and has no better direction."""
+    return METRICS.get(name) or Metric(name.replace("_", " "))
+
+
+def metric_label(name: str, dataset: str = "") -> str:
+    """One line for an axis or a caption: ``perplexity, wikitext2`` or ``weight SQNR (dB)``."""
+    found = metric(name)
+    unit = f" ({found.unit})" if found.unit else ""
+    return f"{found.label}{unit}" + (f", {dataset}" if dataset else "")
+
+
+def value_label(axis: str, value: str) -> str:
+    """An axis value for readers: from ``LABELS``, format names such as ``int4`` in capitals, all else as the config names it."""
+    if axis == "format" and value.rstrip("0123456789") in ACRONYMS:
+        return value.upper()
+    return LABELS.get((axis, value), value)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` rounded to significant digits, as a power of ten where it is huge or tiny: ``8.41``, ``1230``, ``2.30×10⁶``."""
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if value and not -4 <= int(exponent) < 5:
+        return f"{mantissa}×10{superscript(int(exponent))}"
+    decimals = digits - 1 - int(exponent) if value else 0
+    return f"{round(value, decimals):.{max(decimals, 0)}f}"
+
+
+def with_error(value: float, stderr: float) -> str:
+    """``value ± stderr``, both to the place of the second significant digit of ``stderr``; four digits where there is no error (NaN or 0)."""
+    if not stderr > 0:
+        return significant(value, 4)
+    exponent = math.floor(math.log10(max(abs(value), stderr)))
+    exponent = 0 if -4 <= exponent < 5 else exponent
+    value, stderr = value / 10.0**exponent, stderr / 10.0**exponent
+    decimals = 1 - int(f"{stderr:.1e}".split("e")[1])
+    text = " ± ".join(f"{round(number, decimals):.{max(decimals, 0)}f}" for number in (value, stderr))
+    return f"({text})×10{superscript(exponent)}" if exponent else text
+
+
+def superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -1,0 +1,193 @@
+"""A study's records as one table: display strings, numbers, and marks for the best (``table_writers.py`` writes it to files).
+
+Rows and columns are axes; every metric (and dataset) opens a group of columns. The full-precision baseline opens each model's rows. Bold is
+the best value per metric and model; a dagger marks what the errors do not tell from it: the difference of the two lies within
+two combined standard errors. Those of the paired differences to the baseline are taken where both cells have them (they share the
+evaluation windows, so the windows' own spread cancels), else those of the values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, NamedTuple
+
+import pandas as pd
+
+from ..errors import ConfigError
+from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, datasets_of, is_baseline, left_over, order, tidy
+from .style import metric, metric_label, value_label, with_error
+
+MISSING, FAILED = "–", "failed"
+UNDECIDED = 2.0  # combined standard errors within which two values are not told apart
+NOTE = "± one standard error. Bold: best per metric and model. †: within 2 combined standard errors of the best. –: not measured."
+
+
+class Entry(NamedTuple):
+    """What one place of the table holds: the numbers of one record, or the reason of a failure."""
+
+    model: str
+    baseline: bool
+    value: float = math.nan
+    stderr: float = math.nan
+    difference: float = math.nan
+    difference_stderr: float = math.nan
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frames of one shape: rows indexed by the values of the ``rows`` axes, columns by (metric, dataset, one value per ``columns`` axis).
+
+    ``display`` holds strings, ``values`` and ``stderrs`` float64 (NaN: failed or missing), ``marks`` one of '', 'best', 'tied', 'missing' or the
+    letter of a footnote; ``baseline`` says which rows are full precision, ``footnotes`` maps letters to reasons.
+    """
+
+    title: str
+    study: str
+    rows: list[str]
+    columns: list[str]
+    display: pd.DataFrame
+    values: pd.DataFrame
+    stderrs: pd.DataFrame
+    marks: pd.DataFrame
+    baseline: list[bool]
+    footnotes: dict[str, str]
+
+    def row_labels(self) -> list[list[str]]:
+        """Per row, its axis values for readers."""
+        return [[value_label(axis, value) for axis, value in zip(self.rows, as_tuple(key))] for key in self.display.index]
+
+    def groups(self) -> list[tuple[str, int]]:
+        """The upper header line: (metric with unit, dataset and better direction, number of columns)."""
+        result: list[tuple[str, int]] = []
+        for name, dataset, *_ in self.display.columns:
+            text = f"{metric_label(name, dataset)} {metric(name).arrow}".strip()
+            result = [*result[:-1], (text, result[-1][1] + 1)] if result and result[-1][0] == text else [*result, (text, 1)]
+        return result
+
+    def column_labels(self) -> list[str]:
+        """The lower header line: the values of the column axes; empty strings if there are none."""
+        return [", ".join(value_label(axis, value) for axis, value in zip(self.columns, key[2:])) for key in self.display.columns]
+
+
+def as_tuple(key: Any) -> tuple:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def build(records: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
+    """The table that ``spec['table']`` asks for; axes that vary but are named nowhere become rows.
+
+    :class:`ConfigError` for an unknown axis, no metrics, or two cells in one place.
+    """
+    records, study, layout = tidy(records), spec.get("study", "study"), spec.get("table") or {}
+    key = f"{study}: table"
+    named = check_axes([*layout.get("rows", []), *layout.get("columns", [])], f"{key}.rows/columns")
+    extra = left_over(records, named)
+    rows = [*(axis for axis in extra if axis == "model"), *layout.get("rows", []), *(axis for axis in extra if axis != "model")]
+    columns = list(layout.get("columns", []))
+    if not rows or not layout.get("metrics"):
+        raise ConfigError(f"{key}.{'metrics' if rows else 'rows'} is empty; accepted are {'names of metrics' if rows else ', '.join(AXES)}")
+    check_one_cell_each(records, [*rows, *columns], key)
+    headers = column_keys(records, columns, layout, key)
+    entries, lines = place(records, rows, columns, headers)
+    return Table(spec.get("title", study), study, rows, columns, **frames(entries, lines, headers))
+
+
+def column_keys(records: pd.DataFrame, columns: list[str], layout: Mapping[str, Any], key: str) -> list[tuple]:
+    """All columns: (metric, dataset, values of the column axes), metrics as the spec lists them, values in their order."""
+    quantized = records[~is_baseline(records)]
+    source = quantized if len(quantized) else records
+    positions = {axis: order(records, axis) for axis in columns}
+    values = {tuple(getattr(cell, axis) for axis in columns) for cell in source.itertuples()}
+    ordered = sorted(values, key=lambda group: [positions[axis].get(value, -1) for axis, value in zip(columns, group)])
+    return [
+        (name, dataset, *group)
+        for name in layout["metrics"]
+        for dataset in datasets_of(records, name, layout.get("datasets") or (), f"{key}.datasets")
+        for group in ordered
+    ]
+
+
+def place(records: pd.DataFrame, rows: list[str], columns: list[str], headers: list[tuple]) -> tuple[dict[tuple, Entry], list[tuple]]:
+    """``({(row key, column key): entry}, row keys in order)``; a baseline fills every column of its model."""
+    positions = {axis: order(records, axis) for axis in rows}
+    entries: dict[tuple, Entry] = {}
+    ranks: dict[tuple, list[float]] = {}
+    for record, baseline in zip(records.itertuples(), is_baseline(records)):
+        row, rank = row_key(record, rows, positions, bool(baseline))
+        ranks[row] = rank
+        for header in headers:
+            own = all(getattr(record, axis) == value or (baseline and axis != "model") for axis, value in zip(columns, header[2:]))
+            if own and record.metric == "" and record.status != "ok":
+                entries.setdefault((row, header), Entry(record.model, bool(baseline), reason=record.reason or "no reason recorded"))
+            elif own and (record.metric, record.dataset) == header[:2] and not math.isnan(record.value):
+                numbers = (record.value, record.stderr, record.difference, record.difference_stderr)
+                entries[row, header] = Entry(record.model, bool(baseline), *numbers)
+    return entries, sorted(ranks, key=ranks.__getitem__)
+
+
+def row_key(record: Any, rows: list[str], positions: Mapping[str, Mapping[str, int]], baseline: bool) -> tuple[tuple, list[float]]:
+    """The row's index and its rank; a baseline stands before all other rows of its model, or, where the model is not the first axis, of all."""
+    if not baseline:
+        values = tuple(getattr(record, axis) for axis in rows)
+        return values, [positions[axis][value] for axis, value in zip(rows, values)]
+    model_position = positions.get("model", {}).get(record.model, 0)
+    if rows == ["model"]:
+        return (f"{record.model}, {FULL_PRECISION}",), [model_position - 0.5]
+    others = [axis for axis in rows if axis != "model"]
+    names = dict.fromkeys(others, MISSING) | {others[0]: FULL_PRECISION, "model": record.model}
+    return tuple(names[axis] for axis in rows), [model_position if axis == "model" else -1 for axis in rows]
+
+
+def frames(entries: Mapping[tuple, Entry], rows: list[tuple], headers: list[tuple]) -> dict[str, Any]:
+    """The frames of a :class:`Table` and what goes with them; footnotes are lettered in reading order, one letter per reason."""
+    places = [[(row, header) for header in headers] for row in rows]
+    reasons = (entries[at].reason for line in places for at in line if at in entries)
+    letters = {reason: letter(number) for number, reason in enumerate(dict.fromkeys(reason for reason in reasons if reason is not None))}
+    best = best_marks(entries)
+
+    def frame(content: Callable[[tuple, Entry], Any], absent: Any, kind: Any) -> pd.DataFrame:
+        cells = [[content(at, entries[at]) if at in entries else absent for at in line] for line in places]
+        return pd.DataFrame(cells, index=pd.MultiIndex.from_tuples(rows), columns=pd.MultiIndex.from_tuples(headers), dtype=kind)
+
+    return {
+        "display": frame(lambda _, entry: with_error(entry.value, entry.stderr) if entry.reason is None else FAILED, MISSING, object),
+        "values": frame(lambda _, entry: entry.value, math.nan, "float64"),
+        "stderrs": frame(lambda _, entry: entry.stderr, math.nan, "float64"),
+        "marks": frame(lambda at, entry: best.get(at, "") if entry.reason is None else letters[entry.reason], "missing", object),
+        "baseline": [any(at in entries and entries[at].baseline for at in line) for line in places],
+        "footnotes": {name: reason for reason, name in letters.items()},
+    }
+
+
+def letter(number: int) -> str:
+    """0 -> a, 25 -> z, 26 -> aa: the name of a footnote."""
+    return (letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
+
+
+def best_marks(entries: Mapping[tuple, Entry]) -> dict[tuple, str]:
+    """``{place: 'best' or 'tied'}`` among quantized cells, per metric, dataset and model; nothing where all values are equal."""
+    groups: dict[tuple, list[tuple]] = {}
+    for at, entry in entries.items():
+        name, dataset = at[1][:2]
+        if metric(name).better and not entry.baseline and entry.reason is None:
+            groups.setdefault((name, dataset, entry.model), []).append(at)
+    marks: dict[tuple, str] = {}
+    for (name, *_), places in groups.items():
+        values = [entries[at].value for at in places]
+        best = (min if metric(name).better == "lower" else max)(values)
+        if min(values) == max(values):
+            continue
+        first = entries[places[values.index(best)]]
+        for at in places:
+            marks[at] = "best" if entries[at].value == best else "tied" if undecided(entries[at], first) else ""
+    return marks
+
+
+def undecided(entry: Entry, best: Entry) -> bool:
+    """Whether the difference of two entries lies within ``UNDECIDED`` combined standard errors; False where an error is unknown."""
+    paired = not any(math.isnan(number) for number in (entry.difference_stderr, best.difference_stderr, entry.difference, best.difference))
+    gap = entry.difference - best.difference if paired else entry.value - best.value
+    errors = (entry.difference_stderr, best.difference_stderr) if paired else (entry.stderr, best.stderr)
+    return abs(gap) <= UNDECIDED * math.hypot(*errors)

@@ -1,0 +1,97 @@
+"""Scales and zero points of scale blocks: from the range of a block to what is stored, and back to the step.
+
+Definitions: methods.md section 2 (integers), section 3 (E8M0 rules of OCP MX v1.0, torchao, NVIDIA and FP-Quant; NVFP4's two
+levels). All shapes broadcast; arithmetic is float32 whatever the tensor's dtype, so that a stored scale means one number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .formats import SCALE_FORMATS, ScaleFormat
+from .rounding import code_values, float_code, round_to_float_
+from .schemes import QuantScheme
+
+STORAGE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+_MANTISSA = 0x7FFFFF
+
+
+@dataclass(frozen=True)
+class QuantizationParameters:
+    """What quantization needs besides the elements, as it is stored.
+
+    scale         (*batch, rows, groups), rows or groups 1 where one scale serves them all; dtype of the scale format, uint8 codes of
+                  the formats that torch lacks (e8m0: the byte e + 127)
+    zero_point    uint8, shape of ``scale``; None for symmetric schemes
+    global_scale  float32, broadcasts against ``scale``; None where the scheme has none
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    global_scale: Tensor | None = None
+
+
+def store_scale(values: Tensor, storage: ScaleFormat) -> Tensor:
+    """Float32 ``values`` >= 0 rounded to the scale format (half to even, saturating), in its storage dtype."""
+    if storage.name in STORAGE_DTYPES:
+        return values.clamp(max=storage.maximum).to(STORAGE_DTYPES[storage.name])
+    if storage.kind == "integer":
+        return values.clamp(max=storage.maximum).round_().to(torch.uint8)
+    return float_code(round_to_float_(values.clone(), storage), storage)
+
+
+def load_scale(stored: Tensor, storage: ScaleFormat) -> Tensor:
+    """``store_scale``'s values as float32."""
+    if storage.name in STORAGE_DTYPES:
+        return stored.float()
+    return code_values(storage, torch.float32, stored.device)[stored.to(torch.int32)]
+
+
+def block_span(low: Tensor | None, high: Tensor) -> Tensor:
+    """What ``scheme.limit`` steps have to cover: ``high``, or the distance between the ends of an asymmetric range."""
+    return high if low is None else high - low
+
+
+def range_parameters(low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> QuantizationParameters:
+    """Parameters of blocks with float32 ranges [``low``, ``high``] that contain 0 (``low`` None: [-high, high])."""
+    span = block_span(low, high)
+    if scheme.scale_format == "e8m0":
+        scale = _power_of_two(span, scheme)
+    else:
+        scale = span / scheme.limit
+        if global_scale is not None:
+            scale = torch.where(global_scale > 0, scale / global_scale, 0.0)
+        scale = store_scale(scale, scheme.storage)
+    parameters = QuantizationParameters(scale, None, global_scale)
+    if low is None:
+        return parameters
+    step = effective_step(parameters, scheme)
+    zero_point = torch.where(step > 0, (-low / step).round_(), 0.0).clamp_(*scheme.code_range)
+    return QuantizationParameters(scale, zero_point.to(torch.uint8), global_scale)
+
+
+def effective_step(parameters: QuantizationParameters, scheme: QuantScheme) -> Tensor:
+    """Float32 size of one element unit per scale: scale x global scale (x the constant of the scale rule)."""
+    step = load_scale(parameters.scale, scheme.storage)
+    if parameters.global_scale is not None:
+        step = step * parameters.global_scale
+    return step if scheme.scale_multiplier == 1 else step * scheme.scale_multiplier
+
+
+def _power_of_two(span: Tensor, scheme: QuantScheme) -> Tensor:
+    """E8M0 byte of each block of ``span``: the exponent of span less that of the limit, rounded by the scheme's rule.
+
+    Every rule adds a constant to the float32 bits of ``span``, whose carry bumps the exponent: ``even`` where rounding to the
+    element's mantissa would, ``rceil`` where the mantissa exceeds that of the limit, so that nothing saturates. ``four_thirds`` is
+    ``floor`` two exponents up, which the multiplier of 1/3 takes back. A zero block gets the byte 0.
+    """
+    limit_bits = int(torch.tensor(scheme.limit).view(torch.int32))
+    element, signed = scheme.element_format, scheme.symmetric
+    mantissa_bits = {"integer": element.bits - 1 - signed, "float": element.mantissa_bits, "codebook": 0}[element.kind]
+    carry = {"floor": 0, "four_thirds": 0, "even": 1 << (22 - mantissa_bits), "rceil": _MANTISSA - (limit_bits & _MANTISSA)}[scheme.scale_rule]
+    exponent = (span.contiguous().view(torch.int32) + carry) >> 23
+    exponent -= (limit_bits >> 23) - 127 - 2 * (scheme.scale_rule == "four_thirds")
+    return exponent.clamp_(0, 2 * SCALE_FORMATS["e8m0"].bias).masked_fill_(span == 0, 0).to(torch.uint8)

@@ -1,0 +1,286 @@
+"""Quantization schemes: how one tensor is quantized, as plain data, and the named presets of the grid.
+
+A scheme = element format + scale format + granularity + symmetry + how the range of a scale block is found. The definitions are
+those of methods.md sections 2-4. Standard library only: the grid reads this module when it is built.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from .errors import ConfigError, unknown_name
+from .formats import ELEMENT_FORMATS, SCALE_FORMATS, ElementFormat, ScaleFormat
+
+GRANULARITIES = ("tensor", "channel", "group")
+E8M0_RULES = ("floor", "even", "rceil", "four_thirds")
+GLOBAL_SCALES = ("none", "tensor", "token", "static")
+RANGES = ("minmax", "mse", "percentile")
+_GLOBAL_SCALE_BITS = 32
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How one tensor of shape (*batch, rows, n) is quantized; scale blocks run along its last dimension.
+
+    element       name of an element format (``ELEMENT_FORMATS``)
+    scale_format  name of the format that scales are stored in (``SCALE_FORMATS``)
+    granularity   ``tensor``: one scale per matrix (the last two dimensions); ``channel`` (of an activation also called ``token``):
+                  one per row; ``group``: one per ``group_size`` consecutive elements of a row
+    symmetric     False stores a zero point per scale and is defined for integers alone
+    qmax          symmetric integers: the code that the block's maximum maps to, 2**(bits-1)-1 (the default) or half a step more
+    scale_rule    ``nearest``; of e8m0 ``floor`` (OCP), ``even``, ``rceil`` or ``four_thirds`` (methods.md section 3)
+    global_scale  a float32 scale on top: ``none``, per ``tensor``, per ``token`` (row), or ``static`` (given from outside)
+    range         ``minmax``; ``mse``: both ends shrunk by the best p of {1 - i/mse_steps, i < mse_grid*mse_steps}, minimizing the
+                  block's sum of |x - quantized x|**mse_norm; ``percentile``: the nearest-rank percentile of the block
+    clip_ratio    constant factor on both ends of the range
+
+    Raises ``ConfigError`` for unknown names and for fields that contradict one another.
+    """
+
+    element: str
+    scale_format: str = "fp32"
+    granularity: str = "channel"
+    group_size: int | None = None
+    symmetric: bool = True
+    qmax: float | None = None
+    scale_rule: str = "nearest"
+    global_scale: str = "none"
+    range: str = "minmax"
+    clip_ratio: float = 1.0
+    percentile: float = 99.9
+    mse_norm: float = 2.4
+    mse_steps: int = 100
+    mse_grid: float = 0.8
+
+    def __post_init__(self):
+        if self.granularity == "token":
+            object.__setattr__(self, "granularity", "channel")
+        self.validate()
+
+    def validate(self) -> None:
+        """Refuse unknown names and contradictions with a ``ConfigError`` that says what would be accepted."""
+        _check_names(self)
+        _check_numbers(self)
+        _check_combinations(self)
+
+    @property
+    def element_format(self) -> ElementFormat:
+        return ELEMENT_FORMATS[self.element]
+
+    @property
+    def storage(self) -> ScaleFormat:
+        """The format that scales are stored in."""
+        return SCALE_FORMATS[self.scale_format]
+
+    @property
+    def limit(self) -> float:
+        """The quantized magnitude that the end of a block's range maps to (asymmetric: the number of steps in the range)."""
+        if not self.symmetric:
+            return float(2**self.element_format.bits - 1)
+        return self.element_format.maximum if self.qmax is None else self.qmax
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The smallest and the largest code: signed of symmetric integers, unsigned of all others."""
+        bits = self.element_format.bits
+        signed = self.symmetric and self.element_format.kind == "integer"
+        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+    @property
+    def scale_multiplier(self) -> float:
+        """A constant factor of every scale that is not stored: 1/3 under ``four_thirds``, whose e8m0 scales are 4/3 powers of two."""
+        return 1 / 3 if self.scale_rule == "four_thirds" else 1.0
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether the quantization of a row depends on that row alone."""
+        return self.granularity != "tensor" and self.global_scale in ("none", "token")
+
+    def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape (*batch, rows, groups) of the scales of a tensor of ``shape`` (one dimension: one row).
+
+        Raises ``ConfigError`` where ``group_size`` does not divide the last dimension, with the sizes that do.
+        """
+        if not shape:
+            raise ConfigError("a scalar cannot be quantized: the last dimension holds the scale blocks")
+        *batch, rows, length = shape if len(shape) > 1 else (1, *shape)
+        if self.granularity != "group":
+            return (*batch, 1 if self.granularity == "tensor" else rows, 1)
+        if length % self.group_size:
+            divisors = ", ".join(str(d) for d in range(2, length + 1) if length % d == 0)
+            raise ConfigError(f"group_size {self.group_size} does not divide the last dimension {length}; these do: {divisors}")
+        return (*batch, rows, length // self.group_size)
+
+    def global_scale_shape(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """Shape of the global scales of a tensor of ``shape``, (*batch, rows or 1, 1); None without a global scale."""
+        if self.global_scale == "none":
+            return None
+        *batch, rows, _ = shape if len(shape) > 1 else (1, *shape)
+        return (*batch, rows if self.global_scale == "token" else 1, 1)
+
+    def bits_per_element(self, shape: Sequence[int]) -> float:
+        """Stored bits per element of a tensor of ``shape``: codes, scales, zero points and float32 global scales (methods.md section 4)."""
+        elements = math.prod(shape)
+        if not elements:
+            return 0.0
+        per_scale = self.storage.bits + (0 if self.symmetric else self.element_format.bits)
+        bits = elements * self.element_format.bits + math.prod(self.scale_shape(shape)) * per_scale
+        shape_of_global = self.global_scale_shape(shape)
+        return (bits + (_GLOBAL_SCALE_BITS * math.prod(shape_of_global) if shape_of_global else 0)) / elements
+
+    def to_dict(self) -> dict:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> QuantScheme:
+        """The scheme of ``to_dict``'s mapping; ``ConfigError`` names an unknown field."""
+        accepted = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in accepted:
+                raise ConfigError(unknown_name("field of a quantization scheme", name, accepted))
+        if "element" not in values:
+            raise ConfigError("a quantization scheme needs the field 'element'")
+        return cls(**values)
+
+
+def _check_names(scheme: QuantScheme) -> None:
+    for field, accepted in (("element", ELEMENT_FORMATS), ("scale_format", SCALE_FORMATS), ("granularity", GRANULARITIES),
+                            ("scale_rule", ("nearest", *E8M0_RULES)), ("global_scale", GLOBAL_SCALES), ("range", RANGES)):  # fmt: skip
+        if getattr(scheme, field) not in accepted:
+            raise ConfigError(unknown_name(field, getattr(scheme, field), accepted))
+
+
+def _check_numbers(scheme: QuantScheme) -> None:
+    group_size, bits = scheme.group_size, scheme.element_format.bits
+    if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1):
+        raise ConfigError(f"group_size is {group_size!r}: a positive integer is accepted")
+    if not isinstance(scheme.symmetric, bool):
+        raise ConfigError(f"symmetric is {scheme.symmetric!r}: true or false is accepted")
+    default = 2 ** (bits - 1) - 1
+    if scheme.qmax is not None and scheme.qmax not in (default, default + 0.5):
+        raise ConfigError(f"qmax is {scheme.qmax!r}: '{scheme.element}' accepts {default} or {default + 0.5}")
+    for field, low, high in (("clip_ratio", 0, 1), ("percentile", 0, 100), ("mse_grid", 0, 1), ("mse_norm", 0, math.inf)):
+        value = getattr(scheme, field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high or value == math.inf:
+            raise ConfigError(f"{field} is {value!r}: a number above {low} and at most {high} is accepted")
+    if isinstance(scheme.mse_steps, bool) or not isinstance(scheme.mse_steps, int) or scheme.mse_steps < 1:
+        raise ConfigError(f"mse_steps is {scheme.mse_steps!r}: a positive integer is accepted")
+
+
+def _check_combinations(scheme: QuantScheme) -> None:
+    if scheme.granularity == "group" and scheme.group_size is None:
+        raise ConfigError("granularity 'group' needs a group_size")
+    if scheme.granularity != "group" and scheme.group_size is not None:
+        raise ConfigError(f"group_size {scheme.group_size} contradicts granularity '{scheme.granularity}': only 'group' takes one")
+    integer = scheme.element_format.kind == "integer"
+    if not scheme.symmetric and not integer:
+        raise ConfigError(f"element '{scheme.element}' is a float format: asymmetric quantization is defined for int2..int8 alone")
+    if scheme.qmax is not None and not (integer and scheme.symmetric):
+        raise ConfigError("qmax is an option of symmetric integers alone")
+    rules = E8M0_RULES if scheme.scale_format == "e8m0" else ("nearest",)
+    if scheme.scale_rule not in rules:
+        raise ConfigError(f"scale_rule '{scheme.scale_rule}' contradicts scale_format '{scheme.scale_format}', which accepts: {', '.join(rules)}")
+    if scheme.global_scale != "none" and scheme.storage.global_scale == "never":
+        raise ConfigError(f"scale_format '{scheme.scale_format}' takes no global_scale: it covers the range by itself")
+
+
+def _preset(weight: dict | None, activation: dict | None, block: int | None = None) -> dict:
+    grouping = {"granularity": "group", "group_size": block} if block else {}
+    return {"weight": None if weight is None else weight | grouping,
+            "activation": None if activation is None else activation | grouping, "block": block}  # fmt: skip
+
+
+def _integer(bits: int, symmetric: bool = True) -> dict:
+    return {"element": f"int{bits}", "symmetric": symmetric}
+
+
+def _microscaling(element: str) -> dict:
+    return _preset(*[{"element": element, "scale_format": "e8m0", "scale_rule": "floor"}] * 2, block=32)
+
+
+def _two_level(element: str) -> dict:
+    scheme = {"element": element, "scale_format": "e4m3"}
+    return _preset(scheme | {"global_scale": "tensor"}, scheme | {"global_scale": "token"}, block=16)
+
+
+# Preset -> the fields of its weight and its activation scheme (None: left in full precision) and the block that the format fixes.
+PRESETS: dict[str, dict] = {
+    "bf16": _preset(None, None),
+    **{f"int{bits}": _preset(_integer(bits), _integer(bits, symmetric=False)) for bits in (2, 3, 4, 6, 8)},
+    "int4_sym": _preset(_integer(4), _integer(4)),
+    "int4_asym": _preset(_integer(4, symmetric=False), _integer(4, symmetric=False)),
+    "w4a16": _preset(_integer(4), None),
+    "w4a8": _preset(_integer(4), _integer(8)),
+    "w8a8": _preset(_integer(8), _integer(8)),
+    "fp4": _preset({"element": "e2m1"}, {"element": "e2m1"}),
+    "fp8": _preset({"element": "e4m3"}, {"element": "e4m3"}),
+    "nf4": _preset({"element": "nf4"}, None),
+    "mxfp4": _microscaling("e2m1"),
+    "mxfp6": _microscaling("e2m3"),
+    "mxfp8": _microscaling("e4m3"),
+    "mxint4": _microscaling("int4"),
+    "nvfp4": _two_level("e2m1"),
+    "nvint4": _two_level("int4"),
+}
+
+
+def scheme(name: str, **overrides) -> QuantScheme:
+    """The weight scheme of the preset ``name`` with fields overridden.
+
+    ``granularity="group-64"`` and ``group_size=64`` each mean groups of 64. An overridden ``scale_format`` brings its own
+    ``scale_rule`` and ``global_scale`` along (e8m0: the floor rule and none; the narrow formats: nearest and one per tensor, of an
+    activation one per token), unless these are overridden too.
+
+    Raises:
+        ConfigError: for an unknown preset or field, for a contradiction, and for a preset that leaves weights unquantized.
+    """
+    fields_of_preset = _fields_of(name, "weight")
+    if fields_of_preset is None:
+        raise ConfigError(f"format '{name}' leaves weights in full precision: it has no weight scheme")
+    return QuantScheme.from_dict(_override(fields_of_preset, overrides, "tensor"))
+
+
+def activation_scheme(name: str, **overrides) -> QuantScheme | None:
+    """The activation scheme of the preset ``name`` with fields overridden as in ``scheme``; None: activations stay in full precision."""
+    fields_of_preset = _fields_of(name, "activation")
+    return None if fields_of_preset is None else QuantScheme.from_dict(_override(fields_of_preset, overrides, "token"))
+
+
+def _fields_of(name: str, tensor: str) -> dict | None:
+    if name not in PRESETS:
+        raise ConfigError(unknown_name("format", name, PRESETS))
+    return PRESETS[name][tensor]
+
+
+def _override(preset: dict, overrides: dict, global_scale: str) -> dict:
+    """The preset's fields under ``overrides``, with what follows from an overridden granularity or scale format."""
+    merged = preset | _spell_out_groups(overrides)
+    if merged.get("granularity", "channel") != "group" and "group_size" not in overrides:
+        merged.pop("group_size", None)
+    if "scale_format" in overrides and overrides["scale_format"] != preset.get("scale_format", "fp32"):
+        storage = SCALE_FORMATS.get(overrides["scale_format"])
+        if storage is not None:
+            consequences = {"scale_rule": "floor" if storage.kind == "exponent" else "nearest"}
+            if storage.global_scale == "never":
+                consequences["global_scale"] = "none"
+            elif storage.global_scale == "needed" and preset.get("global_scale", "none") == "none":
+                consequences["global_scale"] = global_scale
+            merged |= {field: value for field, value in consequences.items() if field not in overrides}
+    return merged
+
+
+def _spell_out_groups(overrides: dict) -> dict:
+    """``group-64`` and a ``group_size`` alone, spelt out as granularity and group size."""
+    spelt, granularity, group_size = dict(overrides), overrides.get("granularity"), overrides.get("group_size")
+    named = re.fullmatch(r"group-(\d+)", granularity) if isinstance(granularity, str) else None
+    if named:
+        if group_size not in (None, int(named[1])):
+            raise ConfigError(f"granularity '{granularity}' contradicts group_size {group_size}")
+        spelt |= {"granularity": "group", "group_size": int(named[1])}
+    elif group_size is not None and granularity is None:
+        spelt["granularity"] = "group"
+    return spelt

@@ -1,0 +1,100 @@
+"""What calibration leaves per site, and how it follows a transform in closed form.
+
+For X̃ = (X - 1 zᵀ) T the second moment is C̃ = Tᵀ (C - μzᵀ - zμᵀ + zzᵀ) T and the mean μ̃ = Tᵀ (μ - z) (arXiv 2507.17417 compares
+methods under one calibration; the identity is elementary). Extremes and mean absolute values survive scaling and shifting only;
+after mixing channels they are taken from a kept sample of tokens and the statistics say ``estimated``.
+All tensors may carry leading dimensions, so that several layers are treated in one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import NumericalFailure
+
+Rows = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """Statistics of the inputs x of one site, n channels wide.
+
+    ``count`` tokens seen; ``mean`` (n,); ``second_moment`` (n, n) = E[xxᵀ]; ``mean_absolute``, ``minimum``, ``maximum`` (n,);
+    ``samples`` (tokens, n), with the first token of a window and the tokens of largest norm always among them.
+    """
+
+    count: int
+    mean: Tensor
+    second_moment: Tensor
+    mean_absolute: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    samples: Tensor
+    estimated: bool = False
+
+    def transformed(self, T: Tensor | Rows, z: Tensor | None = None) -> SiteStatistics:
+        """Statistics of x̃ = Tᵀ(x - z). ``T`` is a vector (a diagonal), a matrix (n, m), or a function x -> x T on the last dimension."""
+        if z is not None:
+            return self._shifted(z).transformed(T)
+        if isinstance(T, Tensor) and T.dim() == self.mean.dim():
+            return self._scaled(T)
+        rows: Rows = (lambda x: x @ T.to(x.dtype)) if isinstance(T, Tensor) else T
+        moment = rows(rows(self.second_moment).mT).mT
+        return self._sampled(rows(self.mean.unsqueeze(-2)).squeeze(-2), moment, rows(self.samples))
+
+    def _shifted(self, z: Tensor) -> SiteStatistics:
+        z = z.to(self.mean)
+        cross = self.mean.unsqueeze(-1) * z.unsqueeze(-2)
+        moment = self.second_moment - cross - cross.mT + z.unsqueeze(-1) * z.unsqueeze(-2)
+        samples = self.samples - z.unsqueeze(-2).to(self.samples)
+        return replace(self, mean=self.mean - z, second_moment=moment, samples=samples, minimum=self.minimum - z, maximum=self.maximum - z,
+                       mean_absolute=samples.abs().mean(-2).to(self.mean), estimated=True)
+
+    def _scaled(self, t: Tensor) -> SiteStatistics:
+        t = t.to(self.mean)
+        low, high = self.minimum * t, self.maximum * t
+        return replace(self, mean=self.mean * t, second_moment=self.second_moment * t.unsqueeze(-1) * t.unsqueeze(-2),
+                       mean_absolute=self.mean_absolute * t.abs(), minimum=torch.minimum(low, high), maximum=torch.maximum(low, high),
+                       samples=self.samples * t.unsqueeze(-2).to(self.samples))
+
+    def _sampled(self, mean: Tensor, moment: Tensor, samples: Tensor) -> SiteStatistics:
+        """New exact moments; extremes and mean absolute values from the token sample."""
+        return SiteStatistics(self.count, mean, moment, samples.abs().mean(-2).to(mean), samples.amin(-2).to(mean), samples.amax(-2).to(mean),
+                              samples, estimated=True)
+
+    @property
+    def maximum_absolute(self) -> Tensor:
+        """Largest magnitude per channel (n,)."""
+        return torch.maximum(self.minimum.abs(), self.maximum.abs())
+
+    def require_finite(self, where: str) -> None:
+        """Raise :class:`NumericalFailure` where calibration met a NaN or an infinity."""
+        for name in ("mean", "second_moment", "minimum", "maximum"):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise NumericalFailure(f"{where}: the calibration statistics hold NaN or infinity ({name})")
+
+
+_TENSORS = ("mean", "second_moment", "mean_absolute", "minimum", "maximum", "samples")
+
+
+def stack(statistics: Sequence[SiteStatistics]) -> SiteStatistics:
+    """Statistics of several layers as one, with a leading layer dimension."""
+    tensors = {name: torch.stack([getattr(s, name) for s in statistics]) for name in _TENSORS}
+    return SiteStatistics(count=statistics[0].count, estimated=any(s.estimated for s in statistics), **tensors)
+
+
+def to_tensors(name: str, statistics: SiteStatistics) -> dict[str, Tensor]:
+    """Flat named tensors of one site, for a safetensors file; moments in float32 hold the accuracy that their inputs had."""
+    flat = {f"{name}.{field}": getattr(statistics, field).to(torch.float32) for field in _TENSORS}
+    return {**flat, f"{name}.count": torch.tensor(statistics.count)}
+
+
+def from_file(file, name: str) -> SiteStatistics:
+    """Read one site from an open safetensors file, in float64 (samples stay float32)."""
+    tensors = {field: file.get_tensor(f"{name}.{field}") for field in _TENSORS}
+    exact = {field: tensor if field == "samples" else tensor.double() for field, tensor in tensors.items()}
+    return SiteStatistics(count=int(file.get_tensor(f"{name}.count")), **exact)

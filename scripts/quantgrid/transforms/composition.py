@@ -1,0 +1,103 @@
+"""A transform as a list of primitives with their parameters: fitted layer by layer, folded layer by layer, kept as safetensors.
+
+A recipe (``none``, ``scaling``, ...) is a module with ``primitives(seed, **options)``. Each primitive sees a layer as the ones
+before it left it, so that composing is listing: rotation then scaling fits the scaling on rotated weights and statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Callable, Iterable, Mapping, Protocol
+
+from torch import Tensor
+
+from ..architecture import SITES, ModelShape
+from ..calibration import site_name
+from ..decoders import DecoderFolder, DecoderLayer
+from ..statistics import from_file
+from ..storage import open_tensors, read_metadata, read_tensors, write_tensors
+
+Parameters = dict[str, Tensor]
+
+
+class Primitive(Protocol):
+    """One elementary function-preserving change. ``reads_layer``: whether fitting needs the layer's weights and statistics."""
+
+    reads_layer: bool
+
+    def fit_model(self, shape: ModelShape) -> Parameters:
+        """Parameters shared by all layers (float64)."""
+
+    def fit_layer(self, layer: DecoderLayer) -> Parameters:
+        """Parameters of one layer (float64)."""
+
+    def fold_layer(self, layer: DecoderLayer, parameters: Parameters) -> None:
+        """Change the layer's weights, statistics and online operations; ``parameters`` holds the shared ones too."""
+
+    def fold_ends(self, ends: Parameters, parameters: Parameters) -> None:
+        """Change embedding, final norm and lm_head."""
+
+
+@dataclass
+class Transform:
+    """Primitives in order of application; ``parameters`` named ``{primitive}.model.{name}`` or ``{primitive}.{layer}.{name}``."""
+
+    primitives: list[Primitive] = field(default_factory=list)
+    parameters: Parameters = field(default_factory=dict)
+
+    def _part(self, *prefixes: str) -> Parameters:
+        return {name.removeprefix(prefix): tensor for prefix in prefixes for name, tensor in self.parameters.items() if name.startswith(prefix)}
+
+    def fold_layer(self, layer: DecoderLayer) -> None:
+        for number, primitive in enumerate(self.primitives):
+            primitive.fold_layer(layer, self._part(f"{number}.model.", f"{number}.{layer.index}."))
+
+    def fold_ends(self, ends: Parameters) -> None:
+        for number, primitive in enumerate(self.primitives):
+            primitive.fold_ends(ends, self._part(f"{number}.model."))
+
+    def save(self, path: str | Path, metadata: Mapping | None = None) -> None:
+        names = [{"module": type(p).__module__.rpartition(".")[2], "class": type(p).__name__, "options": asdict(p)} for p in self.primitives]
+        write_tensors(path, self.parameters, {**(metadata or {}), "primitives": names})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Transform:
+        listed = read_metadata(path)["primitives"]
+        made = [getattr(import_module(f"{__package__}.{item['module']}"), item["class"])(**item["options"]) for item in listed]
+        return cls(made, read_tensors(path))
+
+
+def layer_state(decoder: DecoderFolder, index: int, statistics: str | Path | None) -> DecoderLayer:
+    """A decoder layer with its weights and, where a statistics file is given, the statistics of its sites."""
+    layer = decoder.layer(index)
+    if statistics is not None:
+        with open_tensors(statistics) as file:
+            layer.statistics = {site: from_file(file, site_name(index, site)) for site in SITES}
+        for site, found in layer.statistics.items():
+            found.require_finite(site_name(index, site))
+    return layer
+
+
+def fit(primitives: list[Primitive], decoder: DecoderFolder, statistics: str | Path | None,
+        progress: Callable[[Iterable], Iterable] = iter) -> Transform:
+    """Fit every primitive on every layer, each on what the primitives before it made of the layer."""
+    transform = Transform(primitives)
+    reads = any(primitive.reads_layer for primitive in primitives)
+    for number, primitive in enumerate(primitives):
+        transform.parameters |= {f"{number}.model.{name}": value for name, value in primitive.fit_model(decoder.shape).items()}
+    for index in progress(range(decoder.shape.layers)):
+        layer = layer_state(decoder, index, statistics) if reads else DecoderLayer(index, decoder.shape, {})
+        for number, primitive in enumerate(primitives):
+            fitted = primitive.fit_layer(layer)
+            transform.parameters |= {f"{number}.{index}.{name}": value for name, value in fitted.items()}
+            if reads:
+                primitive.fold_layer(layer, transform._part(f"{number}.model.", f"{number}.{index}."))
+    return transform
+
+
+def derived_seed(seed: int, *stream: object) -> int:
+    """A seed of its own for every named stream, so that no draw depends on the order of the others."""
+    return int.from_bytes(sha256("/".join(map(str, (seed, *stream))).encode()).digest()[:7])

@@ -1,0 +1,138 @@
+"""Corpora: the built-in text and its disjoint parts, files, windows, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from build_tiny_model import perplexity, unigram_perplexity
+from quantgrid import corpora
+from quantgrid.errors import ConfigError
+
+TINY = Path(__file__).parent / "data" / "tiny-llama"
+BUILTIN = {part: {"source": "builtin", "part": part, "window": 128} for part in corpora.PARTS}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return {part: corpora.tokenize(entry, TINY) for part, entry in BUILTIN.items()}
+
+
+def test_builtin_parts_are_large_and_share_nothing(parts):
+    calibration, evaluation = (parts[part][0] for part in corpora.PARTS)
+    assert len(calibration) > 400 and len(evaluation) > 250
+    assert corpora.check_disjoint(calibration, evaluation) == 0
+    assert 0.5 < len(calibration) / (len(calibration) + len(evaluation)) < 0.7
+    paragraphs = [{" ".join(paragraph.split()) for text in corpora.read(entry) for paragraph in text.split("\n\n") if len(paragraph) > 80}
+                  for entry in BUILTIN.values()]
+    assert not paragraphs[0] & paragraphs[1]
+
+
+def test_info_names_what_made_the_windows(parts):
+    info = parts["calibration"][1]
+    text = corpora.join({}, corpora.read(BUILTIN["calibration"]))
+    assert info["text_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    assert {"python", "tokens", "join", "window", "windows", "stride", "tokenizer_sha256", "add_bos", "seed"} <= info.keys()
+    json.dumps(info, allow_nan=False)
+    assert corpora.tokenize(BUILTIN["calibration"], TINY)[1] == info
+
+
+def test_tokens_are_those_of_transformers():
+    from transformers import AutoTokenizer
+
+    text = "A \"str\" object's methods:\n\n   >>> f(1, 2)\n   3\n\nÄ, 漢, 🙂 and tabs\t."
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert corpora.encode(text, TINY) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(corpora.encode(text, TINY)) == text
+
+
+def test_windows_do_not_overlap_and_random_ones_follow_the_seed():
+    assert corpora.starts(100, 30, None, "sequential", 0) == [0, 30, 60]
+    many, few = corpora.starts(1003, 10, 50, "random", 5), corpora.starts(1003, 10, 20, "random", 5)
+    assert many[:20] == few and many != corpora.starts(1003, 10, 50, "random", 6)
+    ordered = sorted(many)
+    assert all(later - earlier >= 10 for earlier, later in zip(ordered, ordered[1:], strict=False)) and ordered[-1] + 10 <= 1003
+
+
+def test_bos_opens_every_window(parts):
+    windows, info = corpora.tokenize({**BUILTIN["evaluation"], "add_bos": True, "windows": 4}, TINY)
+    assert windows.shape == (4, 128) and (windows[:, 0] == 0).all() and info["stride"] == 127
+    assert torch.equal(windows[:, 1:].flatten(), parts["evaluation"][0].flatten()[:4 * 127])
+
+
+def test_saved_windows_come_back(tmp_path, parts):
+    corpora.save(tmp_path / "c.safetensors", *parts["evaluation"])
+    windows, info = corpora.load(tmp_path / "c.safetensors")
+    assert torch.equal(windows, parts["evaluation"][0]) and windows.dtype == torch.int64 and info == parts["evaluation"][1]
+
+
+def test_files_of_three_formats_give_the_same_text(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    documents = ["one line\u2028with a separator", "two\r\nlines"]
+    (tmp_path / "a.txt").write_bytes("\n\n".join(documents).encode())
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"body": text}, ensure_ascii=False) for text in documents) + "\n")
+    pyarrow.parquet.write_table(pyarrow.table({"body": documents}), tmp_path / "a.parquet")
+    entries = [{"source": "local", "path": str(tmp_path / f"a.{suffix}"), "field": "body"} for suffix in ("txt", "jsonl", "parquet")]
+    texts = {corpora.join(entry, corpora.read(entry)) for entry in entries}
+    assert texts == {"\n\n".join(documents)}
+
+
+@pytest.mark.parametrize(("name", "content", "options", "message"), [
+    ("a.txt", None, {}, "no such file"),
+    ("a.txt", " \n", {}, "holds no text"),
+    ("a.doc", "text", {}, r"c\.format: unknown format '\.doc'.*jsonl, parquet, text"),
+    ("a.jsonl", '{"body": "x"}', {}, r"a\.jsonl:1: no field 'text' \(has: body\)"),
+    ("a.jsonl", '{"text": "x"}\nnot json', {}, r"a\.jsonl:2: not a JSON line"),
+    ("a.parquet", "no parquet", {}, "not a parquet file"),
+    ("a.txt", "a few words", {"window": 64, "windows": 3}, "make 0 windows of 64, 3 are asked for; set windows to at most"),
+    ("a.txt", "a few words", {"window": 0}, r"c\.window: 0 is not a whole number above 0"),
+    ("a.txt", "a few words", {"window": 2, "selection": "randomly"}, "did you mean 'random'"),
+])
+def test_bad_corpora_are_refused(tmp_path, name, content, options, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        corpora.tokenize({"source": "local", "path": str(tmp_path / name), **options}, TINY, where="c")
+
+
+def test_unknown_sources_parts_and_missing_bos_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="unknown source 'builtins' - did you mean 'builtin'"):
+        corpora.read({"source": "builtins"})
+    with pytest.raises(ConfigError, match="did you mean 'calibration'"):
+        corpora.read({"source": "builtin", "part": "calibrate"})
+    with pytest.raises(ConfigError, match="no token that begins a sequence"):
+        corpora.bos_token(tmp_path)
+
+
+def test_shared_text_is_found_wherever_it_stands():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(0, 50, (8, 256), generator=generator) for _ in range(2))
+    assert corpora.overlap(first, second) == 0 and corpora.overlap(first, first) == 8
+    second[3, 17:117] = first[6, 100:200]
+    assert corpora.overlap(first, second) == 1
+    with pytest.raises(ConfigError, match="1 of 8 windows of corpus 'test'.*corpus 'train'"):
+        corpora.check_disjoint(first, second, ("train", "test"))
+
+
+def test_hub_failure_gives_the_reason(monkeypatch):
+    import datasets
+
+    def refuse(*_, **__):
+        raise ConnectionError("Couldn't reach 'a/b' on the Hub")
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConfigError, match="dataset 'a/b' cannot be read: Couldn't reach.*hf auth login"):
+        corpora.read({"source": "hub", "id": "a/b", "split": "test"})
+
+
+def test_tiny_model_has_learnt_from_the_corpus(parts):
+    from transformers import LlamaForCausalLM
+
+    (trained, _), (held_out, _) = (parts[part] for part in corpora.PARTS)
+    model = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    assert perplexity(model, held_out[:48]) < 0.2 * unigram_perplexity(trained, held_out[:48])

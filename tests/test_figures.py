@@ -1,0 +1,169 @@
+"""Figures: every kind is drawn, holds its data, hides nothing, overlaps nothing, and is the same bytes twice."""
+
+import math
+from itertools import combinations
+
+import pandas as pd
+import pytest
+
+from quantgrid.errors import ConfigError
+from quantgrid.reporting import figures
+from quantgrid.reporting.labels import value_texts
+
+BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
+KINDS = ("dots", "bars", "lines", "heatmap")
+LONG = "a_very_long_name_$x_{y}$_<script>alert(1)</script>_of_a_config_entry"
+
+
+def record(cell, value=None, metric="perplexity", reason="", stderr=0.1, **axes):
+    names = {"model": "m", "transform": "none", "mitigation": "rtn", "granularity": "group-32", "format": "int4", **axes}
+    numbers = {"value": value, "stderr": stderr, "count": 32, "difference": None, "difference_stderr": None, "unit": ""}
+    place = {"metric": "" if reason else metric, "dataset": "" if reason else "text"}
+    return {"cell": cell, **names, "status": "failed" if reason else "ok", "reason": reason, **place, **numbers}
+
+
+def study(models=("m",), transforms=("none", "shift", "rotate"), mitigations=("rtn", "gptq"), fail=(("shift", "gptq"),), **axes):
+    rows = []
+    for model in models:
+        rows.append(record(f"{model}-b", 8.0, model=model, **BASELINE))
+        for number, (transform, mitigation) in enumerate((t, m) for t in transforms for m in mitigations):
+            names = {"model": model, "transform": transform, "mitigation": mitigation, **axes}
+            reason = {"reason": "NaN"} if (transform, mitigation) in fail else {}
+            rows.append(record(f"{model}-{number}", None if reason else 9.0 + 3.0 * number, **reason, **names))
+    return pd.DataFrame(rows)
+
+
+def spec(kind="dots", **figure):
+    return {"study": "s", "figure": {"kind": kind, "x": "mitigation", "hue": "transform", "metric": "perplexity", "scale": "log", **figure}}
+
+
+def texts_of(figure):
+    figure.draw_without_rendering()
+    return [text for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text")) if text.get_text() and text.get_visible()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_every_kind_names_the_failed_cell_and_the_baseline(kind, scale):
+    figure = figures.plot(study(), spec(kind, scale=scale))
+    words = " | ".join(text.get_text() for text in texts_of(figure))
+    assert "failed" in words and "8.000" in words and "(lower is better)" in words
+    if kind != "heatmap":
+        assert "× failed: shift + GPTQ" in words and "95 % confidence" in words and "full precision" in words
+    assert figure.get_size_inches()[0] == 7.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bytes_twice_without_dates(kind, tmp_path):
+    for name in ("one", "two"):
+        figures.save(figures.plot(study(), spec(kind)), [tmp_path / f"{name}{suffix}" for suffix in (".png", ".pdf", ".svg")])
+    for suffix in (".png", ".pdf", ".svg"):
+        first, second = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("one", "two"))
+        assert first == second and b"CreationDate" not in first and b"dc:date" not in first
+    svg = (tmp_path / "one.svg").read_text()
+    assert "<text" in svg and ">GPTQ</text>" in svg
+
+
+def test_names_from_the_config_are_text_not_markup_or_mathematics(tmp_path):
+    figures.save(figures.plot(study(transforms=("none", LONG), models=(LONG, "m")), spec()), [tmp_path / "f.svg"])
+    svg = (tmp_path / "f.svg").read_text()
+    assert "<script" not in svg and "&lt;script" in svg or "…" in svg
+
+
+@pytest.mark.parametrize("kind", ["dots", "bars", "lines"])
+def test_no_text_overlaps_another(kind):
+    transforms = tuple(f"{LONG}{number}" for number in range(7))
+    mitigations = ("rtn_and_more_words_in_its_name", "gptq_with_low_rank_and_more", "third_name_of_this_length", "a_fourth_of_them_as_long", "the_fifth_and_last")
+    fail = [(transform, mitigations[1]) for transform in transforms]
+    for frame in (study(), study(models=("m", "n", "o")), study(transforms=transforms, mitigations=mitigations, fail=fail)):
+        figure = figures.plot(frame, spec(kind))
+        boxes = [(text.get_text(), text.get_window_extent()) for text in texts_of(figure) if text.get_rotation() in (0, 90)]
+        clashes = [(a, b) for (a, first), (b, second) in combinations(boxes, 2) if first.padded(-1).overlaps(second.padded(-1))]
+        assert not clashes
+        assert all(figure.bbox.padded(1).containsx(box.x0) and figure.bbox.padded(1).containsx(box.x1) for _, box in boxes)
+
+
+def test_value_labels_stay_where_they_fit_and_go_where_they_do_not():
+    assert len(value_texts(figures.plot(study(fail=()), spec("bars", scale="linear")).axes[0])) == 6
+    crowded = study(transforms=tuple(f"t{number}" for number in range(12)), mitigations=tuple(f"m{number}" for number in range(12)))
+    assert not value_texts(figures.plot(crowded, spec("bars", scale="linear")).axes[0])
+
+
+def test_points_are_the_marks_with_their_intervals(tmp_path):
+    frame = study()
+    marks = figures.points(frame, spec())
+    assert len(marks) == 7 and marks.baseline.sum() == 1
+    first = marks[(marks.series == "no transform") & (marks.x == "RTN")].iloc[0]
+    assert first.value == 9.0 and math.isclose(first.low, 9.0 - 0.196) and math.isclose(first.high, 9.0 + 0.196)
+    assert marks[marks.status == "failed"][["series", "x", "reason"]].values.tolist() == [["shift", "GPTQ", "NaN"]]
+    figures.write_data(frame, spec(), tmp_path / "d.csv")
+    assert pd.read_csv(tmp_path / "d.csv").value.dropna().tolist() == marks.value.dropna().tolist()
+
+
+def test_x_follows_the_records_even_if_the_first_series_lacks_a_value():
+    frame = study(fail=())
+    frame = frame[~((frame.transform == "none") & (frame.mitigation == "rtn"))]
+    frame = pd.concat([frame[frame.mitigation != "gptq"], frame[frame.mitigation == "gptq"]])
+    labels = [text.get_text() for text in figures.plot(frame, spec()).axes[0].get_xticklabels()]
+    assert labels == ["RTN", "GPTQ"]
+
+
+def test_models_get_panels_and_other_axes_join_the_series():
+    both = pd.concat([study(fail=()), study(fail=(), format="nvfp4").query("format == 'nvfp4'").assign(cell=lambda frame: frame.cell + "x")])
+    assert set(figures.points(both, spec()).query("not baseline").series) >= {"shift, INT4", "shift, NVFP4"}
+    figure = figures.plot(study(models=("one", "two", "three", "four")), spec())
+    assert [ax.get_title(loc="left") for ax in figure.axes[:4]] == ["one", "two", "three", "four"]
+    assert len({ax.get_ylim() for ax in figure.axes[:4]}) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_cell_only_failures_and_only_a_baseline(kind):
+    for frame in (
+        pd.DataFrame([record("1", 9.0, stderr=None)]),
+        pd.DataFrame([record("1", reason="NaN")]),
+        pd.DataFrame([record("b", 8.0, **BASELINE)]),
+        study(transforms=("none",), mitigations=("rtn",), fail=()),
+    ):
+        figures.plot(frame, spec(kind)).draw_without_rendering()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_that_a_log_axis_cannot_show_is_named(kind):
+    rows = [record("1", 0.0, "kl_divergence", transform="rotate"), record("2", 0.5, "kl_divergence", transform="shift")]
+    figure = figures.plot(pd.DataFrame(rows), spec(kind, metric="kl_divergence"))
+    if kind != "heatmap":
+        assert any("Not above 0" in text.get_text() and "rotate" in text.get_text() for text in texts_of(figure))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (spec("pie"), "figure.unknown kind 'pie'.*bars"),
+        (spec(scale="ln"), "unknown scale 'ln'"),
+        (spec(x="mitigations"), "did you mean 'mitigation'"),
+        (spec(hue="mitigation"), "named twice"),
+        (spec(metric=None), "needs 'x'"),
+        (spec(dataset="other"), "measured on none of other"),
+    ],
+)
+def test_a_wrong_spec_names_its_key(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        figures.plot(study(), wrong)
+
+
+def test_two_cells_in_one_place_and_several_datasets_are_refused():
+    with pytest.raises(ConfigError, match="one place"):
+        figures.plot(pd.DataFrame([record("1", 1.0), record("2", 2.0)]), spec())
+    both = pd.DataFrame([record("1", 1.0), {**record("1", 1.0), "dataset": "other"}])
+    with pytest.raises(ConfigError, match="name one of text, other"):
+        figures.plot(both, spec())
+
+
+def test_a_caption_says_what_the_bars_are():
+    text = figures.caption(study(), spec())
+    assert text.startswith("Perplexity, text by mitigation and transform; lower is better.") and "1 failed" in text and "±1.96" in text
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"\.png, \.pdf, \.svg"):
+        figures.save(figures.plot(study(), spec()), [tmp_path / "f.jpg"])

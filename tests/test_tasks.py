@@ -1,0 +1,144 @@
+"""Zero-shot tasks through lm-eval on the tiny model, offline: all layouts, the generated tasks, and lm-eval's scores against our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantgrid import corpora
+from quantgrid.errors import ConfigError, NumericalFailure
+from quantgrid.evaluation import tasks
+
+TINY = Path(__file__).parent / "data" / "tiny-llama"
+LINES = {
+    "choices": [{"query": "The statement", "choices": ["is executed.", "zebra quartz", "the the of"], "gold": 0},
+                {"query": "An object", "choices": ["of a of", "is created when the class is called"], "gold": 1}],
+    "greedy": [{"context": "The __init__() method is called with the", "continuation": "same"}, {"context": "If the", "continuation": "xylophone"}],
+    "contexts": [{"context_options": ["The object", "Qq zz"], "continuation": "is not used.", "gold": 0},
+                 {"context_options": ["The class", "The instance"], "continuation": "is called.", "gold": 1}],
+}
+BUILTIN = {"cloze": {"source": "builtin", "kind": "cloze", "items": 24}, "continuation": {"source": "builtin", "kind": "continuation", "items": 24}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory):
+    """No hub, and a cache that is empty and stays so."""
+    patch = pytest.MonkeyPatch()
+    for name, value in {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("cache"))}.items():
+        patch.setenv(name, value)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, lines in LINES.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return {**{name: {"source": "local", "path": str(folder / f"{name}.jsonl")} for name in LINES}, **BUILTIN}
+
+
+@pytest.fixture(scope="module")
+def results(tiny, entries):
+    return tasks.evaluate(*tiny, entries, batch_size=4)
+
+
+def log_likelihood(model, context: str, continuation: str) -> tuple[float, bool]:
+    """(sum of log-probabilities of the continuation's tokens, whether each is the likeliest), straight from the logits."""
+    before = corpora.encode(context, TINY)
+    both = corpora.encode(context + continuation, TINY)
+    with torch.no_grad():
+        logits = model(torch.tensor([both])).logits[0].log_softmax(-1)[len(before) - 1:-1]
+    target = torch.tensor(both[len(before):])
+    return logits.gather(1, target[:, None]).sum().item(), bool((logits.argmax(-1) == target).all())
+
+
+def expected(model, name: str, line: dict) -> int:
+    if name == "greedy":
+        return int(log_likelihood(model, line["context"], line["continuation"])[1])
+    pairs = ([(line["query"], " " + choice) for choice in line["choices"]] if name == "choices"
+             else [(option, " " + line["continuation"]) for option in line["context_options"]])
+    scores = [log_likelihood(model, *pair)[0] for pair in pairs]
+    return int(scores.index(max(scores)) == line["gold"])
+
+
+def test_outcomes_are_those_of_the_logits(tiny, entries, results):
+    for name, entry in entries.items():
+        lines = tasks.read_documents(entry) if entry["source"] == "local" else tasks.make_documents(entry)
+        layout = name if name in LINES else {"cloze": "greedy", "continuation": "choices"}[name]
+        assert results[name]["outcomes"] == [expected(tiny[0], layout, line) for line in lines], name
+
+
+def test_results_are_whole_and_plain(results):
+    for result in results.values():
+        assert result["value"] == sum(result["outcomes"]) / result["count"] and result["metric"] == "acc" and result["shots"] == 0
+        assert result["lm_eval"].startswith("0.") and len(result["documents_sha256"]) == 64
+    json.dumps(results, allow_nan=False)
+    assert 0 < results["continuation"]["stderr"] < 0.2 and results["greedy"]["count"] == 2
+
+
+def test_limit_takes_the_first_documents(tiny, entries, results):
+    limited = tasks.evaluate(*tiny, {"continuation": entries["continuation"]}, limit=5, batch_size=2)["continuation"]
+    assert limited["count"] == 5 and limited["outcomes"] == results["continuation"]["outcomes"][:5]
+
+
+def test_generated_documents_follow_the_seed_and_come_from_the_evaluation_part():
+    for entry in BUILTIN.values():
+        documents = tasks.make_documents(entry, 3)
+        assert documents == tasks.make_documents({**entry, "items": 50}, 3)[:24] and documents != tasks.make_documents(entry, 4)
+    text = " ".join(" ".join(corpora.read({"source": "builtin", "part": "evaluation"})).split())
+    assert all(document["query"] + " " + document["choices"][document["gold"]] in text for document in documents)
+    assert all(len(set(document["choices"])) == 4 for document in documents)
+    golds = [document["gold"] for document in tasks.make_documents({"kind": "continuation", "items": 170})]
+    assert all(golds.count(gold) > 25 for gold in range(4))
+
+
+def test_too_many_items_say_how_many_there_are():
+    with pytest.raises(ConfigError, match=r"tasks\.t\.items: 100000; the builtin corpus gives 1 to \d+ items of kind 'cloze'"):
+        tasks.make_documents({"kind": "cloze", "items": 100000}, 0, "tasks.t")
+    with pytest.raises(ConfigError, match="did you mean 'cloze'"):
+        tasks.make_documents({"kind": "close"})
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "no such file"),
+    ("", "holds no documents"),
+    ("{", r"x\.jsonl:1: not a JSON line"),
+    ('{"question": "a"}', r"x\.jsonl:1: none of the layouts .*choices, gold, query"),
+    ('{"query": "a", "choices": ["b", "c"], "gold": 2}', r"'gold' \(2\) must count from 0"),
+    ('{"query": "a", "choices": ["b", ""], "gold": 0}', "texts that are not empty"),
+    ('{"context": "a", "continuation": "b"}\n{"query": "a", "choices": ["b"], "gold": 0}', r"x\.jsonl:2: keys .* but the file began with context"),
+])
+def test_bad_task_files_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        tasks.build_tasks({"t": {"source": "local", "path": str(tmp_path / "x.jsonl")}})
+
+
+def test_delimiter_and_metric(tiny, entries):
+    document = tasks.read_documents({**entries["choices"], "delimiter": "\nAnswer: "})[0]
+    assert document["query"] == "The statement\nAnswer:" and document["choices"][0] == "is executed."
+    result = tasks.evaluate(*tiny, {"t": {**entries["choices"], "metric": "acc_norm"}})["t"]
+    assert result["metric"] == "acc_norm" and result["count"] == 2
+    with pytest.raises(ConfigError, match=r"tasks\.t\.metric: unknown metric 'f1'.*Accepted: acc, acc_norm"):
+        tasks.evaluate(*tiny, {"t": {**entries["choices"], "metric": "f1"}})
+
+
+def test_a_log_likelihood_that_is_not_finite_is_a_failure(entries):
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    broken = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    with pytest.raises(NumericalFailure, match="task choices, document 0"):
+        tasks.evaluate(broken, AutoTokenizer.from_pretrained(TINY), {"choices": entries["choices"]})

@@ -1,0 +1,38 @@
+# The plan of a run: the config checked, every step described, before any rule is asked for.
+# Jobs run as `python scripts/<rule>.py`, with the interpreter that runs Snakemake unless a conda environment brings its own.
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+# One name for the folder of the scripts, so that the workflow also runs from elsewhere (as a module).
+SCRIPTS = os.path.relpath(os.path.join(workflow.basedir, "scripts"))
+
+from quantgrid.config import check
+from quantgrid.errors import ConfigError
+from quantgrid.pipeline import CELL_PATH, Plan
+
+try:
+    PLAN = Plan(check(config))
+    EVALUATIONS = PLAN.all_evaluations()
+except ConfigError as error:
+    raise WorkflowError(f"config: {error}") from None
+
+RESULTS = PLAN.results
+STUDIES = list(PLAN.studies)
+CELL = CELL_PATH
+THREADS = PLAN.config["threads"]
+kept = str if PLAN.config["keep_checkpoints"] else temp
+
+
+wildcard_constraints:
+    key="[0-9a-f]{10}",
+    study="|".join(map(re.escape, STUDIES)),
+    model="[^/]+",
+    transform="[^/]+",
+    mitigation="[^/]+",
+    granularity="[^/]+",
+    format="[^/]+",
+    corpus="[^/]+",
+    calibration="[^/]+",
+    target="[^/]+",

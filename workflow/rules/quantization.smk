@@ -1,0 +1,46 @@
+# Per (model, transform): the transform's parameters. Per cell: the packed checkpoint and the errors of its layers.
+
+
+rule fit_transform:
+    input:
+        unpack(PLAN.inputs("fit_transform")),
+    output:
+        transform=PLAN.pattern("fit_transform", "transform"),
+    params:
+        spec=PLAN.spec("fit_transform"),
+    log:
+        f"{RESULTS}/logs/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=lambda w, attempt: 6000 * attempt,
+    shell:
+        "python {SCRIPTS}/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}"
+        " --transform {output.transform:q} > {log:q} 2>&1"
+
+
+rule quantize_model:
+    input:
+        unpack(PLAN.inputs("quantize_model")),
+    output:
+        checkpoint=kept(PLAN.pattern("quantize_model", "checkpoint")),
+        manifest=PLAN.pattern("quantize_model", "manifest"),
+        error=PLAN.pattern("quantize_model", "error"),
+    params:
+        spec=PLAN.spec("quantize_model"),
+    log:
+        f"{RESULTS}/logs/quantize_model/{CELL}/{{key}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/quantize_model/{CELL}/{{key}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=lambda w, attempt: 8000 * attempt,
+    shell:
+        "python {SCRIPTS}/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}"
+        " --statistics {input.statistics:q} --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
+        " > {log:q} 2>&1"

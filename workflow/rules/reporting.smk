@@ -1,0 +1,108 @@
+# From the evaluations to tables, figures and the report. Nothing here imports torch.
+
+
+rule collect_study:
+    input:
+        lambda w: PLAN.study_inputs(w.study),
+    output:
+        records=f"{RESULTS}/studies/{{study}}.csv",
+    params:
+        spec=lambda w: PLAN.study_spec(w.study),
+    log:
+        f"{RESULTS}/logs/collect_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/collect_study/{{study}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    shell:
+        "python {SCRIPTS}/collect_study.py --spec {params.spec:q} --records {output.records:q} > {log:q} 2>&1"
+
+
+rule collect_results:
+    input:
+        studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
+    output:
+        csv=f"{RESULTS}/results.csv",
+        parquet=f"{RESULTS}/results.parquet",
+        cells=f"{RESULTS}/cells.csv",
+    params:
+        spec=PLAN.reporting_spec("collect_results"),
+    log:
+        f"{RESULTS}/logs/collect_results.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/collect_results/all.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    shell:
+        "python {SCRIPTS}/collect_results.py --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}"
+        " --parquet {output.parquet:q} --cells {output.cells:q} > {log:q} 2>&1"
+
+
+rule tabulate_study:
+    input:
+        records=f"{RESULTS}/studies/{{study}}.csv",
+    output:
+        csv=f"{RESULTS}/tables/{{study}}.csv",
+        md=report(
+            f"{RESULTS}/tables/{{study}}.md",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"study": "{study}"},
+        ),
+        tex=f"{RESULTS}/tables/{{study}}.tex",
+    params:
+        spec=lambda w: PLAN.reporting_spec("tabulate_study", w.study),
+    log:
+        f"{RESULTS}/logs/tabulate_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_study/{{study}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    shell:
+        "python {SCRIPTS}/tabulate_study.py --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}"
+        " --tex {output.tex:q} > {log:q} 2>&1"
+
+
+rule plot_study:
+    input:
+        records=f"{RESULTS}/studies/{{study}}.csv",
+    output:
+        png=f"{RESULTS}/figures/{{study}}.png",
+        pdf=f"{RESULTS}/figures/{{study}}.pdf",
+        svg=report(
+            f"{RESULTS}/figures/{{study}}.svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"study": "{study}"},
+        ),
+        csv=f"{RESULTS}/figures/{{study}}.csv",
+    params:
+        spec=lambda w: PLAN.reporting_spec("plot_study", w.study),
+    log:
+        f"{RESULTS}/logs/plot_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_study/{{study}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    shell:
+        "python {SCRIPTS}/plot_study.py --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}"
+        " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+
+
+rule build_report:
+    input:
+        results=f"{RESULTS}/results.csv",
+        studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
+        tables=collect(f"{RESULTS}/tables/{{study}}.csv", study=STUDIES),
+        figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
+    output:
+        report=f"{RESULTS}/report.html",
+    params:
+        spec=PLAN.reporting_spec("build_report"),
+    log:
+        f"{RESULTS}/logs/build_report.log",
+    conda:
+        "../../envs/cpu.yaml"
+    shell:
+        "python {SCRIPTS}/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}"
+        " --figures {input.figures:q} --report {output.report:q} > {log:q} 2>&1"
