@@ -60,12 +60,18 @@ def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[
     groups = chunks(decoder)
     work = [(group, linear) for group in groups for linear in LINEARS]
     layers: list[DecoderLayer] = []
+    site: Site | None = None
     for group, linear in progress(work):
         if linear == LINEARS[0]:
             layers = list(_transformed(decoder, recipe, group))
             for layer in layers:
                 _add_layer(result.content, layer, recipe.activation)
-        _quantize_linear(result, recipe, layers, linear)
+        if recipe.weight is None:
+            _keep_linear(result, layers, linear)
+            continue
+        if linear == SITES[SITE_OF[linear]][0]:
+            site = Site.of(layers, SITE_OF[linear], recipe.activation)
+        _quantize_linear(result, recipe, layers, linear, site)
     ends = decoder.ends()
     recipe.transform.fold_ends(ends)
     result.content.add_ends(ends)
@@ -94,43 +100,56 @@ def static_parameters(statistics: SiteStatistics | None, scheme: QuantScheme | N
     return find_parameters(torch.stack([statistics.minimum, statistics.maximum]).float(), scheme)
 
 
-def rounded_samples(statistics: SiteStatistics, scheme: QuantScheme | None) -> Tensor:
-    """The token sample of a site (tokens, n), transformed already, rounded as the running model would round it."""
-    samples = statistics.samples.float()
-    return samples if scheme is None else fake_quantize(samples, scheme, parameters=static_parameters(statistics, scheme))
+@dataclass(frozen=True)
+class Site:
+    """A site of several layers: stacked statistics, and the token sample as the running model would round it (layers, tokens, n)."""
+
+    statistics: SiteStatistics
+    rounded: Tensor
+
+    @classmethod
+    def of(cls, layers: list[DecoderLayer], site: str, scheme: QuantScheme | None) -> Site:
+        found = [layer.statistics[site] for layer in layers]
+        if scheme is None:
+            rounded = [statistics.samples.float() for statistics in found]
+        else:
+            rounded = [fake_quantize(statistics.samples.float(), scheme, parameters=static_parameters(statistics, scheme)) for statistics in found]
+        return cls(stack(found), torch.stack(rounded))
 
 
-def _quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer], linear: str) -> None:
+def _stacked(layers: list[DecoderLayer], linear: str) -> tuple[Tensor, list[str], list[str]]:
+    """Weight (layers, m, n) in float32, names in the checkpoint and keys in the result of one linear of all layers."""
+    weight = torch.stack([layer.weights[linear].float() for layer in layers])
+    return weight, [bare_name(layer.index, linear) for layer in layers], [f"{layer.index}.{linear}" for layer in layers]
+
+
+def _keep_linear(result: Quantized, layers: list[DecoderLayer], linear: str) -> None:
+    """One linear left in bfloat16, with the error of that."""
+    weight, names, keys = _stacked(layers, linear)
+    result.content.add_plain({f"{name}.weight": w for name, w in zip(names, weight)}, torch.bfloat16)
+    errors = [_ratio((w - w.bfloat16().float()).square().sum(), w.square().sum()) for w in weight]
+    result.errors |= {key: {"bits": 16.0, "stored_bits": 16.0, "size": weight[0].numel(), "weight_error": error} for key, error in zip(keys, errors)}
+
+
+def _quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer], linear: str, site: Site) -> None:
     """One linear of all ``layers`` at once: (layers, m, n) through the mitigation, into the checkpoint, errors beside it."""
-    site = SITE_OF[linear]
-    weight = torch.stack([layer.weights[linear] for layer in layers]).float()
-    names = [bare_name(layer.index, linear) for layer in layers]
-    keys = [f"{layer.index}.{linear}" for layer in layers]
-    if recipe.weight is None:
-        result.content.add_plain({f"{name}.weight": w for name, w in zip(names, weight)}, torch.bfloat16)
-        result.errors |= {key: {"bits": 16.0, "stored_bits": 16.0, "size": weight[0].numel(),
-                                "weight_error": _ratio((w - w.bfloat16().float()).square().sum(), w.square().sum())}
-                          for key, w in zip(keys, weight)}
-        return
-    statistics = stack([layer.statistics[site] for layer in layers])
-    solved = recipe.mitigation(weight, statistics, recipe.weight)
+    weight, names, keys = _stacked(layers, linear)
+    solved = recipe.mitigation(weight, site.statistics, recipe.weight)
     result.content.add_linear(names, solved)
     result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
-    measures = measure(weight, solved, statistics, torch.stack([rounded_samples(layer.statistics[site], recipe.activation) for layer in layers]))
-    bits = accounted_bits(solved, recipe.weight)
+    measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.weight)
     result.errors |= {key: {**{name: values[i] for name, values in measures.items()}, **bits, "size": weight[0].numel()}
                       for i, key in enumerate(keys)}
 
 
-def measure(weight: Tensor, solved: Compensated, statistics: SiteStatistics, rounded: Tensor) -> dict[str, list[float]]:
+def measure(weight: Tensor, solved: Compensated, site: Site) -> dict[str, list[float]]:
     """Relative squared errors per layer: of the weight, of the output for exact inputs (from the second moment), and of the output
-    with the input rounded as well (on the token sample). ``weight`` (layers, m, n), ``rounded`` samples (layers, tokens, n)."""
+    with the input rounded as well (on the token sample). ``weight`` (layers, m, n)."""
     used = solved.dequantized()
     error = weight - used
-    moment = statistics.second_moment.float()
-    samples = statistics.samples.float()
+    moment, samples = site.statistics.second_moment.float(), site.statistics.samples.float()
     wanted = samples @ weight.mT
-    joint = rounded @ used.mT - wanted
+    joint = site.rounded @ used.mT - wanted
 
     def energy(matrix: Tensor) -> Tensor:
         return ((matrix @ moment) * matrix).sum((-1, -2))

@@ -30,19 +30,13 @@ def code_values(number_format: NumberFormat, dtype: torch.dtype, device: torch.d
     return torch.tensor(number_format.values(), dtype=dtype, device=device)
 
 
-@cache
-def _midpoints(number_format: NumberFormat, dtype: torch.dtype, device: torch.device) -> Tensor:
-    values = torch.tensor(number_format.values(), dtype=torch.float64)
-    return ((values[1:] + values[:-1]) / 2).to(device, dtype)
-
-
 def encode(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
     """Codes of ``x``: int8 for symmetric integers, uint8 for asymmetric ones (code = round(x/step) + zero_point) and for floats and
     codebooks (the bit pattern, the position). ``step`` and ``zero_point`` (None: symmetric) broadcast against ``x``."""
     units = _units(x, step)
     element = scheme.element_format
     if element.kind == "codebook":
-        return torch.bucketize(units, _midpoints(element, units.dtype, units.device), out_int32=True).to(torch.uint8)
+        return _nearest_entry(units, element).to(torch.uint8)
     units = round_units_(units, zero_point, scheme)
     if element.kind == "float":
         return float_code(units, element)
@@ -77,8 +71,7 @@ def round_units_(units: Tensor, zero_point: Tensor | None, scheme: QuantScheme) 
     if element.kind == "float":
         return round_to_float_(units, element)
     if element.kind == "codebook":
-        positions = torch.bucketize(units, _midpoints(element, units.dtype, units.device), out_int32=True)
-        return code_values(element, units.dtype, units.device)[positions]
+        return code_values(element, units.dtype, units.device)[_nearest_entry(units, element)]
     low, high = scheme.code_range
     if zero_point is None:
         return units.round_().clamp_(low, high).add_(0.0)  # integers have one zero: -0 + 0 = +0
@@ -107,3 +100,14 @@ def float_code(values: Tensor, number_format: NumberFormat) -> Tensor:
     subnormal = (magnitude / number_format.minimum_positive).to(integer)
     code = torch.where(magnitude < number_format.minimum_normal, subnormal, normal)
     return (code + (torch.signbit(values).to(integer) << (number_format.bits - 1))).to(torch.uint8)
+
+
+def _nearest_entry(units: Tensor, number_format: NumberFormat) -> Tensor:
+    """Position (int32) of the codebook's entry nearest to each of ``units``, of two the lower one."""
+    return torch.bucketize(units.contiguous(), _midpoints(number_format, units.dtype, units.device), out_int32=True)
+
+
+@cache
+def _midpoints(number_format: NumberFormat, dtype: torch.dtype, device: torch.device) -> Tensor:
+    values = torch.tensor(number_format.values(), dtype=torch.float64)
+    return ((values[1:] + values[:-1]) / 2).to(device, dtype)

@@ -8,8 +8,8 @@ All tensors may carry leading dimensions, so that several layers are treated in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ class SiteStatistics:
     maximum: Tensor
     samples: Tensor
     estimated: bool = False
+    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, made once for these statistics: the linears that share a site share its factorizations."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        return self.memory[key]
 
     def transformed(self, T: Tensor | Rows, z: Tensor | None = None) -> SiteStatistics:
         """Statistics of x̃ = Tᵀ(x - z). ``T`` is a vector (a diagonal), a matrix (n, m), or a function x -> x T on the last dimension."""
@@ -51,13 +58,13 @@ class SiteStatistics:
         cross = self.mean.unsqueeze(-1) * z.unsqueeze(-2)
         moment = self.second_moment - cross - cross.mT + z.unsqueeze(-1) * z.unsqueeze(-2)
         samples = self.samples - z.unsqueeze(-2).to(self.samples)
-        return replace(self, mean=self.mean - z, second_moment=moment, samples=samples, minimum=self.minimum - z, maximum=self.maximum - z,
+        return replace(self, memory={}, mean=self.mean - z, second_moment=moment, samples=samples, minimum=self.minimum - z, maximum=self.maximum - z,
                        mean_absolute=samples.abs().mean(-2).to(self.mean), estimated=True)
 
     def _scaled(self, t: Tensor) -> SiteStatistics:
         t = t.to(self.mean)
         low, high = self.minimum * t, self.maximum * t
-        return replace(self, mean=self.mean * t, second_moment=self.second_moment * t.unsqueeze(-1) * t.unsqueeze(-2),
+        return replace(self, memory={}, mean=self.mean * t, second_moment=self.second_moment * t.unsqueeze(-1) * t.unsqueeze(-2),
                        mean_absolute=self.mean_absolute * t.abs(), minimum=torch.minimum(low, high), maximum=torch.maximum(low, high),
                        samples=self.samples * t.unsqueeze(-2).to(self.samples))
 

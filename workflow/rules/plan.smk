@@ -5,6 +5,8 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+# Huge pages for torch's large tensors: fresh 4 KB pages cost more than the arithmetic on them.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # One name for the folder of the scripts, so that the workflow also runs from elsewhere (as a module).
 SCRIPTS = os.path.relpath(os.path.join(workflow.basedir, "scripts"))
 

@@ -17,6 +17,7 @@ from ..statistics import SiteStatistics
 from .compensated import Compensated
 
 LARGEST_DAMPING = 10.0
+LARGEST_SOLVED = 96  # order up to which a triangular solve beats splitting
 LEAF = 16  # columns rounded one by one before a matrix product takes over
 
 
@@ -39,8 +40,20 @@ def inverse_factor(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         used = torch.where(failed > 0, torch.clamp(used * 10, min=1e-6), used)
         if used.max() > LARGEST_DAMPING:
             raise NumericalFailure(f"GPTQ: no Cholesky factor of the second moment with damping up to {LARGEST_DAMPING}")
-    upper = lower.flip(-1, -2)
-    return torch.linalg.solve_triangular(upper, identity.expand_as(upper), upper=True), used
+    return invert_upper(lower.flip(-1, -2)), used
+
+
+def invert_upper(upper: Tensor) -> Tensor:
+    """Inverse of upper triangular (*batch, n, n): halves inverted by themselves, the corner by two products."""
+    n = upper.shape[-1]
+    if n <= LARGEST_SOLVED:
+        return torch.linalg.solve_triangular(upper, torch.eye(n, dtype=upper.dtype, device=upper.device).expand_as(upper), upper=True)
+    first, second = slice(None, n // 2), slice(n // 2, None)
+    inverse = torch.zeros_like(upper)
+    inverse[..., first, first] = invert_upper(upper[..., first, first])
+    inverse[..., second, second] = invert_upper(upper[..., second, second])
+    inverse[..., first, second] = -inverse[..., first, first] @ upper[..., first, second] @ inverse[..., second, second]
+    return inverse
 
 
 def _round_columns(columns: Tensor, factor: Tensor, errors: Tensor, steps: Tensor, zeros: Tensor | None, scheme: QuantScheme) -> None:
@@ -80,11 +93,9 @@ def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, dampin
     scales stay where they are (static groups). A column whose input never was non-zero is set to zero, as published.
     """
     weight = weight.float()
-    moment = statistics.second_moment.double()
-    diagonal = moment.diagonal(dim1=-2, dim2=-1)
+    diagonal = statistics.second_moment.diagonal(dim1=-2, dim2=-1)
     dead = diagonal <= 0
     weight = weight.masked_fill(dead.unsqueeze(-2), 0.0)
-    moment = moment + torch.diag_embed(dead.double())
     parameters = find_parameters(weight, scheme)
     steps, zeros = step_size(parameters, scheme, weight.shape), zero_points(parameters, scheme, weight.shape)
     columns = weight.mT.contiguous()
@@ -92,10 +103,8 @@ def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, dampin
     zeros = None if zeros is None else _per_column(zeros, columns.shape[-2])
     order = diagonal.argsort(-1, descending=True, stable=True) if activation_order else None
     if order is not None:
-        moment = moment.gather(-2, order.unsqueeze(-1).expand_as(moment)).gather(-1, order.unsqueeze(-2).expand_as(moment))
         columns, steps, zeros = (_permuted(tensor, order) for tensor in (columns, steps, zeros))
-    factor, used = inverse_factor(moment, damping)
-    factor = factor.float()
+    factor, used = statistics.remembered(("gptq", damping, activation_order), lambda: _site_factor(statistics, dead, order, damping))
     errors = torch.empty_like(columns)
     for start in range(0, columns.shape[-2], block_size):
         block, rest = slice(start, start + block_size), slice(start + block_size, None)
@@ -107,6 +116,15 @@ def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, dampin
     if not torch.isfinite(columns).all():
         raise NumericalFailure("GPTQ: the rounded weight holds NaN or infinity")
     return Compensated(quantize(columns.mT, scheme, parameters), details={"damping": used.flatten().tolist()})
+
+
+def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
+    """:func:`inverse_factor` of a site, in float32, columns in ``order``; a dead column counts as an input of unit size."""
+    moment = statistics.second_moment.double() + torch.diag_embed(dead.double())
+    if order is not None:
+        moment = moment.gather(-2, order.unsqueeze(-1).expand_as(moment)).gather(-1, order.unsqueeze(-2).expand_as(moment))
+    factor, used = inverse_factor(moment, damping)
+    return factor.float(), used
 
 
 def _permuted(tensor: Tensor | None, order: Tensor) -> Tensor | None:

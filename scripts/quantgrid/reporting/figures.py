@@ -191,4 +191,3 @@ def write_data(records: pd.DataFrame, spec: Mapping[str, Any], path: str | Path)
     """Write the figure's marks (see :func:`points`) as CSV."""
     with replacing(path) as temporary:
         points(records, spec).to_csv(temporary, index=False, lineterminator="\n")
-
