@@ -14,6 +14,7 @@ rule evaluate_reference:
         f"{RESULTS}/benchmarks/evaluate_reference/{{model}}/{{corpus}}/{{key}}.tsv"
     conda:
         "../../envs/cpu.yaml"
+    priority: 10  # evaluated checkpoints free their space
     threads: THREADS
     resources:
         mem_mb=lambda w, attempt: 6000 * attempt,
@@ -35,6 +36,7 @@ rule evaluate_perplexity:
         f"{RESULTS}/benchmarks/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.tsv"
     conda:
         "../../envs/cpu.yaml"
+    priority: 10  # evaluated checkpoints free their space
     threads: THREADS
     resources:
         mem_mb=lambda w, attempt: 6000 * attempt,
@@ -56,6 +58,7 @@ rule evaluate_tasks:
         f"{RESULTS}/benchmarks/evaluate_tasks/{CELL}/{{key}}.tsv"
     conda:
         "../../envs/cpu.yaml"
+    priority: 10  # evaluated checkpoints free their space
     threads: THREADS
     resources:
         mem_mb=lambda w, attempt: 6000 * attempt,

@@ -63,6 +63,13 @@ def evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Mapping[str, Any]],
             for name, entry in tasks.items()}
 
 
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a canonical model folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """Only errors from the logger ``name``."""

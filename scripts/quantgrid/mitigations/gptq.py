@@ -101,7 +101,7 @@ def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, dampin
     columns = weight.mT.contiguous()
     steps = _per_column(steps, columns.shape[-2])
     zeros = None if zeros is None else _per_column(zeros, columns.shape[-2])
-    order = diagonal.argsort(-1, descending=True, stable=True) if activation_order else None
+    order = diagonal.argsort(dim=-1, descending=True, stable=True) if activation_order else None
     if order is not None:
         columns, steps, zeros = (_permuted(tensor, order) for tensor in (columns, steps, zeros))
     factor, used = statistics.remembered(("gptq", damping, activation_order), lambda: _site_factor(statistics, dead, order, damping))

@@ -15,7 +15,7 @@ from ..evaluation.significance import mean_and_error, paired_difference, perplex
 from ..grid import Cell, baseline
 from ..provenance import digest
 from ..storage import read_json, replacing
-from .records import NUMBERS, TEXTS
+from .records import NUMBERS
 
 UNITS = {"negative_log_likelihood": "nats/token", "kl_divergence": "nats/token", "bits_per_weight": "bits", "stored_bits_per_weight": "bits",
          "weight_sqnr_db": "dB", "output_sqnr_db": "dB", "joint_output_sqnr_db": "dB"}
@@ -89,6 +89,12 @@ def task_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, datas
         yield row
 
 
+def read(path: str | Path) -> pd.DataFrame:
+    """The records of one study as :func:`write` left them, every column."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return frame.assign(**{name: pd.to_numeric(frame[name], errors="coerce") for name in NUMBERS})
+
+
 def merge(studies: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Records of several studies as one frame; a cell that several studies share is there once, with all that was measured of it."""
     merged = pd.concat(studies, ignore_index=True).drop_duplicates(["cell", "metric", "dataset", "protocol"])
@@ -99,6 +105,6 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
     """CSV or, by its suffix, parquet; written whole."""
     with replacing(path) as temporary:
         if temporary.suffix == ".parquet":
-            frame.astype({name: str for name in TEXTS if name in frame} | {name: float for name in NUMBERS if name in frame}).to_parquet(temporary, index=False)
+            frame.to_parquet(temporary, index=False)
         else:
             frame.to_csv(temporary, index=False, lineterminator="\n")

@@ -61,9 +61,18 @@ def check_axes(names: Sequence[str], key: str) -> list[str]:
 
 
 def left_over(records: pd.DataFrame, used: Sequence[str]) -> list[str]:
-    """Axes that vary in the study and are not in ``used`` (the baseline counts for ``model`` only)."""
-    quantized = records[~is_baseline(records)]
-    return [axis for axis in AXES if axis not in used and (records if axis == "model" else quantized)[axis].nunique() > 1]
+    """Axes that a place in ``used`` does not yet tell apart (the baseline counts for ``model`` only).
+
+    An axis that follows from the others, as the granularity of a block format does from its format, is not among them.
+    """
+    found: list[str] = []
+    for axis in AXES:
+        part = records if axis == "model" else records[~is_baseline(records)]
+        known = [*used, *found]
+        values = part.groupby(known)[axis].nunique().max() if known and len(part) else part[axis].nunique()
+        if axis not in used and values > 1:
+            found.append(axis)
+    return found
 
 
 def check_one_cell_each(records: pd.DataFrame, axes: Sequence[str], key: str) -> None:

@@ -1,0 +1,61 @@
+"""Statistics of a site by their definition, in float64: the oracle that calibration and the closed forms are checked against.
+
+Also the inputs of a decoder whose transform leaves operations online, and statistics written as calibration writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantgrid.calibration import site_name
+from quantgrid.hadamard import hadamard_matrix
+from quantgrid.statistics import SiteStatistics, to_tensors
+from quantgrid.storage import write_tensors
+from reference_decoder import logits
+
+FIELDS = ("mean", "second_moment", "mean_absolute", "minimum", "maximum")
+
+
+def statistics_of(x: Tensor, samples: Tensor | None = None) -> SiteStatistics:
+    """Statistics of tokens ``x`` (tokens, n); all of them are the sample where none is given."""
+    x = x.double()
+    return SiteStatistics(len(x), x.mean(0), x.T @ x / len(x), x.abs().mean(0), x.amin(0), x.amax(0), x if samples is None else samples)
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> bool:
+    """Whether two tensors differ by at most ``tolerance`` of the larger one's largest magnitude."""
+    return ours.shape == theirs.shape and (ours - theirs).abs().max().item() <= tolerance * max(theirs.abs().max().item(), 1e-300)
+
+
+def apply_online(operations: list[dict], x: Tensor) -> Tensor:
+    """Online operations by dense matrices."""
+    for operation in operations:
+        assert operation == {"operation": "hadamard"}
+        x = x @ hadamard_matrix(x.shape[-1]).to(x) / x.shape[-1] ** 0.5
+    return x
+
+
+def prepared_inputs(state: dict[str, Tensor], config: dict, tokens: Tensor, online: Mapping[tuple[int, str], list[dict]]) -> dict[tuple[int, str], Tensor]:
+    """(layer, site) -> (tokens, n) float64: what the linears read after the site's online operations."""
+    seen: dict[tuple[int, str], Tensor] = {}
+
+    def hook(layer: int, site: str, x: Tensor) -> Tensor:
+        x = apply_online(online.get((layer, site), []), x)
+        seen[layer, site] = x.flatten(0, 1)
+        return x
+
+    logits(state, config, tokens, hook)
+    return seen
+
+
+def write_statistics(path: str | Path, inputs: Mapping[tuple[int, str], Tensor]) -> Path:
+    """A calibration file of the tokens ``inputs`` (layer, site) -> (tokens, n)."""
+    tensors: dict[str, Tensor] = {}
+    for (layer, site), x in inputs.items():
+        tensors |= to_tensors(site_name(layer, site), statistics_of(x))
+    write_tensors(path, tensors)
+    return Path(path)
