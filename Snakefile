@@ -44,3 +44,8 @@ rule tables:
 rule figures:
     input:
         collect(f"{RESULTS}/figures/{{study}}.png", study=STUDIES),
+
+
+onerror:
+    # What was computed is shown all the same; the page lists what is missing.
+    shell("python {SCRIPTS}/build_partial_report.py --spec {PARTIAL_REPORT:q} --report {RESULTS}/report.partial.html")

@@ -39,8 +39,8 @@ def apply_online(operations: list[dict], x: Tensor) -> Tensor:
     return x
 
 
-def prepared_inputs(state: dict[str, Tensor], config: dict, tokens: Tensor, online: Mapping[tuple[int, str], list[dict]]) -> dict[tuple[int, str], Tensor]:
-    """(layer, site) -> (tokens, n) float64: what the linears read after the site's online operations."""
+def run(state: dict[str, Tensor], config: dict, tokens: Tensor, online: Mapping[tuple[int, str], list[dict]]) -> tuple[Tensor, dict]:
+    """(logits, (layer, site) -> (tokens, n)) in float64: a decoder with online operations, and what its linears read after them."""
     seen: dict[tuple[int, str], Tensor] = {}
 
     def hook(layer: int, site: str, x: Tensor) -> Tensor:
@@ -48,8 +48,7 @@ def prepared_inputs(state: dict[str, Tensor], config: dict, tokens: Tensor, onli
         seen[layer, site] = x.flatten(0, 1)
         return x
 
-    logits(state, config, tokens, hook)
-    return seen
+    return logits(state, config, tokens, hook), seen
 
 
 def write_statistics(path: str | Path, inputs: Mapping[tuple[int, str], Tensor]) -> Path:

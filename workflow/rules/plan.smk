@@ -21,6 +21,7 @@ except ConfigError as error:
     raise WorkflowError(f"config: {error}") from None
 
 RESULTS = PLAN.results
+PARTIAL_REPORT = PLAN.reporting_spec("build_report")
 STUDIES = list(PLAN.studies)
 CELL = CELL_PATH
 THREADS = PLAN.config["threads"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..architecture import SITES, ModelShape
 from ..calibration import site_name
 from ..decoders import DecoderFolder, DecoderLayer
+from ..errors import NumericalFailure
 from ..statistics import from_file
 from ..storage import open_tensors, read_metadata, read_tensors, write_tensors
 
@@ -65,7 +66,11 @@ class Transform:
 
     @classmethod
     def load(cls, path: str | Path) -> Transform:
-        listed = read_metadata(path)["primitives"]
+        """The transform kept at ``path``; one whose fit broke down raises its :class:`NumericalFailure` again."""
+        about = read_metadata(path)
+        if about.get("status") == "failed":
+            raise NumericalFailure(about["reason"])
+        listed = about["primitives"]
         made = [getattr(import_module(f"{__package__}.{item['module']}"), item["class"])(**item["options"]) for item in listed]
         return cls(made, read_tensors(path))
 

@@ -1,0 +1,39 @@
+"""What the report page is built from: a section per study, and the context of the whole run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import pandas as pd
+
+from ..grid import Cell
+from . import costs
+from .collection import cell_key
+from .report import StudySection
+
+BESIDE = {"tables": ("csv", "md", "tex"), "figures": ("png", "pdf", "svg", "csv")}
+
+
+def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure: str | Path | None, base: Path) -> StudySection:
+    """One study: its presentation from the config, its records, its figure, and links to its files below ``base`` that exist."""
+    files = {"records, CSV": base / "studies" / f"{study}.csv"}
+    files |= {f"{folder[:-1]}, {suffix.upper()}": base / folder / f"{study}.{suffix}" for folder, suffixes in BESIDE.items() for suffix in suffixes}
+    links = {what: os.path.relpath(path, base) for what, path in files.items() if path.is_file()}
+    return StudySection({"study": study, **config["studies"][study]}, records, figure, links)
+
+
+def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Models with their provenance, corpora, versions, costs of the jobs so far, and the whole config."""
+    models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path")}
+              for name, entry in config["models"].items()]
+    corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
+    return {"title": config["report"]["title"], "models": models, "corpora": corpora, "config": dict(config), "versions": dict(versions),
+            "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing)}
+
+
+def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells with an evaluation that does not exist, one entry each, in the form that the report lists."""
+    return [{"cell": cell_key(cell), **cell.axes, "reason": "not computed: " + ", ".join(name for name in named if name not in found[cell])}
+            for cell, named in wanted.items() if set(named) - set(found[cell])]

@@ -1,0 +1,124 @@
+"""A killed driver, a killed job, a model with NaN: what was computed stays, what is wrong is said, the rest goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from workflow import Checkout, running_jobs
+
+pytestmark = pytest.mark.workflow
+RESULTS = "results-smoke"
+RESULT_FILES = ("evaluations/**/*.json", "results.csv", "cells.csv", "studies/*.csv", "tables/*", "figures/*")
+
+
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """The smoke config with two small studies: five quantized cells."""
+    config["studies"]["methods"] |= {"mitigations": ["rtn", "gptq", "low-rank"], "also": [{"transforms": ["hadamard"], "mitigations": ["gptq"]}]}
+    config["transforms"]["hadamard"] = {"method": "random_hadamard"}
+    config["studies"] = {"methods": config["studies"]["methods"]}
+    return config
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    checkout = Checkout.make(tmp_path_factory.mktemp("uninterrupted") / "quantgrid")
+    checkout.write_config(small(checkout.config()), "smoke")
+    checkout.run("smoke")
+    return checkout
+
+
+def fresh(uninterrupted: Checkout, folder: Path) -> Checkout:
+    """A checkout of the same config in which nothing ran yet."""
+    checkout = Checkout.make(folder)
+    shutil.copy(uninterrupted.folder / "config" / "smoke.yaml", checkout.folder / "config" / "smoke.yaml")
+    return checkout
+
+
+def kill_driver_when(checkout: Checkout, reached: Callable[[], bool]) -> None:
+    driver = checkout.start("smoke")
+    wait_for(lambda: reached() and bool(running_jobs(checkout.folder)))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+@pytest.mark.parametrize("folder", ["models", "quantized", "evaluations"])
+def test_a_killed_driver_leaves_no_trace_in_the_results(uninterrupted: Checkout, tmp_path: Path, folder: str):
+    """kill -9 in three stages of the run: the next run ends the orphans, needs no manual unlock, and ends in the same bytes."""
+    checkout = fresh(uninterrupted, tmp_path / "quantgrid")
+    kill_driver_when(checkout, lambda: any((checkout.folder / RESULTS / folder).rglob("*.*")))
+    assert running_jobs(checkout.folder), "the jobs of a killed driver go on; the next run has to end them"
+    orphans = set(running_jobs(checkout.folder))
+    output = checkout.run("smoke")
+    assert "of a run that was killed" in output
+    assert not orphans & set(running_jobs(checkout.folder))
+    assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
+
+
+def test_a_killed_job_fails_alone_and_the_next_run_completes(uninterrupted: Checkout, tmp_path: Path):
+    checkout = fresh(uninterrupted, tmp_path / "quantgrid")
+    driver = checkout.start("smoke")
+
+    def quantizing() -> list[int]:
+        return [pid for pid in running_jobs(checkout.folder) if b"scripts/quantize_model.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    wait_for(lambda: bool(quantizing()))
+    for pid in quantizing():
+        os.kill(pid, signal.SIGKILL)
+    assert driver.wait(timeout=600) != 0
+    results = checkout.folder / RESULTS
+    assert list(results.glob("evaluations/*/*/*/*/*/perplexity/*/*.json")), "the other cells go on"
+    partial = (results / "report.partial.html").read_text()
+    assert "not computed" in partial
+    checkout.run("smoke")
+    assert not (results / "report.partial.html").exists()
+    assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
+
+
+def test_nan_in_one_model_fails_its_cells_alone(uninterrupted: Checkout, tmp_path: Path):
+    """The cells of the broken model are results with a reason; those of the sound one, the tables and the report are there."""
+    checkout = fresh(uninterrupted, tmp_path / "quantgrid")
+    source = checkout.folder / "tests" / "data" / "tiny-llama"
+    broken = checkout.folder / "broken"
+    shutil.copytree(source, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    config = checkout.config()
+    config["models"]["broken"] = {"source": "local", "path": "broken"}
+    config["studies"]["methods"]["models"] = ["tiny-llama", "broken"]
+    checkout.write_config(config, "smoke")
+    checkout.run("smoke")
+    rows = list(csv.DictReader((checkout.folder / RESULTS / "results.csv").open()))
+    assert {row["status"] for row in rows if row["model"] == "tiny-llama"} == {"ok"}
+    failed = [row for row in rows if row["model"] == "broken"]
+    assert {row["status"] for row in failed} == {"failed"}
+    assert all("NaN" in row["reason"] for row in failed)
+    assert "failed" in (checkout.folder / RESULTS / "tables" / "methods.md").read_text()
+    assert "holds NaN or infinity" in (checkout.folder / RESULTS / "report.html").read_text()
+
+
+def test_a_second_driver_in_the_same_folder_is_told_so(uninterrupted: Checkout, tmp_path: Path):
+    checkout = fresh(uninterrupted, tmp_path / "quantgrid")
+    driver = checkout.start("smoke")
+    wait_for(lambda: bool(running_jobs(checkout.folder)))
+    second = subprocess.run(checkout.command("smoke"), cwd=checkout.folder, capture_output=True, text=True, timeout=120)
+    assert second.returncode != 0 and "lock" in (second.stdout + second.stderr).lower()
+    assert driver.wait(timeout=600) == 0
+    assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)

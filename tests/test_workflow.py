@@ -1,0 +1,153 @@
+"""The workflow end to end on the smoke config: outputs, golden numbers, what an edit reruns, a new method, one table alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from workflow import ROOT, Checkout
+
+pytestmark = pytest.mark.workflow
+RESULTS = "results-smoke"
+GOLDEN = Path(__file__).parent / "data" / "golden-smoke.csv"
+EXAMPLE = ROOT / "docs" / "examples" / "random_orthogonal.py"
+
+
+def rows(checkout: Checkout, results: str = RESULTS) -> list[dict[str, str]]:
+    return list(csv.DictReader((checkout.folder / results / "results.csv").open()))
+
+
+def axes(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[axis] for axis in ("model", "transform", "mitigation", "granularity", "format"))
+
+
+def cells_of(jobs: list[tuple[str, dict[str, str]]], rule: str) -> set[tuple[str, str, str]]:
+    return {(w["transform"], w["mitigation"], w["format"]) for name, w in jobs if name == rule}
+
+
+def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
+    folder = smoke.folder / RESULTS
+    for study in smoke.config()["studies"]:
+        for path in (f"tables/{study}.csv", f"tables/{study}.md", f"tables/{study}.tex", f"figures/{study}.png", f"figures/{study}.pdf",
+                     f"figures/{study}.svg", f"figures/{study}.csv", f"studies/{study}.csv"):
+            assert (folder / path).stat().st_size > 0, path
+    assert {row["status"] for row in rows(smoke)} == {"ok"}
+    assert {"perplexity", "kl_divergence", "accuracy", "bits_per_weight", "weight_sqnr_db"} <= {row["metric"] for row in rows(smoke)}
+    assert (folder / "results.parquet").is_file()
+    page = (folder / "report.html").read_text()
+    assert "src=\"http" not in page and "href=\"http" not in page
+    assert all(study["title"] in page for study in smoke.config()["studies"].values())
+
+
+def test_every_method_and_every_format_of_the_registry_is_in_the_smoke_config():
+    from quantgrid import registry
+
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    for axis in ("transforms", "mitigations"):
+        used = {entry["method"] for entry in config[axis].values()} | {"none"}
+        assert used == set(registry.METHODS[axis]), axis
+
+
+def test_golden_numbers(smoke: Checkout):
+    """Perplexities stay within 2 % of the recorded ones (10 % where it is above 1,000): arithmetic differs between machines by less."""
+    found = {axes(row): float(row["value"]) for row in rows(smoke) if row["metric"] == "perplexity"}
+    golden = {axes(row): float(row["perplexity"]) for row in csv.DictReader(GOLDEN.open())}
+    assert set(found) == set(golden)
+    far = {cell: (found[cell], value) for cell, value in golden.items()
+           if abs(math.log(found[cell] / value)) > (0.02 if value < 1000 else 0.1)}
+    assert not far
+
+
+def test_quantization_orders_the_cells_as_it_must(smoke: Checkout):
+    """What holds on this model by a wide margin: outliers ruin INT4, rotation repairs it, GPTQ leaves less output error than RTN."""
+    value = {(row["transform"], row["mitigation"], row["granularity"], row["format"], row["metric"]): float(row["value"]) for row in rows(smoke)
+             if row["value"]}
+    full = value["none", "none", "-", "bf16", "perplexity"]
+    rtn = value["none", "rtn", "channel", "int4", "perplexity"]
+    assert rtn > 5 * full
+    assert value["hadamard-s0", "gptq", "channel", "int4", "perplexity"] < 1.3 * full
+    assert value["none", "gptq", "channel", "int4", "output_sqnr_db"] > value["none", "rtn", "channel", "int4", "output_sqnr_db"]
+    assert value["none", "rtn", "channel", "int8", "kl_divergence"] < value["none", "rtn", "channel", "int4", "kl_divergence"] / 10
+
+
+def test_nothing_to_do_afterwards(smoke: Checkout):
+    assert smoke.planned("smoke") == []
+    assert "Nothing to be done" in smoke.run("smoke", "--dry-run")
+
+
+def test_an_edited_alpha_reruns_the_cells_with_scaling_only(smoke: Checkout):
+    config = smoke.config()
+    config["transforms"]["smoothquant"]["alpha"] = 0.6
+    smoke.write_config(config)
+    jobs = smoke.planned("edited")
+    assert cells_of(jobs, "quantize_model") == cells_of(jobs, "evaluate_perplexity") == {("smoothquant", "gptq", "int4")}
+    assert {w["transform"] for rule, w in jobs if rule == "fit_transform"} == {"smoothquant"}
+    assert {w["study"] for rule, w in jobs if "study" in w} == {"methods"}
+    assert not {rule for rule, _ in jobs} & {"fetch_model", "tokenize_corpus", "calibrate_model", "evaluate_reference", "evaluate_tasks"}
+
+
+def test_an_added_mitigation_runs_its_new_cells_only(smoke: Checkout):
+    config = smoke.config()
+    config["studies"]["formats"]["mitigations"].append("gptq")
+    config["studies"]["formats"]["formats"] = ["int4", "fp4"]
+    smoke.write_config(config)
+    jobs = smoke.planned("edited")
+    assert cells_of(jobs, "quantize_model") == {("none", "gptq", "fp4")}  # gptq with int4 is a cell of another study already
+
+
+@pytest.mark.parametrize(("change", "rules"), [
+    (lambda c: c["studies"]["formats"].update(title="Another title"), {"tabulate_study", "plot_study"}),
+    (lambda c: c["studies"]["formats"]["table"].update(metrics=["perplexity"]), {"tabulate_study"}),
+    (lambda c: c["studies"]["formats"]["figure"].update(scale="linear"), {"plot_study"}),
+    (lambda c: c["models"]["tiny-llama"].update(note="another note"), set()),
+])
+def test_an_edit_of_the_presentation_computes_no_cell(smoke: Checkout, change, rules):
+    config = smoke.config()
+    change(config)
+    smoke.write_config(config)
+    planned = {rule for rule, _ in smoke.planned("edited")}
+    assert planned - {"build_report", "all", "collect_study", "collect_results"} == rules or (not rules and planned <= {"build_report", "all",
+                                                                                              "collect_study", "collect_results"} | {"tabulate_study", "plot_study"})
+    assert not planned & {"quantize_model", "evaluate_perplexity", "calibrate_model", "fetch_model"}
+
+
+def test_one_table_by_itself(smoke: Checkout, tmp_path: Path):
+    config = smoke.config()
+    config["results_dir"] = "results-one"
+    smoke.write_config(config, "one")
+    jobs = smoke.planned("one", "--table", "granularity")
+    assert {w["granularity"] for rule, w in jobs if rule == "quantize_model"} == {"-", "tensor", "group-32"}
+    assert {rule for rule, _ in jobs} == {"fetch_model", "tokenize_corpus", "calibrate_model", "fit_transform", "quantize_model", "evaluate_reference",
+                                          "evaluate_perplexity", "evaluate_tasks", "collect_study", "tabulate_study"}
+
+
+def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_path: Path):
+    """The documented example becomes part of tables and figures, and no cell that existed is computed again."""
+    checkout = Checkout(tmp_path / "quantgrid")
+    shutil.copytree(smoke.folder, checkout.folder, symlinks=True)
+    library = checkout.folder / "scripts" / "quantgrid"
+    shutil.copy(EXAMPLE, library / "transforms" / EXAMPLE.name)
+    line = next(line for line in EXAMPLE.read_text().splitlines() if line.strip().startswith('"random_orthogonal": Method('))
+    registry = library / "registry.py"
+    registry.write_text(registry.read_text().replace('    "none": Method("transforms.none"', f'{line}\n    "none": Method("transforms.none"'))
+    config = checkout.config()
+    config["studies"]["methods"]["also"].append({"transforms": ["random_orthogonal"], "mitigations": ["gptq"]})
+    checkout.write_config(config, "smoke")
+    assert cells_of(checkout.planned("smoke"), "quantize_model") == {("random_orthogonal", "gptq", "int4")}
+    checkout.run("smoke")
+    assert "random_orthogonal" in (checkout.folder / RESULTS / "tables" / "methods.csv").read_text()
+    assert "random_orthogonal" in (checkout.folder / RESULTS / "figures" / "methods.csv").read_text()
+    value = {row["transform"]: float(row["value"]) for row in rows(checkout) if row["metric"] == "perplexity" and row["mitigation"] == "gptq"}
+    assert value["random_orthogonal"] < value["none"] / 3
+
+
+def test_every_json_says_what_it_is_and_what_it_read(smoke: Checkout):
+    for name, content in smoke.contents(RESULTS, "evaluations/**/*.json").items():
+        about = json.loads(content)
+        assert about["status"] == "ok" and about["axes"]["model"] == "tiny-llama" and about["versions"]["torch"], name
+        assert all(len(digest) == 64 for digest in about["inputs"].values()) and (about["inputs"] or "/bf16/" in name), name

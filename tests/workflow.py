@@ -1,0 +1,79 @@
+"""Running the workflow in a copy of the repository, for the tests that need the real thing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "results*", ".snakemake", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
+LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
+
+
+@dataclass
+class Checkout:
+    """A copy of the repository in which a config is run."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Checkout:
+        shutil.copytree(ROOT, folder, ignore=LEFT_OUT, symlinks=True)
+        return cls(folder)
+
+    def config(self, name: str = "smoke") -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "config" / f"{name}.yaml").read_text())
+
+    def write_config(self, config: dict[str, Any], name: str = "edited") -> Path:
+        path = self.folder / "config" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    def command(self, config: str, *options: str) -> list[str]:
+        return [sys.executable, "scripts/run_workflow.py", "--configfile", f"config/{config}.yaml", "--cores", "2", *options]
+
+    def start(self, config: str, *options: str) -> subprocess.Popen:
+        log = open(self.folder / f"{config}.log", "ab")
+        return subprocess.Popen(self.command(config, *options), cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+
+    def run(self, config: str, *options: str, ok: bool = True) -> str:
+        """Output of a run (standard output and error); with ``ok``, a failure fails the test and shows it."""
+        done = subprocess.run(self.command(config, *options), cwd=self.folder, capture_output=True, text=True, timeout=1500)
+        output = done.stdout + done.stderr
+        assert not ok or done.returncode == 0, output[-6000:]
+        return output
+
+    def planned(self, config: str, *options: str) -> list[tuple[str, dict[str, str]]]:
+        """(rule, wildcards) of every job that a run would start."""
+        output = self.run(config, "--dry-run", *options)
+        jobs = []
+        for rule, body in LISTED.findall(output):
+            wildcards = re.search(r"^    wildcards: (.*)$", body, re.MULTILINE)
+            jobs.append((rule, dict(pair.split("=", 1) for pair in wildcards[1].split(", ")) if wildcards else {}))
+        return jobs
+
+    def contents(self, results: str, *patterns: str) -> dict[str, bytes]:
+        """Relative path -> bytes of the files of a results folder that match."""
+        base = self.folder / results
+        return {str(path.relative_to(base)): path.read_bytes() for pattern in patterns for path in sorted(base.glob(pattern)) if path.is_file()}
+
+
+def running_jobs(folder: Path) -> list[int]:
+    """Process ids of scripts of the workflow that run in ``folder``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.readlink(entry / "cwd") == str(folder) and b"scripts/" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
