@@ -8,7 +8,7 @@ baseline of its models. Standard library only; nothing here reads a weight.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any, Iterator, Mapping
@@ -16,7 +16,7 @@ from typing import Any, Iterator, Mapping
 from . import registry, schemes
 from .architecture import SITES, ModelShape
 from .errors import ConfigError, unknown_name
-from .granularities import parse_granularity
+from .granularities import cell_schemes, parse_granularity
 from .hadamard_orders import is_reachable
 from .model_shapes import shape_of
 
@@ -76,23 +76,36 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
 
 
 def _product(config: Mapping[str, Any], block: Mapping[str, Any], where: str) -> Iterator[Cell]:
-    names = [[name for given in block.get(axis, ()) for name in entry_names(config, axis, given, where)] for axis in AXES]
+    names = [[name for given in block.get(axis, ()) for name in entry_names(config, axis, given, f"{where}.{axis}")] for axis in AXES]
     for values in product(*names):
         yield _settle(config, Cell(*values))
 
 
+def names_in(study: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(axis, name, key below the study) of every name that a study gives: on its axes, under ``also`` and under ``exclude``."""
+    for key, block in (("", study), *((f"also.{number}.", part) for number, part in enumerate(study.get("also", [])))):
+        yield from ((axis, name, f"{key}{axis}") for axis in AXES for name in block.get(axis, ()))
+    for number, pattern in enumerate(study.get("exclude", [])):
+        for axis, singular in AXES.items():
+            yield from ((axis, name, f"exclude.{number}.{singular}") for name in _listed(pattern.get(singular, [])))
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    return names if isinstance(names, list) else [names]
+
+
 def entry_names(config: Mapping[str, Any], axis: str, given: str, where: str) -> list[str]:
-    """The names that ``given`` stands for: itself, or one per seed where its entry lists ``seeds``."""
+    """The names that ``given``, at the config key ``where``, stands for: itself, or one per seed where its entry lists ``seeds``."""
     entry = config.get(axis, {}).get(given) or {}
     if "seeds" in entry:
         return [f"{given}-s{seed}" for seed in entry["seeds"]]
     if axis == "granularities":
         if given != "native":
-            parse_granularity(given, f"{where}.granularities")
+            parse_granularity(given, where)
         return [given]
     known = known_names(config, axis)
     if given not in known:
-        raise ConfigError(f"{where}.{axis}: {unknown_name(AXES[axis], given, known)}")
+        raise ConfigError(f"{where}: {unknown_name(AXES[axis], given, known)}")
     return [given]
 
 
@@ -117,10 +130,14 @@ def _settle(config: Mapping[str, Any], cell: Cell) -> Cell:
     """A full-precision format leaves nothing to mitigate; ``native`` is a format's own block, or one scale per channel."""
     if cell.format == FULL_PRECISION:
         return Cell(cell.model, cell.transform, "none", "-", cell.format)
-    if cell.granularity == "native":
-        block = schemes.PRESETS[_preset(config, cell.format)]["block"]
-        return Cell(cell.model, cell.transform, cell.mitigation, f"group-{block}" if block else "channel", cell.format)
-    return cell
+    return replace(cell, granularity=_settled_granularity(config, cell.granularity, cell.format))
+
+
+def _settled_granularity(config: Mapping[str, Any], granularity: str, format: str) -> str:
+    if granularity != "native":
+        return granularity
+    block = schemes.PRESETS[_preset(config, format)]["block"]
+    return f"group-{block}" if block else "channel"
 
 
 def _preset(config: Mapping[str, Any], name: str) -> str:
@@ -134,7 +151,9 @@ def _matches(config: Mapping[str, Any], cell: Cell, pattern: Mapping[str, Any], 
     """Whether ``cell`` has, on every axis that ``pattern`` names, one of the values that it gives."""
     for key, wanted in pattern.items():
         axis = next(plural for plural, singular in AXES.items() if singular == key)
-        values = [name for value in (wanted if isinstance(wanted, list) else [wanted]) for name in entry_names(config, axis, value, where)]
+        values = [name for value in _listed(wanted) for name in entry_names(config, axis, value, f"{where}.exclude")]
+        if axis == "granularities":
+            values = [_settled_granularity(config, name, cell.format) for name in values]
         if getattr(cell, key) not in values:
             return False
     return True
@@ -175,11 +194,23 @@ def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape,
     if block and cell.granularity != f"group-{block}":
         raise ConfigError(f"{where}: format '{cell.format}' has blocks of {block} by definition, so granularity '{cell.granularity}' "
                           f"contradicts it; use 'group-{block}' or 'native', or exclude the pair")
-    _, group = parse_granularity(cell.granularity, f"{where}.granularities")
-    if group is None:
-        return
-    for site in SITES:
-        if sizes.site_size(site) % group:
+    for tensor, scheme in resolved_schemes(config, cell).items():
+        group = scheme and scheme["group_size"]
+        site = next((site for site in SITES if group and sizes.site_size(site) % group), None)
+        if site is not None:
             fitting = [size for size in (16, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if all(sizes.site_size(s) % size == 0 for s in SITES)]
-            raise ConfigError(f"{where}: granularity '{cell.granularity}' does not divide the {sizes.site_size(site)} inputs of site '{site}' "
+            culprit = f"granularity '{cell.granularity}'" if cell.granularity == f"group-{group}" else f"formats.{cell.format}.{tensor}: group size {group}"
+            raise ConfigError(f"{where}: {culprit} does not divide the {sizes.site_size(site)} inputs of site '{site}' "
                               f"of model '{cell.model}'; group sizes that fit all its sites: {', '.join(map(str, fitting)) or 'none'}")
+
+
+def resolved_schemes(config: Mapping[str, Any], cell: Cell) -> dict[str, dict | None]:
+    """Weight and activation scheme of a cell with every field filled in; None where nothing is rounded."""
+    if not cell.quantized:
+        return {"weight": None, "activation": None}
+    return _schemes(json.dumps(entry(config, "formats", cell.format)), cell.granularity, f"formats.{cell.format}")
+
+
+@cache
+def _schemes(entry: str, granularity: str, where: str) -> dict[str, dict | None]:
+    return cell_schemes(json.loads(entry), granularity, where)

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, Callable, Mapping
 
 from . import grid, registry
-from .granularities import cell_schemes
 from .grid import Cell
 from .provenance import canonical, code_hash, digest, fingerprint, versions
 
@@ -48,13 +47,21 @@ class Step:
         return self.wildcards["key"]
 
 
+def without_note(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A config entry less what is there for readers only."""
+    return {key: value for key, value in entry.items() if key != "note"}
+
+
 class Plan:
-    """All steps of one validated config, made on demand and kept by rule and key."""
+    """All steps of one validated config, made on demand and kept by rule and wildcards.
+
+    The key alone does not tell two steps apart: two names for the same options give the same key at two places.
+    """
 
     def __init__(self, config: Mapping[str, Any]):
         self.config = config
         self.results = config["results_dir"].rstrip("/")
-        self.steps: dict[str, dict[str, Step]] = {rule: {} for rule in OUTPUTS}
+        self.steps: dict[str, dict[frozenset, Step]] = {rule: {} for rule in OUTPUTS}
         self._known: dict[tuple, Step] = {}
 
     @cached_property
@@ -75,11 +82,11 @@ class Plan:
     def inputs(self, rule: str) -> Callable[[Any], Mapping[str, str]]:
         """Input function of a rule: wildcards -> named paths; an input that this step does without is an empty list."""
         without = {name: [] for name in OPTIONAL_INPUTS.get(rule, ())}
-        return lambda wildcards: {**without, **self.steps[rule][wildcards.key].inputs}
+        return lambda wildcards: {**without, **self.steps[rule][frozenset(wildcards.items())].inputs}
 
     def spec(self, rule: str) -> Callable[[Any], str]:
         """Function of a rule's wildcards that gives the job's specification as canonical JSON."""
-        return lambda wildcards: canonical(self.steps[rule][wildcards.key].spec)
+        return lambda wildcards: canonical(self.steps[rule][frozenset(wildcards.items())].spec)
 
     def _step(self, rule: str, spec: dict[str, Any], reads: Mapping[str, tuple[Step, str]], modules: tuple[str, ...] = (),
               packages: tuple[str, ...] = ("torch",), **wildcards: str) -> Step:
@@ -91,7 +98,7 @@ class Plan:
             wildcards = {**wildcards, "key": digest(full)}
             step = Step(rule, wildcards, {**full, "axes": wildcards}, {name: step.outputs[output] for name, (step, output) in reads.items()},
                         {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()})
-            self._known[known] = self.steps[rule][step.key] = step
+            self._known[known] = self.steps[rule][frozenset(wildcards.items())] = step
         return self._known[known]
 
     @property
@@ -101,12 +108,12 @@ class Plan:
     # -- the steps ------------------------------------------------------------------------------------------------------------
 
     def fetch_model(self, model: str) -> Step:
-        entry = {key: value for key, value in self.config["models"][model].items() if key != "note"}
+        entry = without_note(self.config["models"][model])
         found = {"files": fingerprint(entry["path"])} if entry["source"] == "local" else {}
         return self._step("fetch_model", {"model": entry, **found}, {}, packages=("transformers",), model=model)
 
     def tokenize_corpus(self, model: str, corpus: str) -> Step:
-        entry = dict(self.config["corpora"][corpus])
+        entry = without_note(self.config["corpora"][corpus])
         if entry["source"] == "builtin":
             found = {"python": platform.python_version()}
         else:
@@ -130,19 +137,12 @@ class Plan:
         if method.seeded:
             spec["seed"] = entry.get("seed", self.config["seed"])
         if method.fitted_to_scheme:
-            spec["schemes"] = self.schemes(cell)
+            spec["schemes"] = grid.resolved_schemes(self.config, cell)
             target = f"{cell.format}-{cell.granularity}"
         reads = {"model": (self.fetch_model(cell.model), "folder")}
         if method.calibrated:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
         return self._step("fit_transform", spec, reads, (method.module,), model=cell.model, transform=cell.transform, target=target)
-
-    def schemes(self, cell: Cell) -> dict[str, Any]:
-        """Weight and activation scheme of a cell, fully resolved; None where nothing is rounded."""
-        entry = grid.entry(self.config, "formats", cell.format)
-        if cell.granularity == "-":
-            return {"weight": None, "activation": None}
-        return cell_schemes(entry, cell.granularity, f"formats.{cell.format}")
 
     def quantize_model(self, cell: Cell) -> Step:
         entry = grid.entry(self.config, "mitigations", cell.mitigation)
@@ -151,7 +151,8 @@ class Plan:
         reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform")}
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
-        spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": self.schemes(cell), **self._compute}
+        spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
+                **self._compute}
         return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
 
     def evaluate_reference(self, model: str, corpus: str) -> Step:
@@ -169,7 +170,7 @@ class Plan:
 
     def evaluate_tasks(self, cell: Cell, tasks: tuple[str, ...]) -> Step:
         quantized = self.quantize_model(cell)
-        entries = {name: dict(self.config["tasks"][name]) for name in tasks}
+        entries = {name: without_note(self.config["tasks"][name]) for name in tasks}
         found = {name: fingerprint(entry["path"]) for name, entry in entries.items() if entry["source"] == "local"}
         found |= {name: platform.python_version() for name, entry in entries.items() if entry["source"] == "builtin"}
         spec = {"tasks": entries, "sources": found, "evaluation": self.config["evaluation"], "seed": self.config["seed"], **self._compute}
@@ -209,15 +210,15 @@ class Plan:
 
     def study_config(self, study: str) -> dict[str, Any]:
         """The part of the config that decides which cells a study has and where their evaluations lie."""
-        cells = self.studies[study]
+        cells, entry = self.studies[study], self.config["studies"][study]
         part = {key: value for key, value in self.config.items() if key not in ("studies", "report")}
         for axis, singular in grid.AXES.items():
-            if axis in part:
-                used = {getattr(cell, singular) for cell in cells}
+            if axis in part:  # a name that 'exclude' leaves no cell of has to be known all the same
+                used = {getattr(cell, singular) for cell in cells} | {name for named, name, _ in grid.names_in(entry) if named == axis}
                 part[axis] = {name: entry for name, entry in part[axis].items()
                               if used & {name, *grid.entry_names(self.config, axis, name, axis)}}
         shown = ("title", "description", "paper", "table", "figure")
-        part["studies"] = {study: {key: value for key, value in self.config["studies"][study].items() if key not in shown}}
+        part["studies"] = {study: {key: value for key, value in entry.items() if key not in shown}}
         return part
 
     def reporting_spec(self, rule: str, study: str | None = None) -> str:

@@ -79,7 +79,7 @@ def _targets(path: Path, node: ast.ImportFrom) -> set[Path]:
 def _module_file(dotted: str) -> Path | None:
     """File of a module of the library, None for anything else and for what :data:`_LEFT_OUT` names."""
     parts = dotted.split(".")
-    if parts[0] != "quantgrid" or parts[-1] in _LEFT_OUT:
+    if parts[0] != "quantgrid" or (len(parts) == 2 and parts[1] in _LEFT_OUT):
         return None
     file = SCRIPTS.joinpath(*parts).with_suffix(".py")
     return file if file.is_file() else None
@@ -101,7 +101,7 @@ def code_hash(script: str, *modules: str) -> str:
 
 def fingerprint(path: str | Path, whole_below: int = 64 << 20) -> dict[str, str]:
     """Identity of a file or of all files in a folder: sha256 up to ``whole_below`` bytes, size and time of change beyond."""
-    path = Path(path)
+    path = Path(path).expanduser()
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     return {file.name: _identity(file, file.stat().st_size, file.stat().st_mtime_ns, whole_below) for file in files}
 

@@ -6,6 +6,7 @@ in a config. The code hash behind every path never covers this file, so that a n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -32,7 +33,8 @@ class Option:
             raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
         if self.choices is not None and any(item not in self.choices for item in (value if kind is list else [value])):
             raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
-        if (self.minimum is not None and value < self.minimum) or (self.maximum is not None and value > self.maximum):
+        finite = kind is not float or math.isfinite(value)
+        if not finite or (self.minimum is not None and value < self.minimum) or (self.maximum is not None and value > self.maximum):
             raise ConfigError(f"{where}: {value!r} is out of range; expected {self.describe()}")
         return value
 
