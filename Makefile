@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --cores $(CORES)
 
-.PHONY: run test smoke dry-run table figure lint help
+.PHONY: run test smoke dry-run table figure docs lint help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -43,6 +43,9 @@ $(VENV)/.installed: envs/requirements.txt
 $(VENV)/.installed-dev: $(VENV)/.installed envs/requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-dev.txt
 	@touch $@
+
+docs: $(VENV)/.installed  ## the results of the default run into README.md and docs/
+	$(BIN)/python docs/update.py
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12

@@ -48,4 +48,4 @@ rule figures:
 
 onerror:
     # What was computed is shown all the same; the page lists what is missing.
-    shell("python {SCRIPTS}/build_partial_report.py --spec {PARTIAL_REPORT:q} --report {RESULTS}/report.partial.html")
+    shell("python $QUANTGRID_SCRIPTS/build_partial_report.py --spec {PARTIAL_REPORT:q} --report {RESULTS}/report.partial.html")

@@ -20,6 +20,7 @@ from torch import Tensor
 from quantgrid import linear as linear_module
 from quantgrid import quantization
 from quantgrid.architecture import END_ROLES, LINEARS, SITE_OF, SITES, layer_tensors
+from quantgrid.architecture import linear_module as linear_module_of
 from quantgrid.checkpoints import bare_name, load_full_precision, load_quantized, save_failed, save_quantized
 from quantgrid.decoders import DecoderFolder, DecoderLayer
 from quantgrid.errors import ConfigError, NumericalFailure
@@ -35,7 +36,7 @@ from quantgrid.transforms import random_hadamard, scaling
 from quantgrid.transforms.composition import Transform, fit, layer_state
 from reference_decoder import logits, site_inputs
 from reference_statistics import apply_online, close, write_statistics
-from tiny_decoders import CASES, Case, random_tokens, save
+from tiny_decoders import CASES, random_tokens, save
 
 SCRIPTS = Path(quantization.__file__).parents[1]
 LLAMA = next(case for case in CASES if case.bias and case.tied)
@@ -72,6 +73,8 @@ def given(tmp_path_factory) -> dict[str, Given]:
 
 
 def schemes(preset: str, granularity: str = "channel") -> tuple[QuantScheme | None, QuantScheme | None]:
+    if preset == "bf16":
+        return None, None
     found = cell_schemes({"preset": preset}, granularity, "test")
     return tuple(QuantScheme.from_dict(fields) if fields else None for fields in (found["weight"], found["activation"]))
 
@@ -104,8 +107,23 @@ def static_rounding(x: Tensor, low: float, high: float) -> Tensor:
     return (torch.clamp(torch.round(x / step) + zero, 0, 15) - zero) * step
 
 
-def expected_logits(made: Given, transform: str, preset: str, granularity: str, done: Quantized) -> Tensor:
-    """The reference decoder on weights rounded by definition, inputs transformed and rounded by a hook, norms and biases in float32, ends in bfloat16."""
+def logits_and_inputs(model: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, dict[tuple[int, str], Tensor]]:
+    """Logits of a running model, and what reaches every site before it is prepared."""
+    seen: dict[tuple[int, str], Tensor] = {}
+    for index, layer in enumerate(model.model.layers):
+        for site, linears in SITES.items():
+            layer.get_submodule(linear_module_of(linears[0])).register_forward_pre_hook(
+                lambda _module, inputs, key=(index, site): seen.update({key: inputs[0]}))
+    with torch.no_grad():
+        return model(tokens).logits.double(), seen
+
+
+def expected_logits(made: Given, transform: str, preset: str, granularity: str, done: Quantized, seen: dict | None = None) -> Tensor:
+    """The reference decoder on weights rounded by definition, inputs transformed and rounded by a hook, norms and biases in float32, ends in bfloat16.
+
+    Where the running model's inputs are ``seen`` they must be those of the reference, and are rounded in their place: transformers' norms
+    work in float32, which would turn a rounding here and there (bfloat16 embeddings make ties).
+    """
     fitted = fit(TRANSFORMS[transform], made.decoder, made.statistics)
     layers, (weight, activation) = transformed_layers(made, fitted), schemes(preset, granularity)
     ends = made.decoder.ends()
@@ -122,6 +140,9 @@ def expected_logits(made: Given, transform: str, preset: str, granularity: str, 
             state[names[role]] = rounded.double() if parts[0] is None else rounded.double() + parts[0].double() @ parts[1].double()
 
     def hook(index: int, site: str, x: Tensor) -> Tensor:
+        if seen is not None:
+            assert close(seen[index, site], x, 2e-6), (index, site)
+            x = seen[index, site]
         x = apply_online(layers[index].online[site], x)
         if activation is None:
             return x
@@ -131,11 +152,6 @@ def expected_logits(made: Given, transform: str, preset: str, granularity: str, 
         return fake_quantize(x, activation)
 
     return logits(state, made.config, made.tokens, hook)
-
-
-def windows_that_differ(found: Tensor, wanted: Tensor, tolerance: float = 2e-5) -> int:
-    """Windows whose logits differ: transformers' float32 norms may turn a rounding of an activation, which then shows in all of its window."""
-    return int(((found.double() - wanted).abs().amax((1, 2)) > tolerance * wanted.abs().max()).sum())
 
 
 RUNS = [("llama", "none", preset, granularity, rtn) for preset, granularity in (*GRANULAR, ("bf16", "channel"))
@@ -150,21 +166,17 @@ RUNS += [("llama", "hadamard", "nvfp4", "channel", rtn), ("qwen2", "hadamard", "
 def test_the_loaded_model_computes_what_the_definition_says(case, transform, preset, granularity, mitigation, given, tmp_path):
     made = given[case]
     done = quantized(made, transform, preset, granularity, None if preset == "bf16" else mitigation)
-    model = load_quantized(saved(done, tmp_path), torch.float64)
-    with torch.no_grad():
-        found = model(made.tokens).logits
-    assert windows_that_differ(found, expected_logits(made, transform, preset, granularity, done)) <= 1
-    if preset not in ("bf16", "int8", "w8a8"):  # and what it computes is not the unrounded model
-        assert windows_that_differ(found, expected_logits(made, transform, "bf16", "channel", done), 1e-2) == len(found)
+    found, seen = logits_and_inputs(load_quantized(saved(done, tmp_path), torch.float64), made.tokens)
+    assert close(found, expected_logits(made, transform, preset, granularity, done, seen), 2e-6)
+    if preset != "bf16":
+        assert not close(found, expected_logits(made, transform, "bf16", "channel", done), 1e-3)
 
 
 @pytest.mark.parametrize("preset, granularity", [("int4", "channel"), ("int4", "tensor"), ("nvfp4", "channel"), ("int4", "group-16")])
-def test_a_window_does_not_depend_on_its_batch(preset, granularity, given, tmp_path):
-    made = given["llama"]
-    model = load_quantized(saved(quantized(made, "hadamard", preset, granularity), tmp_path), torch.float64)
-    with torch.no_grad():
-        together, alone = model(made.tokens).logits, torch.cat([model(window[None]).logits for window in made.tokens])
-    assert windows_that_differ(together, alone) <= 1
+def test_a_token_does_not_depend_on_its_batch(preset, granularity, given, tmp_path):
+    site_input = load_quantized(saved(quantized(given["llama"], "hadamard", preset, granularity), tmp_path)).model.layers[1].mlp.down_proj.site_input
+    x = torch.randn(8, 24, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 8)[:, None, None]
+    assert torch.equal(site_input.prepare(x), torch.cat([site_input.prepare(window[None]) for window in x]))
 
 
 def test_the_online_hadamard_is_recorded_for_one_site(given, tmp_path):
@@ -273,7 +285,7 @@ def test_the_accounted_bits_are_the_bytes_on_disk(preset, granularity, mitigatio
         for linear in LINEARS:
             entry, (m, n) = done.errors[f"{layer}.{linear}"], given["llama"].decoder.shape.linear_size(linear)
             found = 8 * bytes_on_disk(tensors, bare_name(layer, linear))
-            assert 0 <= found - entry["stored_bits"] * m * n < 8 and entry["size"] == m * n
+            assert 0 <= found - round(entry["stored_bits"] * m * n, 6) < 8 and entry["size"] == m * n
             blocks = {"tensor": 1, "channel": m, "group": m * n // (scheme.group_size or 1)}[scheme.granularity]
             scale_bits = {"fp32": 32, "e8m0": 8, "e4m3": 8}[scheme.scale_format]
             paper = scheme.element_format.bits + (blocks * scale_bits + 32 * (scheme.global_scale == "tensor")) / (m * n)

@@ -71,7 +71,7 @@ def test_same_bytes_twice_without_dates(kind, tmp_path):
 def test_names_from_the_config_are_text_not_markup_or_mathematics(tmp_path):
     figures.save(figures.plot(study(transforms=("none", LONG), models=(LONG, "m")), spec()), [tmp_path / "f.svg"])
     svg = (tmp_path / "f.svg").read_text()
-    assert "<script" not in svg and "&lt;script" in svg or "…" in svg
+    assert ("<script" not in svg and "&lt;script" in svg) or "…" in svg
 
 
 @pytest.mark.parametrize("kind", ["dots", "bars", "lines"])

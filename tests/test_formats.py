@@ -7,6 +7,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+
 from quantgrid.errors import ConfigError
 from quantgrid.formats import ELEMENT_FORMATS, SCALE_FORMATS
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+
 from workflow import Checkout, running_jobs
 
 pytestmark = pytest.mark.workflow

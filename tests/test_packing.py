@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quantgrid.errors import ConfigError
 from quantgrid.packing import pack, packed_length, unpack
 from quantgrid.quantizer import PRESETS, quantize, scheme

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quantgrid.errors import ConfigError, NumericalFailure
 from quantgrid.formats import ELEMENT_FORMATS, SCALE_FORMATS
 from quantgrid.quantizer import (

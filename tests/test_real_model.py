@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from quantgrid import calibration, config, corpora
 from quantgrid.checkpoints import load_full_precision, load_quantized, save_quantized
 from quantgrid.decoders import DecoderFolder

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from quantgrid.errors import ConfigError
 from quantgrid.schemes import PRESETS, QuantScheme, activation_scheme, scheme
 

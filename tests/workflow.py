@@ -41,8 +41,8 @@ class Checkout:
         return [sys.executable, "scripts/run_workflow.py", "--configfile", f"config/{config}.yaml", "--cores", "2", *options]
 
     def start(self, config: str, *options: str) -> subprocess.Popen:
-        log = open(self.folder / f"{config}.log", "ab")
-        return subprocess.Popen(self.command(config, *options), cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        with open(self.folder / f"{config}.log", "ab") as log:
+            return subprocess.Popen(self.command(config, *options), cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
 
     def run(self, config: str, *options: str, ok: bool = True) -> str:
         """Output of a run (standard output and error); with ``ok``, a failure fails the test and shows it."""

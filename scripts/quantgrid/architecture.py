@@ -9,9 +9,9 @@ Standard library only: the grid reads shapes at DAG-building time.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
 
 from .errors import ConfigError, UnsupportedModel
 

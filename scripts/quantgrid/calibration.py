@@ -6,7 +6,8 @@ count, mean, second moment (float64 sums of float32 products), extremes and a to
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ def collect(model: nn.Module, tokens: Tensor, samples: int = 256, seed: int = 0,
     for index, layer in progress(list(enumerate(model.model.layers))):
         accumulators = {site: Accumulator(positions) for site in SITES}
         handles = [layer.get_submodule(linear_module(linears[0])).register_forward_pre_hook(
-            lambda _module, inputs, site=site: accumulators[site].add(inputs[0])) for site, linears in SITES.items()]
+            lambda _module, inputs, seen=accumulators[site]: seen.add(inputs[0])) for site, linears in SITES.items()]
         for window in range(len(hidden)):
             output = layer(hidden[window: window + 1], **arguments[index])
             hidden[window] = (output[0] if isinstance(output, tuple) else output)[0]

@@ -7,14 +7,15 @@ schemes, the shapes of the linears, the online operations, and the sha256 of the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .architecture import END_ROLES, LAYER_PREFIX, LINEARS, SITE_OF, SITES, linear_module
+from .architecture import END_ROLES, LAYER_PREFIX, SITES, linear_module
 from .errors import ConfigError, NumericalFailure
 from .linear import QuantizedLinear, SiteInput
 from .mitigations.compensated import Compensated

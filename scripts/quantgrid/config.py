@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from . import grid, registry, schemes
+from . import grid, layouts, registry, schemes
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes
 
@@ -24,8 +24,6 @@ DEFAULTS: dict[str, Any] = {
     "evaluate": {"perplexity": [], "tasks": []}, "report": {"title": "quantgrid"},
 }
 CALIBRATION_DEFAULTS = {"samples": 256}
-STUDY_DEFAULTS = {"table": {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]},
-                  "figure": {"kind": "dots", "x": "mitigation", "hue": "transform", "metric": "perplexity", "scale": "log"}}
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def check(content: Mapping[str, Any]) -> dict[str, Any]:
     """``content`` with defaults filled in; raises one :class:`ConfigError` that lists all mistakes, a line each."""
-    if mistakes := list(_schema_mistakes(content)):
+    if mistakes := list(dict.fromkeys(_schema_mistakes(content))):
         raise ConfigError(_listed(mistakes))
     config = _with_defaults(content)
     if mistakes := list(dict.fromkeys(_name_mistakes(config))) or list(dict.fromkeys(_study_mistakes(config))):
@@ -59,8 +57,8 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
         config[key] = {**DEFAULTS[key], **config[key]}
     config["calibrations"] = {name: {**CALIBRATION_DEFAULTS, **entry} for name, entry in config["calibrations"].items()}
     for name, study in config["studies"].items():
-        for key, defaults in STUDY_DEFAULTS.items():
-            study[key] = {**defaults, **study.get(key, {})}
+        study["table"] = layouts.table_defaults(study.get("table", {}))
+        study["figure"] = layouts.figure_defaults(study.get("figure", {}))
         study.setdefault("title", name.replace("_", " "))
     return config
 
@@ -80,22 +78,24 @@ def _schema_mistakes(content: Any) -> Iterator[str]:
 
 def _explained(error: Any, where: str) -> Iterator[str]:
     """One line for each thing that a schema error says."""
-    if error.validator == "additionalProperties":
+    if "propertyNames" in error.absolute_schema_path:
+        yield f"{where}: {error.instance!r} is not accepted as a name; expected a text of letters, digits, '.', '_' and '-' (a number in quotes)"
+    elif error.validator == "additionalProperties":
         accepted = list(error.schema.get("properties", {}))
         for key in (key for key in error.instance if key not in accepted):
             yield f"{where}: {unknown_name('key', key, accepted)}"
     elif error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
-        yield f"{where}: the key {', '.join(repr(key) for key in missing)} is missing"
+        yield f"{where}: the key{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} {'are' if len(missing) > 1 else 'is'} missing"
     elif error.validator == "enum":
         close = get_close_matches(str(error.instance), [str(value) for value in error.validator_value], n=1)
-        hint = f" - did you mean '{close[0]}'?" if close else ""
+        hint = f" - did you mean '{close[0]}'?" if close else "."
         yield f"{where}: {error.instance!r} is not accepted{hint} Accepted: {', '.join(map(str, error.validator_value))}"
     elif error.validator == "type":
         wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
         yield f"{where}: {error.instance!r} is of the wrong type; expected {' or '.join(wanted)}"
-    elif error.validator == "pattern" and error.parent is not None and error.parent.validator == "propertyNames":
-        yield f"{where}: the name {error.instance!r} may hold letters, digits, '.', '_' and '-' only"
+    elif error.validator == "pattern":
+        yield f"{where}: {error.instance!r} is not accepted; expected {error.schema['description']}"
     else:
         yield f"{where}: {error.message}"
 
@@ -122,8 +122,11 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
         yield from _collected(lambda name=name, model=model: grid.shape(config, name))
     for kind in ("corpora", "tasks"):
         for name, entry in config[kind].items():
-            if entry["source"] == "local" and not Path(entry["path"]).is_file():
+            if entry["source"] == "local" and not Path(entry["path"]).expanduser().is_file():
                 yield f"{kind}.{name}.path: {entry['path']}: no such file"
+    for study, content in config["studies"].items():
+        for axis, name, key in grid.names_in(content):
+            yield from _collected(lambda axis=axis, name=name, where=f"studies.{study}.{key}": grid.entry_names(config, axis, name, where))
     for where, asked in [("evaluate", config["evaluate"]), *((f"studies.{n}.evaluate", s.get("evaluate", {})) for n, s in config["studies"].items())]:
         for key, known in (("perplexity", config["corpora"]), ("tasks", config["tasks"])):
             for name in asked.get(key, []):
@@ -135,21 +138,35 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
 def _check_method(config: Mapping[str, Any], axis: str, name: str, entry: Mapping[str, Any]) -> None:
     where = f"{axis}.{name}"
     method = registry.method(axis, entry["method"], f"{where}.method")
-    options = {key: value for key, value in entry.items() if key not in ("calibration", "seeds")}
-    method.resolve(options, where)
+    if name in registry.METHODS[axis] and entry["method"] != name:
+        raise ConfigError(f"{where}: the name of a method stands for that method; give this entry a name of its own")
     if not method.seeded and {"seed", "seeds"} & set(entry):
         raise ConfigError(f"{where}: method '{entry['method']}' draws nothing at random, so it takes neither 'seed' nor 'seeds'")
+    if {"seed", "seeds"} <= set(entry):
+        raise ConfigError(f"{where}: 'seed' and 'seeds' contradict each other; keep one of them")
+    if taken := {f"{name}-s{seed}" for seed in entry.get("seeds", ())} & set(config[axis]):
+        raise ConfigError(f"{where}.seeds: the name '{min(taken)}' has an entry of its own; rename that entry")
+    method.resolve({key: value for key, value in entry.items() if key not in ("calibration", "seeds")}, where)
     if entry.get("calibration", "default") not in config["calibrations"]:
         raise ConfigError(f"{where}.calibration: {unknown_name('calibration', entry['calibration'], config['calibrations'])}")
 
 
 def _check_format(name: str, entry: Mapping[str, Any]) -> None:
-    if entry["preset"] not in schemes.PRESETS:
-        raise ConfigError(f"formats.{name}.preset: {unknown_name('preset', entry['preset'], schemes.PRESETS)}")
-    if name in schemes.PRESETS and entry["preset"] != name:
-        raise ConfigError(f"formats.{name}: the name of a preset stands for that preset; give this entry a name of its own")
-    block = schemes.PRESETS[entry["preset"]]["block"]
-    cell_schemes(entry, f"group-{block}" if block else "channel", f"formats.{name}")
+    where, preset = f"formats.{name}", entry["preset"]
+    if preset not in schemes.PRESETS:
+        raise ConfigError(f"{where}.preset: {unknown_name('preset', preset, schemes.PRESETS)}")
+    if name in schemes.PRESETS and preset != name:
+        raise ConfigError(f"{where}: the name of a preset stands for that preset; give this entry a name of its own")
+    block = schemes.PRESETS[preset]["block"]
+    found = {} if preset == grid.FULL_PRECISION else cell_schemes(entry, f"group-{block}" if block else "channel", where)
+    if not any(found.values()):
+        raise ConfigError(f"{where}: rounds neither weights nor activations; '{grid.FULL_PRECISION}' is the format that does not, and needs no entry")
+    for tensor, scheme in found.items():
+        if scheme is None and entry.get(tensor):
+            raise ConfigError(f"{where}.{tensor}: preset '{preset}' leaves activations in full precision; start from a preset that rounds them")
+        if scheme and block and scheme["group_size"] != block:
+            raise ConfigError(f"{where}.{tensor}: preset '{preset}' has blocks of {block} by definition; for other groups start from a preset "
+                              "without blocks, such as int4 or fp4, and set its scale_format")
 
 
 def _check_writable(folder: str) -> None:
@@ -163,5 +180,7 @@ def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     for name in config["studies"]:
         yield from _collected(lambda name=name: grid.study_cells(config, name))
         asked = {**config["evaluate"], **config["studies"][name].get("evaluate", {})}
-        if not asked["perplexity"] and not asked["tasks"]:
+        if asked["perplexity"] or asked["tasks"]:
+            yield from layouts.mistakes(config["studies"][name], asked, f"studies.{name}")
+        else:
             yield f"studies.{name}: nothing is evaluated; name a corpus in evaluate.perplexity or a task in evaluate.tasks"

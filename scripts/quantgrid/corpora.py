@@ -16,8 +16,9 @@ import json
 import platform
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, unknown_name
 from .storage import read_json, read_metadata, read_tensors, sha256_of, write_tensors
@@ -176,7 +177,7 @@ def starts(tokens: int, window: int, count: int | None, selection: str, seed: in
     if selection not in SELECTIONS:
         raise ConfigError(f"{where}.selection: {unknown_name('selection', selection, SELECTIONS)}")
     for key, value in (("window", window), ("windows", count)):
-        if not (isinstance(value, int) and value > 0 or (key == "windows" and value is None)):
+        if not ((isinstance(value, int) and value > 0) or (key == "windows" and value is None)):
             raise ConfigError(f"{where}.{key}: {value!r} is not a whole number above 0")
     available = tokens // window
     if available < (count or 1):

@@ -54,7 +54,7 @@ class DecoderFolder:
             return {name: self.folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
         single = self.folder / "model.safetensors"
         with open_tensors(single) as file:
-            return {name: single for name in file.keys()}
+            return dict.fromkeys(file.keys(), single)
 
     def read(self, names: dict[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
         """Tensors by role for those of ``names`` (role -> tensor name) that the folder holds; NaN or infinity is a failure of the cell."""

@@ -11,7 +11,8 @@ Standard library only.
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from .errors import ConfigError
 from .schemes import PRESETS, activation_scheme, scheme

@@ -8,10 +8,11 @@ baseline of its models. Standard library only; nothing here reads a weight.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 from . import registry, schemes
 from .architecture import SITES, ModelShape
@@ -199,8 +200,8 @@ def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape,
         site = next((site for site in SITES if group and sizes.site_size(site) % group), None)
         if site is not None:
             fitting = [size for size in (16, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if all(sizes.site_size(s) % size == 0 for s in SITES)]
-            culprit = f"granularity '{cell.granularity}'" if cell.granularity == f"group-{group}" else f"formats.{cell.format}.{tensor}: group size {group}"
-            raise ConfigError(f"{where}: {culprit} does not divide the {sizes.site_size(site)} inputs of site '{site}' "
+            of_axis, of_format = f"granularity '{cell.granularity}'", f"group size {group} of formats.{cell.format}.{tensor}"
+            raise ConfigError(f"{where}: {of_axis if cell.granularity == f'group-{group}' else of_format} does not divide the {sizes.site_size(site)} inputs of site '{site}' "
                               f"of model '{cell.model}'; group sizes that fit all its sites: {', '.join(map(str, fitting)) or 'none'}")
 
 

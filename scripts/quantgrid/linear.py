@@ -5,7 +5,8 @@ The linears of one site (q, k, v; gate, up) share one :class:`SiteInput`, which 
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from .architecture import END_ROLES, LINEARS, ModelShape, architecture_of, layer_tensors, shape_from_folder
 from .errors import ConfigError, unknown_name

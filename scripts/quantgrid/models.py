@@ -18,9 +18,10 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from .architecture import architecture_of, shape_from_folder
 from .errors import ConfigError, unknown_name

@@ -8,9 +8,10 @@ output paths are the readable axes followed by that key. The rules of the workfl
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from . import grid, registry
 from .grid import Cell
@@ -179,9 +180,13 @@ class Plan:
                            "manifest": (quantized, "manifest")},
                           packages=("torch", "transformers", "lm_eval", "datasets"), **cell.axes)
 
+    def asked(self, study: str) -> dict[str, list[str]]:
+        """What a study evaluates: its own ``evaluate``, the config's where it says nothing."""
+        return {**self.config["evaluate"], **self.config["studies"][study].get("evaluate", {})}
+
     def evaluations(self, study: str) -> dict[Cell, dict[str, str]]:
         """Cell -> name of the evaluation -> path of its JSON, for all that a study asks for."""
-        asked = {**self.config["evaluate"], **self.config["studies"][study].get("evaluate", {})}
+        asked = self.asked(study)
         found: dict[Cell, dict[str, str]] = {}
         for cell in self.studies[study]:
             found[cell] = {"error": self.quantize_model(cell).outputs["error"]} if cell.quantized else {}
@@ -210,15 +215,21 @@ class Plan:
 
     def study_config(self, study: str) -> dict[str, Any]:
         """The part of the config that decides which cells a study has and where their evaluations lie."""
-        cells, entry = self.studies[study], self.config["studies"][study]
+        cells, asked = self.studies[study], self.config["studies"][study]
         part = {key: value for key, value in self.config.items() if key not in ("studies", "report")}
         for axis, singular in grid.AXES.items():
             if axis in part:  # a name that 'exclude' leaves no cell of has to be known all the same
-                used = {getattr(cell, singular) for cell in cells} | {name for named, name, _ in grid.names_in(entry) if named == axis}
+                used = {getattr(cell, singular) for cell in cells} | {name for named, name, _ in grid.names_in(asked) if named == axis}
                 part[axis] = {name: entry for name, entry in part[axis].items()
                               if used & {name, *grid.entry_names(self.config, axis, name, axis)}}
+        wanted = self.asked(study)
+        read = {*wanted["perplexity"], *(entry["corpus"] for entry in part["calibrations"].values())}
+        part |= {"corpora": {name: part["corpora"][name] for name in read}, "tasks": {name: part["tasks"][name] for name in wanted["tasks"]}}
+        for kind in (*grid.AXES, "corpora", "tasks"):
+            if kind in part:
+                part[kind] = {name: without_note(entry) for name, entry in part[kind].items()}
         shown = ("title", "description", "paper", "table", "figure")
-        part["studies"] = {study: {key: value for key, value in entry.items() if key not in shown}}
+        part["studies"] = {study: {key: value for key, value in asked.items() if key not in shown}}
         return part
 
     def reporting_spec(self, rule: str, study: str | None = None) -> str:

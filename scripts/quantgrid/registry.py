@@ -7,10 +7,11 @@ in a config. The code hash behind every path never covers this file, so that a n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Mapping
+from typing import Any
 
 from .errors import ConfigError, unknown_name
 

@@ -9,9 +9,10 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 from .errors import ConfigError, NumericalFailure
 
@@ -102,4 +103,4 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def read_tensors(path: str | Path) -> dict[str, Any]:
     """All tensors of a safetensors file."""
     with open_tensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

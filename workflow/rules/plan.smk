@@ -4,11 +4,13 @@
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
-os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-# Huge pages for torch's large tensors: fresh 4 KB pages cost more than the arithmetic on them.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# One name for the folder of the scripts, so that the workflow also runs from elsewhere (as a module).
-SCRIPTS = os.path.relpath(os.path.join(workflow.basedir, "scripts"))
+os.environ.update(
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
+    # Where the scripts are, so that the workflow also runs from elsewhere (as a module).
+    QUANTGRID_SCRIPTS=os.path.relpath(os.path.join(workflow.basedir, "scripts")),
+    # Huge pages for torch's large tensors: fresh 4 KB pages cost more than the arithmetic on them.
+    THP_MEM_ALLOC_ENABLE="1",
+)
 
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
@@ -18,7 +20,7 @@ try:
     PLAN = Plan(check(config))
     EVALUATIONS = PLAN.all_evaluations()
 except ConfigError as error:
-    raise WorkflowError(f"config: {error}") from None
+    raise WorkflowError(str(error)) from None
 
 RESULTS = PLAN.results
 PARTIAL_REPORT = PLAN.reporting_spec("build_report")

@@ -4,8 +4,6 @@
 rule fetch_model:
     output:
         folder=directory(PLAN.pattern("fetch_model", "folder")),
-    params:
-        spec=PLAN.spec("fetch_model"),
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}/{{key}}.log",
     benchmark:
@@ -14,8 +12,10 @@ rule fetch_model:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=lambda w, attempt: 6000 * attempt,
+    params:
+        spec=PLAN.spec("fetch_model"),
     shell:
-        "python {SCRIPTS}/fetch_model.py --spec {params.spec:q} --folder {output.folder:q} > {log:q} 2>&1"
+        "python $QUANTGRID_SCRIPTS/fetch_model.py --spec {params.spec:q} --folder {output.folder:q} > {log:q} 2>&1"
 
 
 rule tokenize_corpus:
@@ -23,16 +23,16 @@ rule tokenize_corpus:
         unpack(PLAN.inputs("tokenize_corpus")),
     output:
         windows=PLAN.pattern("tokenize_corpus", "windows"),
-    params:
-        spec=PLAN.spec("tokenize_corpus"),
     log:
         f"{RESULTS}/logs/tokenize_corpus/{{model}}/{{corpus}}/{{key}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tokenize_corpus/{{model}}/{{corpus}}/{{key}}.tsv"
     conda:
         "../../envs/cpu.yaml"
+    params:
+        spec=PLAN.spec("tokenize_corpus"),
     shell:
-        "python {SCRIPTS}/tokenize_corpus.py --spec {params.spec:q} --model {input.model:q} --windows {output.windows:q} > {log:q} 2>&1"
+        "python $QUANTGRID_SCRIPTS/tokenize_corpus.py --spec {params.spec:q} --model {input.model:q} --windows {output.windows:q} > {log:q} 2>&1"
 
 
 rule calibrate_model:
@@ -40,8 +40,6 @@ rule calibrate_model:
         unpack(PLAN.inputs("calibrate_model")),
     output:
         statistics=PLAN.pattern("calibrate_model", "statistics"),
-    params:
-        spec=PLAN.spec("calibrate_model"),
     log:
         f"{RESULTS}/logs/calibrate_model/{{model}}/{{calibration}}/{{key}}.log",
     benchmark:
@@ -51,6 +49,8 @@ rule calibrate_model:
     threads: THREADS
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
+    params:
+        spec=PLAN.spec("calibrate_model"),
     shell:
-        "python {SCRIPTS}/calibrate_model.py --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}"
+        "python $QUANTGRID_SCRIPTS/calibrate_model.py --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}"
         " --statistics {output.statistics:q} > {log:q} 2>&1"

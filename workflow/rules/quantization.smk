@@ -6,8 +6,6 @@ rule fit_transform:
         unpack(PLAN.inputs("fit_transform")),
     output:
         transform=PLAN.pattern("fit_transform", "transform"),
-    params:
-        spec=PLAN.spec("fit_transform"),
     log:
         f"{RESULTS}/logs/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
     benchmark:
@@ -17,8 +15,10 @@ rule fit_transform:
     threads: THREADS
     resources:
         mem_mb=lambda w, attempt: 6000 * attempt,
+    params:
+        spec=PLAN.spec("fit_transform"),
     shell:
-        "python {SCRIPTS}/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}"
+        "python $QUANTGRID_SCRIPTS/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}"
         " --transform {output.transform:q} > {log:q} 2>&1"
 
 
@@ -29,8 +29,6 @@ rule quantize_model:
         checkpoint=kept(PLAN.pattern("quantize_model", "checkpoint")),
         manifest=PLAN.pattern("quantize_model", "manifest"),
         error=PLAN.pattern("quantize_model", "error"),
-    params:
-        spec=PLAN.spec("quantize_model"),
     log:
         f"{RESULTS}/logs/quantize_model/{CELL}/{{key}}.log",
     benchmark:
@@ -40,7 +38,9 @@ rule quantize_model:
     threads: THREADS
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
+    params:
+        spec=PLAN.spec("quantize_model"),
     shell:
-        "python {SCRIPTS}/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}"
+        "python $QUANTGRID_SCRIPTS/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}"
         " --statistics {input.statistics:q} --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
         " > {log:q} 2>&1"

@@ -6,16 +6,16 @@ rule collect_study:
         lambda w: PLAN.study_inputs(w.study),
     output:
         records=f"{RESULTS}/studies/{{study}}.csv",
-    params:
-        spec=lambda w: PLAN.study_spec(w.study),
     log:
         f"{RESULTS}/logs/collect_study/{{study}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/collect_study/{{study}}.tsv"
     conda:
         "../../envs/cpu.yaml"
+    params:
+        spec=lambda w: PLAN.study_spec(w.study),
     shell:
-        "python {SCRIPTS}/collect_study.py --spec {params.spec:q} --records {output.records:q} > {log:q} 2>&1"
+        "python $QUANTGRID_SCRIPTS/collect_study.py --spec {params.spec:q} --records {output.records:q} > {log:q} 2>&1"
 
 
 rule collect_results:
@@ -25,16 +25,16 @@ rule collect_results:
         csv=f"{RESULTS}/results.csv",
         parquet=f"{RESULTS}/results.parquet",
         cells=f"{RESULTS}/cells.csv",
-    params:
-        spec=PLAN.reporting_spec("collect_results"),
     log:
         f"{RESULTS}/logs/collect_results.log",
     benchmark:
         f"{RESULTS}/benchmarks/collect_results/all.tsv"
     conda:
         "../../envs/cpu.yaml"
+    params:
+        spec=PLAN.reporting_spec("collect_results"),
     shell:
-        "python {SCRIPTS}/collect_results.py --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}"
+        "python $QUANTGRID_SCRIPTS/collect_results.py --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}"
         " --parquet {output.parquet:q} --cells {output.cells:q} > {log:q} 2>&1"
 
 
@@ -50,16 +50,16 @@ rule tabulate_study:
             labels={"study": "{study}"},
         ),
         tex=f"{RESULTS}/tables/{{study}}.tex",
-    params:
-        spec=lambda w: PLAN.reporting_spec("tabulate_study", w.study),
     log:
         f"{RESULTS}/logs/tabulate_study/{{study}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tabulate_study/{{study}}.tsv"
     conda:
         "../../envs/cpu.yaml"
+    params:
+        spec=lambda w: PLAN.reporting_spec("tabulate_study", w.study),
     shell:
-        "python {SCRIPTS}/tabulate_study.py --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}"
+        "python $QUANTGRID_SCRIPTS/tabulate_study.py --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}"
         " --tex {output.tex:q} > {log:q} 2>&1"
 
 
@@ -76,16 +76,16 @@ rule plot_study:
             labels={"study": "{study}"},
         ),
         csv=f"{RESULTS}/figures/{{study}}.csv",
-    params:
-        spec=lambda w: PLAN.reporting_spec("plot_study", w.study),
     log:
         f"{RESULTS}/logs/plot_study/{{study}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_study/{{study}}.tsv"
     conda:
         "../../envs/cpu.yaml"
+    params:
+        spec=lambda w: PLAN.reporting_spec("plot_study", w.study),
     shell:
-        "python {SCRIPTS}/plot_study.py --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}"
+        "python $QUANTGRID_SCRIPTS/plot_study.py --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}"
         " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
 
 
@@ -97,12 +97,12 @@ rule build_report:
         figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
     output:
         report=f"{RESULTS}/report.html",
-    params:
-        spec=PLAN.reporting_spec("build_report"),
     log:
         f"{RESULTS}/logs/build_report.log",
     conda:
         "../../envs/cpu.yaml"
+    params:
+        spec=PLAN.reporting_spec("build_report"),
     shell:
-        "python {SCRIPTS}/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}"
+        "python $QUANTGRID_SCRIPTS/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}"
         " --figures {input.figures:q} --report {output.report:q} > {log:q} 2>&1"

@@ -8,7 +8,7 @@ Logits exist for ``CHUNK`` positions at a time.
 
 from __future__ import annotations
 
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn

@@ -19,12 +19,13 @@ import logging
 import math
 import random
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 from .. import corpora
 from ..errors import ConfigError, NumericalFailure, unknown_name

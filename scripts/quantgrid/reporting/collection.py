@@ -5,8 +5,9 @@ A cell with an evaluation that failed is one row with its reason. Axes come from
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 

@@ -7,8 +7,9 @@ the function that draws one panel of them. Failed cells are crosses at the top e
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np

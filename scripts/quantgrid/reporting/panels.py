@@ -6,8 +6,9 @@ Every ``draw_`` function takes the matplotlib axes, the panel's marks (rows of `
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np

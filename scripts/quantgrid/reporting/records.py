@@ -5,8 +5,8 @@ A record is one cell and metric; a failed cell is one record without a metric. T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import pandas as pd
 

@@ -9,8 +9,9 @@ evaluation windows, so the windows' own spread cancels), else those of the value
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 

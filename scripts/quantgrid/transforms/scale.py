@@ -23,7 +23,8 @@ def divide_input(layer: DecoderLayer, site: str, s: Tensor) -> None:
     After an online operation the division can no longer move into the weights before it: :class:`ConfigError`.
     """
     if layer.online[site]:
-        raise ConfigError(f"scaling of '{site}' cannot follow the online '{layer.online[site][-1]['operation']}' there; scale first, or leave out this site")
+        raise ConfigError(f"scaling of '{site}' cannot follow the online '{layer.online[site][-1]['operation']}' there; "
+                          "scale first, or leave out this site")
     shape, weights = layer.shape, layer.weights
     columns = s
     if site in NORM_OF:

@@ -1,0 +1,42 @@
+"""Bring the results of `make run` into the documents: `make docs`. Every number of the README and of docs/ comes through here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, DOCS = ROOT / "results", ROOT / "docs"
+FIGURES = ("transforms-mitigations", "formats", "transforms-formats", "group-size", "symmetry")
+MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
+
+
+def table(study: str) -> str:
+    return (RESULTS / "tables" / f"{study}.md").read_text()
+
+
+def costs() -> str:
+    """Seconds and memory per rule, from Snakemake's benchmark files."""
+    files = [(path.relative_to(RESULTS / "benchmarks").parts[0], pd.read_csv(path, sep="\t")) for path in (RESULTS / "benchmarks").rglob("*.tsv")]
+    frame = pd.DataFrame([{"rule": rule, "seconds": content["s"].iloc[0], "peak": content["max_rss"].iloc[0]} for rule, content in files])
+    grouped = frame.groupby("rule").agg(jobs=("seconds", "size"), total=("seconds", "sum"), longest=("seconds", "max"), peak=("peak", "max"))
+    lines = [f"| {rule} | {row.jobs:.0f} | {row.total:.0f} | {row.longest:.0f} | {row.peak:.0f} |" for rule, row in grouped.iterrows()]
+    return "\n".join(["| rule | jobs | seconds, all | seconds, longest | peak RSS, MB |", "| :-- | --: | --: | --: | --: |", *lines, ""])
+
+
+def main() -> None:
+    parts = ["# The default run", "Made by `make run` and `make docs` on 2 cores. Tables are those of `results/tables/`.", ""]
+    for study in FIGURES:
+        shutil.copy(RESULTS / "figures" / f"{study}.png", DOCS / f"{study}.png")
+        parts += [table(study), f"![{study}]({study}.png)", ""]
+    parts += ["## What it cost", costs()]
+    (DOCS / "default-run.md").write_text("\n".join(parts))
+    readme = ROOT / "README.md"
+    readme.write_text(MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{table(found[1])}<!-- end -->\n", readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()

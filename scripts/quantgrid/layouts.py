@@ -1,0 +1,61 @@
+"""What a study's table and figure show: defaults, and every mistake in them that the config alone can tell. Standard library only.
+
+An axis has one place in a table or a figure; an axis that varies but is placed nowhere finds its own (``reporting/tables.py`` and
+``figures.py``). A metric must be measured by what the study evaluates, a dataset be one that it is measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .errors import unknown_name
+
+# Metric -> the key of `evaluate` whose names are its datasets; a metric of the weights alone has none.
+MEASURED_BY = {"perplexity": "perplexity", "negative_log_likelihood": "perplexity", "kl_divergence": "perplexity", "accuracy": "tasks"}
+_X_AXES = ("mitigation", "transform", "format")
+
+
+def table_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with its defaults: transforms by mitigations, as far as the study does not place these itself."""
+    placed = {*given.get("rows", ()), *given.get("columns", ())}
+    return {"rows": sorted({"transform"} - placed), "columns": sorted({"mitigation"} - placed), "metrics": ["perplexity"], **given}
+
+
+def figure_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with its defaults: perplexity by mitigation, a series per transform, as far as the study does not place these itself."""
+    placed = {given.get(key) for key in ("x", "hue", "facet")}
+    x = given.get("x", next(axis for axis in _X_AXES if axis not in placed))
+    hue = {} if "transform" in {x, *placed} else {"hue": "transform"}
+    return {"kind": "dots", "x": x, **hue, "metric": "perplexity", "scale": "log", **given}
+
+
+def mistakes(study: Mapping[str, Any], asked: Mapping[str, list[str]], where: str) -> Iterator[str]:
+    """Mistakes in the table and the figure of a study that evaluates ``asked`` (``perplexity`` and ``tasks``: names)."""
+    table, figure = study["table"], study["figure"]
+    yield from _twice([*table["rows"], *table["columns"]], f"{where}.table", "rows or columns")
+    yield from _twice([figure[key] for key in ("x", "hue", "facet") if key in figure], f"{where}.figure", "x, hue or facet")
+    wanted = [("table", metric, table.get("datasets", [])) for metric in table["metrics"]]
+    wanted.append(("figure", figure["metric"], [figure["dataset"]] if "dataset" in figure else []))
+    for part, metric, datasets in wanted:
+        key = f"{where}.{part}.dataset{'s' if part == 'table' else ''}"
+        known = [*asked["perplexity"], *asked["tasks"]]
+        if unknown := [name for name in datasets if name not in known]:
+            yield f"{key}: {unknown_name('dataset', unknown[0], known)}"
+        elif metric in MEASURED_BY:
+            yield from _unmeasured(metric, datasets, asked[MEASURED_BY[metric]], f"{where}.{part}", key)
+
+
+def _twice(axes: list[str], where: str, places: str) -> Iterator[str]:
+    for axis in dict.fromkeys(axis for axis in axes if axes.count(axis) > 1):
+        yield f"{where}: axis '{axis}' is named twice; it has one place, in {places}"
+
+
+def _unmeasured(metric: str, datasets: list[str], measured: list[str], where: str, key: str) -> Iterator[str]:
+    evaluation = f"evaluate.{MEASURED_BY[metric]}"
+    if not measured:
+        yield f"{where}: metric '{metric}' is not measured in this study; name {'a task' if metric == 'accuracy' else 'a corpus'} in {evaluation}"
+    elif datasets and not set(datasets) & set(measured):
+        yield f"{key}: metric '{metric}' is measured on none of {', '.join(datasets)}. Accepted: {', '.join(measured)}"
+    elif where.endswith("figure") and not datasets and len(measured) > 1:
+        yield f"{key}: metric '{metric}' is measured on several; name one of {', '.join(measured)}"
