@@ -365,7 +365,7 @@ def test_evaluations_are_those_that_a_study_asks_for():
     rounded, full = Cell("tiny", "none", "rtn", "channel", "int4"), Cell("tiny", "none", "none", "-", "bf16")
     assert list(made.evaluations("methods")[rounded]) == ["error", "perplexity.docs"]
     assert list(made.evaluations("formats")[rounded]) == ["error", "perplexity.docs", "perplexity.more", "tasks"]
-    assert list(made.evaluations("formats")[full]) == ["perplexity.docs", "perplexity.more", "tasks"]
+    assert list(made.evaluations("formats")[full]) == ["error", "perplexity.docs", "perplexity.more", "tasks"]
     shared = made.evaluations("methods")[rounded]
     assert shared.items() <= made.evaluations("formats")[rounded].items()  # one file for both studies
     assert made.all_evaluations() == list(dict.fromkeys(path for study in ("methods", "formats") for path in made.study_inputs(study)))
