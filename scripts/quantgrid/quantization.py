@@ -146,18 +146,19 @@ def _quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLaye
 def measure(weight: Tensor, solved: Compensated, site: Site) -> dict[str, list[float]]:
     """Relative squared errors per layer: of the weight, of the output for exact inputs (from the second moment), and of the output
     with the input rounded as well (on the token sample). ``weight`` (layers, m, n)."""
-    used = solved.dequantized()
-    error = weight - used
-    moment, samples = site.statistics.second_moment.float(), site.statistics.samples.float()
+    statistics = site.statistics
+    found = [_layer_errors(*layer) for layer in zip(weight, solved.dequantized(), statistics.second_moment, statistics.samples, site.rounded)]
+    return {name: [errors[name] for errors in found] for name in found[0]}
+
+
+def _layer_errors(weight: Tensor, used: Tensor, moment: Tensor, samples: Tensor, rounded: Tensor) -> dict[str, float]:
+    """The measures of one layer; ``used`` is the weight (m, n) that the model computes with."""
+    error, moment, samples = weight - used, moment.float(), samples.float()
     wanted = samples @ weight.mT
-    joint = site.rounded @ used.mT - wanted
-
-    def energy(matrix: Tensor) -> Tensor:
-        return ((matrix @ moment) * matrix).sum((-1, -2))
-
-    pairs = {"weight_error": (error.square().sum((-1, -2)), weight.square().sum((-1, -2))), "output_error": (energy(error), energy(weight)),
-             "joint_output_error": (joint.square().sum((-1, -2)), wanted.square().sum((-1, -2)))}
-    return {name: [_ratio(a, b) for a, b in zip(part, whole)] for name, (part, whole) in pairs.items()}
+    joint = rounded @ used.mT - wanted
+    return {"weight_error": _ratio(error.square().sum(), weight.square().sum()),
+            "output_error": _ratio(((error @ moment) * error).sum(), ((weight @ moment) * weight).sum()),
+            "joint_output_error": _ratio(joint.square().sum(), wanted.square().sum())}
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

@@ -67,8 +67,8 @@ class SiteStatistics:
 
     def _scaled(self, t: Tensor) -> SiteStatistics:
         t = t.to(self.mean)
-        low, high = self.minimum * t, self.maximum * t
-        return replace(self, memory={}, mean=self.mean * t, second_moment=self.second_moment * t.unsqueeze(-1) * t.unsqueeze(-2),
+        low, high, both = self.minimum * t, self.maximum * t, t.to(self.second_moment)
+        return replace(self, memory={}, mean=self.mean * t, second_moment=self.second_moment * both.unsqueeze(-1) * both.unsqueeze(-2),
                        mean_absolute=self.mean_absolute * t.abs(), minimum=torch.minimum(low, high), maximum=torch.maximum(low, high),
                        samples=self.samples * t.unsqueeze(-2).to(self.samples))
 
@@ -105,7 +105,7 @@ def to_tensors(name: str, statistics: SiteStatistics) -> dict[str, Tensor]:
 
 
 def from_file(file, name: str) -> SiteStatistics:
-    """Read one site from an open safetensors file, in float64 (samples stay float32)."""
+    """Read one site from an open safetensors file, in the float32 that it is kept in; vectors as float64."""
     tensors = {field: file.get_tensor(f"{name}.{field}") for field in _TENSORS}
-    exact = {field: tensor if field == "samples" else tensor.double() for field, tensor in tensors.items()}
-    return SiteStatistics(count=int(file.get_tensor(f"{name}.count")), **exact)
+    vectors = {field: tensor.double() for field, tensor in tensors.items() if tensor.dim() == 1}
+    return SiteStatistics(count=int(file.get_tensor(f"{name}.count")), **tensors | vectors)

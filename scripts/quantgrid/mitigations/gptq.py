@@ -106,12 +106,20 @@ def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, dampin
 
 
 def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
-    """:func:`inverse_factor` of a site, in float32, columns in ``order``; a dead column counts as an input of unit size."""
-    moment = statistics.second_moment.double() + torch.diag_embed(dead.double())
-    if order is not None:
-        moment = moment.gather(-2, order.unsqueeze(-1).expand_as(moment)).gather(-1, order.unsqueeze(-2).expand_as(moment))
-    factor, used = inverse_factor(moment, damping)
-    return factor.float(), used
+    """:func:`inverse_factor` of a site, in float32, columns in ``order``; a dead column counts as an input of unit size.
+
+    One matrix at a time: float64 copies of all layers at once would only go through memory instead of the cache.
+    """
+    moments = statistics.second_moment
+    n = moments.shape[-1]
+    orders = [slice(None)] * (moments.numel() // n**2) if order is None else order.reshape(-1, n)
+    factors = []
+    for moment, unseen, columns in zip(moments.reshape(-1, n, n), dead.reshape(-1, n), orders):
+        moment = moment.to(torch.float64, copy=True)
+        moment.diagonal().add_(unseen)
+        factors.append(inverse_factor(moment[columns][:, columns], damping))
+    factor, used = (torch.stack(parts) for parts in zip(*factors))
+    return factor.float().reshape(moments.shape), used.reshape(moments.shape[:-2])
 
 
 def _permuted(tensor: Tensor | None, order: Tensor) -> Tensor | None:

@@ -33,12 +33,16 @@ def compensation(error: Tensor, statistics: SiteStatistics, rank: int, metric: s
     rank = min(rank, *error.shape[-2:])
     if rank == 0:
         return None
-    error = error.double()
-    weighted = error
+    matrices = error.reshape(-1, *error.shape[-2:]).double()
+    halves: list[Tensor] | Tensor = [torch.ones(())] * len(matrices)
     if metric == "exact":
-        weighted = error @ statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment, RIDGE)[0])
-    left = leading_directions(weighted, rank)
-    right = left.mT @ error
+        halves = statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment, RIDGE)[0])
+        halves = halves.reshape(-1, *halves.shape[-2:])
+    factors = []
+    for matrix, half in zip(matrices, halves):  # one at a time: it stays in the cache
+        left = leading_directions(matrix @ half if half.dim() else matrix, rank)
+        factors.append((left, left.mT @ matrix))
+    left, right = (torch.stack(parts).reshape(*error.shape[:-2], *parts[0].shape) for parts in zip(*factors))
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NumericalFailure("low-rank: the singular vectors hold NaN or infinity")
     return left.to(torch.bfloat16), right.to(torch.bfloat16)
