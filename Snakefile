@@ -27,6 +27,7 @@ rule all:
     default_target: True
     input:
         EVALUATIONS,
+        CHECKPOINTS,
         f"{RESULTS}/report.html",
         f"{RESULTS}/results.csv",
 
@@ -48,4 +49,4 @@ rule figures:
 
 onerror:
     # What was computed is shown all the same; the page lists what is missing.
-    shell("python $QUANTGRID_SCRIPTS/build_partial_report.py --spec {PARTIAL_REPORT:q} --report {RESULTS}/report.partial.html")
+    shell('python "$QUANTGRID_SCRIPTS"/build_partial_report.py --spec {PARTIAL_REPORT:q} --report {RESULTS:q}/report.partial.html')

@@ -44,11 +44,23 @@ def end_orphans(folder: str) -> bool:
     psutil.wait_procs(orphans, timeout=10)
     if orphans:
         print(f"quantgrid: ended {len(orphans)} processes of a run that was killed", file=sys.stderr)
-    return not alive
+    return not alive and not other_drivers(folder)
+
+
+def other_drivers(folder: str) -> list[int]:
+    """Process ids of Snakemake runs in ``folder`` that were started without this script; their lock is theirs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.cwd() == folder and "snakemake" in [Path(part).name for part in process.cmdline()[:4]]:
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--configfile", default="config/config.yaml")
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
@@ -57,18 +69,20 @@ def main() -> None:
         config = read(known.configfile)
     except ConfigError as error:
         raise SystemExit(f"quantgrid: {error}") from None
-    results, studies = config.get("results_dir", "results"), config.get("studies") or {}
+    results, studies = os.path.normpath(config.get("results_dir", "results")), config.get("studies") or {}
     for study in filter(None, (known.table, known.figure)):
         if study not in studies:
             raise SystemExit(f"quantgrid: {known.configfile}: {unknown_name('study', study, studies)}")
     targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [f"{results}/figures/{known.figure}.png"] * bool(known.figure)
     folder = os.getcwd()
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *targets, "--configfile", known.configfile]
-    if end_orphans(folder) and any(Path(".snakemake/locks").glob("*")):
+    dry_run = {"-n", "--dry-run", "--dryrun"} & set(passed_on)
+    if not dry_run and end_orphans(folder) and any(Path(".snakemake/locks").glob("*")):
         subprocess.run([*snakemake, "--unlock", "--quiet"], check=True)
     os.environ |= {FOLDER: folder, DRIVER: str(os.getpid())}
     profile = [] if "--workflow-profile" in passed_on else ["--workflow-profile", str(ROOT / "workflow/profiles/default")]
-    os.execv(sys.executable, [*snakemake, *profile, *passed_on])
+    memory = [] if "--resources" in passed_on else ["--resources", f"mem_mb={int(psutil.virtual_memory().total * 0.7 / 2**20)}"]
+    os.execv(sys.executable, [*snakemake, *profile, *memory, *passed_on])
 
 
 if __name__ == "__main__":

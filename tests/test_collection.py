@@ -20,7 +20,7 @@ from quantgrid.grid import Cell, baseline
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import digest
 from quantgrid.reporting import collection
-from quantgrid.reporting.records import NUMBERS, TEXTS, tidy
+from quantgrid.reporting.records import BEST, NUMBERS, TEXTS, tidy
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = baseline("m")
@@ -86,10 +86,21 @@ def test_a_row_per_cell_and_metric_in_the_order_of_the_cells(frame):
     bits, noise = ["bits_per_weight", "stored_bits_per_weight"], ["weight_sqnr_db", "output_sqnr_db"]
     assert list(frame.metric) == bits + measured + 2 * (bits + noise + measured)
     assert list(frame.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
-    assert {*TEXTS, *NUMBERS, "protocol"} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
+    assert {*TEXTS, *NUMBERS, *BEST, "protocol"} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
     for cell in (FULL, RTN, GPTQ):
         own = frame[frame.cell == collection.cell_key(cell)]
         assert all((own[axis] == value).all() for axis, value in cell.axes.items())
+
+
+def test_the_difference_to_the_best_cell_is_paired(frame):
+    """Of the two quantized cells the better has zero against itself, the other the paired difference over the same windows."""
+    losses = {cell: evaluations(cell)[cell]["perplexity.docs"]["windows"]["kl_divergence"] for cell in (RTN, GPTQ)}
+    best = min(losses, key=lambda cell: np.mean(losses[cell]))
+    for cell in (RTN, GPTQ):
+        row = frame[(frame.cell == collection.cell_key(cell)) & (frame.metric == "kl_divergence")].iloc[0]
+        gap = np.subtract(losses[cell], losses[best])
+        assert row.best_difference == pytest.approx(gap.mean()) and row.best_difference_stderr == pytest.approx(gap.std(ddof=1) / len(gap) ** 0.5)
+    assert frame[frame.mitigation == "none"].best_difference.isna().all()
 
 
 def test_the_key_of_a_cell_is_that_of_its_axes():
@@ -246,7 +257,8 @@ def test_a_cell_that_studies_share_is_there_once(tmp_path):
     merged = collection.merge(saved(tmp_path, one, two))
     assert list(merged.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
     assert not merged.duplicated(["cell", "metric", "dataset"]).any() and len(merged) == 6 + 8 + 8
-    pd.testing.assert_frame_equal(collection.merge(saved(tmp_path, one, one)).reset_index(drop=True), saved(tmp_path, one)[0])
+    pd.testing.assert_frame_equal(collection.merge(saved(tmp_path, one, one)).reset_index(drop=True),
+                                  saved(tmp_path, one)[0].drop(columns=list(BEST)))
 
 
 def test_a_shared_cell_keeps_all_that_any_study_measured_of_it(tmp_path):

@@ -18,7 +18,8 @@ LONG = "a_very_long_name_$x_{y}$_<script>alert(1)</script>_of_a_config_entry"
 
 def record(cell, value=None, metric="perplexity", reason="", stderr=0.1, **axes):
     names = {"model": "m", "transform": "none", "mitigation": "rtn", "granularity": "group-32", "format": "int4", **axes}
-    numbers = {"value": value, "stderr": stderr, "count": 32, "difference": None, "difference_stderr": None, "unit": ""}
+    numbers = {"value": value, "stderr": stderr, "count": 32, "difference": None, "difference_stderr": None,
+               "best_difference": None, "best_difference_stderr": None, "unit": ""}
     place = {"metric": "" if reason else metric, "dataset": "" if reason else "text"}
     return {"cell": cell, **names, "status": "failed" if reason else "ok", "reason": reason, **place, **numbers}
 

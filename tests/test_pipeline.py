@@ -243,7 +243,8 @@ def test_a_file_of_a_local_model_changes_all_of_its_steps(tmp_path, monkeypatch)
     (lambda c: c["studies"].update(third={**c["studies"]["formats"], "formats": ["int8"], "title": "Third"}), "int8"),
     (lambda c: c["studies"]["formats"].update(models=["tiny", "big"]), "big"),
     (lambda c: c["studies"]["formats"]["mitigations"].append("gptq"), "gptq"),
-    (lambda c: c["studies"]["formats"]["evaluate"]["perplexity"].append("short"), "short"),
+    (lambda c: (c["corpora"].update(late={"source": "builtin", "part": "evaluation", "window": 16, "windows": 2}),
+                c["studies"]["formats"]["evaluate"]["perplexity"].append("late")), "late"),
     (lambda c: c["transforms"]["rotation"]["seeds"].append(2), "rotation-s2"),
 ])
 def test_an_addition_brings_new_steps_and_changes_none(edit, new):

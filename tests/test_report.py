@@ -20,7 +20,8 @@ VOID = {"meta", "input", "img", "br", "link", "hr"}
 
 def record(cell, value=None, reason="", **axes):
     names = {"model": "m", "transform": "none", "mitigation": "rtn", "granularity": "group-32", "format": "int4", **axes}
-    numbers = {"value": value, "stderr": 0.1, "count": 32, "difference": None, "difference_stderr": None, "unit": ""}
+    numbers = {"value": value, "stderr": 0.1, "count": 32, "difference": None, "difference_stderr": None,
+               "best_difference": None, "best_difference_stderr": None, "unit": ""}
     place = {"metric": "" if reason else "perplexity", "dataset": "" if reason else "text"}
     return {"cell": cell, **names, "status": "failed" if reason else "ok", "reason": reason, **place, **numbers}
 

@@ -13,9 +13,10 @@ from quantgrid.reporting import style, table_writers, tables
 BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
 
 
-def record(cell, value=None, stderr=None, metric="perplexity", dataset="text", reason="", difference=None, difference_stderr=None, **axes):
+def record(cell, value=None, stderr=None, metric="perplexity", dataset="text", reason="", best=(None, None), **axes):
     names = {"model": "m", "transform": "none", "mitigation": "rtn", "granularity": "group-32", "format": "int4", **axes}
-    numbers = {"value": value, "stderr": stderr, "count": 32, "difference": difference, "difference_stderr": difference_stderr, "unit": ""}
+    numbers = {"value": value, "stderr": stderr, "count": 32, "difference": None, "difference_stderr": None, "best_difference": best[0],
+               "best_difference_stderr": best[1], "unit": ""}
     place = {"metric": "" if reason else metric, "dataset": "" if reason else dataset}
     return {"cell": cell, **names, "status": "failed" if reason else "ok", "reason": reason, **place, **numbers}
 
@@ -29,7 +30,7 @@ def grid(model="m", prefix=""):
     return [
         record(f"{prefix}b", 8.0, 0.2, model=model, **BASELINE),
         record(f"{prefix}1", model=model, transform="shift", reason="no factor | in layer_3"),
-        record(f"{prefix}2", 9.1, 0.1, model=model, transform="shift", mitigation="gptq"),
+        record(f"{prefix}2", 9.1, 0.1, model=model, transform="shift", mitigation="gptq", best=(0.1, 0.07)),
         record(f"{prefix}3", 12.0, 0.1, model=model, transform="rotate"),
         record(f"{prefix}4", 9.0, 0.1, model=model, transform="rotate", mitigation="gptq"),
     ]
@@ -53,14 +54,21 @@ def test_order_is_that_of_first_appearance_even_if_the_baseline_comes_last():
     assert table.row_labels() == [["full precision"], ["z"], ["a"]]
 
 
-def test_paired_differences_decide_where_both_cells_have_them():
+def test_the_paired_difference_to_the_best_decides_and_not_the_errors_of_the_values():
     rows = [
-        record("1", 9.0, 0.5, difference=1.0, difference_stderr=0.01, transform="rotate"),
-        record("2", 9.1, 0.5, difference=1.1, difference_stderr=0.01, transform="shift"),
-        record("3", 9.2, 0.5, transform="scale"),
+        record("1", 9.0, 0.5, best=(0.0, 0.0), transform="rotate"),
+        record("2", 9.1, 0.5, best=(0.1, 0.01), transform="shift"),
+        record("3", 9.2, 0.5, best=(0.2, 0.11), transform="scale"),
+        record("4", 9.2, 0.5, transform="other"),
     ]
     marks = tables.build(pd.DataFrame(rows), spec(columns=())).marks.iloc[:, 0].tolist()
-    assert marks == ["best", "", "tied"]
+    assert marks == ["best", "", "tied", ""]
+
+
+def test_an_unrounded_cell_does_not_compete():
+    rows = [record("1", 8.0, 0.1, transform="rotate", mitigation="none", granularity="-", format="bf16"), record("2", 9.0, 0.1, transform="rotate")]
+    marks = tables.build(pd.DataFrame([*rows, record("3", 9.5, 0.1)]), spec()).marks
+    assert marks.values.tolist() == [["", "best"], ["missing", ""]]
 
 
 def test_equal_best_values_are_all_bold_and_a_constant_column_has_no_best():

@@ -66,13 +66,15 @@ class Checkout:
         return {str(path.relative_to(base)): path.read_bytes() for pattern in patterns for path in sorted(base.glob(pattern)) if path.is_file()}
 
 
-def running_jobs(folder: Path) -> list[int]:
-    """Process ids of scripts of the workflow that run in ``folder``."""
+def running_jobs(folder: Path, script: str = "") -> list[int]:
+    """Process ids of scripts of the workflow (of one, by its name) that run in ``folder``; the driver is none."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if os.readlink(entry / "cwd") == str(folder) and b"scripts/" in (entry / "cmdline").read_bytes():
+                command = (entry / "cmdline").read_bytes()
+                named = f"scripts/{script}".encode() in command and b"run_workflow" not in command
+                if named and os.readlink(entry / "cwd") == str(folder):
                     found.append(int(entry.name))
             except OSError:
                 continue

@@ -68,6 +68,7 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
         study["table"] = layouts.table_defaults(study.get("table", {}))
         study["figure"] = layouts.figure_defaults(study.get("figure", {}))
         study.setdefault("title", name.replace("_", " "))
+    config["results_dir"] = os.path.normpath(config["results_dir"])
     return config
 
 
@@ -75,8 +76,10 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
 def _validator() -> Any:
     import yaml
     from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
 
-    return Draft202012Validator(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    whole = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)  # 4.0 is none: torch refuses it too
+    return extend(Draft202012Validator, type_checker=whole)(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
 
 
 def _schema_mistakes(content: Any) -> Iterator[str]:
@@ -144,7 +147,24 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             for name in asked.get(key, []):
                 if name not in known:
                     yield f"{where}.{key}: {unknown_name('corpus' if key == 'perplexity' else 'task', name, known)}"
+    yield from _leaks(config)
     yield from _collected(lambda: _check_writable(config["results_dir"]))
+
+
+def _leaks(config: Mapping[str, Any]) -> Iterator[str]:
+    """Corpora that are calibrated on and evaluated on: the same text under one or two names."""
+
+    def text(name: str) -> dict[str, Any]:
+        entry = config["corpora"].get(name, {"name": name})
+        return {key: entry.get(key) for key in ("source", "part", "path", "id", "name", "split")}
+
+    evaluated = {name for asked in (config["evaluate"], *(study.get("evaluate", {}) for study in config["studies"].values()))
+                 for name in asked.get("perplexity", [])}
+    for calibration, entry in config["calibrations"].items():
+        for name in sorted(evaluated):
+            if text(name) == text(entry["corpus"]):
+                yield (f"calibrations.{calibration}.corpus: '{entry['corpus']}' is the text that perplexity is evaluated on ('{name}'); "
+                       "calibrate on another part, split or file")
 
 
 def _check_method(config: Mapping[str, Any], axis: str, name: str, entry: Mapping[str, Any]) -> None:

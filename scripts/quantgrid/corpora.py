@@ -38,8 +38,8 @@ def read(entry: Mapping[str, Any], where: str = "corpus") -> list[str]:
     sources = {"builtin": _read_builtin, "local": _read_local, "hub": _read_hub}
     if entry.get("source") not in sources:
         raise ConfigError(f"{where}.source: {unknown_name('source', entry.get('source'), sources)}")
-    documents = [text for text in sources[entry["source"]](entry, where) if text.strip()]
-    if not documents:
+    documents = sources[entry["source"]](entry, where)  # blank rows too: the usual protocol joins the rows of a data set as they are
+    if not any(text.strip() for text in documents):
         raise ConfigError(f"{where}: holds no text")
     return documents
 
@@ -117,7 +117,7 @@ def _read_parquet(path: Path, field: str) -> list[str]:
         raise ConfigError(f"{path}: not a parquet file ({error})") from None
     if field not in names:
         raise ConfigError(f"{path}: no column '{field}' (has: {', '.join(names)}); name the text's column with 'field:'")
-    return [text for text in parquet.read_table(path, columns=[field])[field].to_pylist() if text]
+    return [text or "" for text in parquet.read_table(path, columns=[field])[field].to_pylist()]
 
 
 def _read_hub(entry: Mapping[str, Any], where: str) -> list[str]:

@@ -213,6 +213,10 @@ class Plan:
         """
         return canonical({"study": study, "config": self.study_config(study), "code": code_hash("collect_study")})
 
+    def all_checkpoints(self) -> list[str]:
+        """The packed checkpoint of every cell, with its manifest."""
+        return [path for cell in self.cells for name, path in self.quantize_model(cell).outputs.items() if name != "error"]
+
     def study_config(self, study: str) -> dict[str, Any]:
         """The part of the config that decides which cells a study has and where their evaluations lie."""
         cells, asked = self.studies[study], self.config["studies"][study]

@@ -15,11 +15,11 @@ rule evaluate_reference:
         "../../envs/cpu.yaml"
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         spec=PLAN.spec("evaluate_reference"),
     shell:
-        "python $QUANTGRID_SCRIPTS/evaluate_reference.py --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}"
+        'python "$QUANTGRID_SCRIPTS"/evaluate_reference.py --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}'
         " --reference {output.reference:q} > {log:q} 2>&1"
 
 
@@ -37,11 +37,11 @@ rule evaluate_perplexity:
         "../../envs/cpu.yaml"
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         spec=PLAN.spec("evaluate_perplexity"),
     shell:
-        "python $QUANTGRID_SCRIPTS/evaluate_perplexity.py --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}"
+        'python "$QUANTGRID_SCRIPTS"/evaluate_perplexity.py --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
         " --manifest {input.manifest:q} --windows {input.windows:q} --reference {input.reference:q} --result {output.result:q} > {log:q} 2>&1"
 
 
@@ -59,9 +59,9 @@ rule evaluate_tasks:
         "../../envs/cpu.yaml"
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         spec=PLAN.spec("evaluate_tasks"),
     shell:
-        "python $QUANTGRID_SCRIPTS/evaluate_tasks.py --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}"
+        'python "$QUANTGRID_SCRIPTS"/evaluate_tasks.py --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
         " --manifest {input.manifest:q} --result {output.result:q} > {log:q} 2>&1"

@@ -27,7 +27,8 @@ PARTIAL_REPORT = PLAN.reporting_spec("build_report")
 STUDIES = list(PLAN.studies)
 CELL = CELL_PATH
 THREADS = PLAN.config["threads"]
-kept = str if PLAN.config["keep_checkpoints"] else temp
+KEEP = PLAN.config["keep_checkpoints"]
+CHECKPOINTS = PLAN.all_checkpoints() if KEEP else []
 
 
 wildcard_constraints:

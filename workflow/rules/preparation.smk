@@ -11,11 +11,11 @@ rule fetch_model:
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         spec=PLAN.spec("fetch_model"),
     shell:
-        "python $QUANTGRID_SCRIPTS/fetch_model.py --spec {params.spec:q} --folder {output.folder:q} > {log:q} 2>&1"
+        'python "$QUANTGRID_SCRIPTS"/fetch_model.py --spec {params.spec:q} --folder {output.folder:q} > {log:q} 2>&1'
 
 
 rule tokenize_corpus:
@@ -32,7 +32,7 @@ rule tokenize_corpus:
     params:
         spec=PLAN.spec("tokenize_corpus"),
     shell:
-        "python $QUANTGRID_SCRIPTS/tokenize_corpus.py --spec {params.spec:q} --model {input.model:q} --windows {output.windows:q} > {log:q} 2>&1"
+        'python "$QUANTGRID_SCRIPTS"/tokenize_corpus.py --spec {params.spec:q} --model {input.model:q} --windows {output.windows:q} > {log:q} 2>&1'
 
 
 rule calibrate_model:
@@ -48,9 +48,9 @@ rule calibrate_model:
         "../../envs/cpu.yaml"
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         spec=PLAN.spec("calibrate_model"),
     shell:
-        "python $QUANTGRID_SCRIPTS/calibrate_model.py --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}"
+        'python "$QUANTGRID_SCRIPTS"/calibrate_model.py --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}'
         " --statistics {output.statistics:q} > {log:q} 2>&1"

@@ -14,11 +14,11 @@ rule fit_transform:
         "../../envs/cpu.yaml"
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         spec=PLAN.spec("fit_transform"),
     shell:
-        "python $QUANTGRID_SCRIPTS/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}"
+        'python "$QUANTGRID_SCRIPTS"/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}'
         " --transform {output.transform:q} > {log:q} 2>&1"
 
 
@@ -26,7 +26,7 @@ rule quantize_model:
     input:
         unpack(PLAN.inputs("quantize_model")),
     output:
-        checkpoint=kept(PLAN.pattern("quantize_model", "checkpoint")),
+        checkpoint=(str if KEEP else temp)(PLAN.pattern("quantize_model", "checkpoint")),
         manifest=PLAN.pattern("quantize_model", "manifest"),
         error=PLAN.pattern("quantize_model", "error"),
     log:
@@ -37,10 +37,10 @@ rule quantize_model:
         "../../envs/cpu.yaml"
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         spec=PLAN.spec("quantize_model"),
     shell:
-        "python $QUANTGRID_SCRIPTS/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}"
+        'python "$QUANTGRID_SCRIPTS"/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
         " --statistics {input.statistics:q} --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
         " > {log:q} 2>&1"

@@ -15,7 +15,7 @@ rule collect_study:
     params:
         spec=lambda w: PLAN.study_spec(w.study),
     shell:
-        "python $QUANTGRID_SCRIPTS/collect_study.py --spec {params.spec:q} --records {output.records:q} > {log:q} 2>&1"
+        'python "$QUANTGRID_SCRIPTS"/collect_study.py --spec {params.spec:q} --records {output.records:q} > {log:q} 2>&1'
 
 
 rule collect_results:
@@ -34,7 +34,7 @@ rule collect_results:
     params:
         spec=PLAN.reporting_spec("collect_results"),
     shell:
-        "python $QUANTGRID_SCRIPTS/collect_results.py --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}"
+        'python "$QUANTGRID_SCRIPTS"/collect_results.py --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}'
         " --parquet {output.parquet:q} --cells {output.cells:q} > {log:q} 2>&1"
 
 
@@ -59,7 +59,7 @@ rule tabulate_study:
     params:
         spec=lambda w: PLAN.reporting_spec("tabulate_study", w.study),
     shell:
-        "python $QUANTGRID_SCRIPTS/tabulate_study.py --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}"
+        'python "$QUANTGRID_SCRIPTS"/tabulate_study.py --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}'
         " --tex {output.tex:q} > {log:q} 2>&1"
 
 
@@ -85,7 +85,7 @@ rule plot_study:
     params:
         spec=lambda w: PLAN.reporting_spec("plot_study", w.study),
     shell:
-        "python $QUANTGRID_SCRIPTS/plot_study.py --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}"
+        'python "$QUANTGRID_SCRIPTS"/plot_study.py --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}'
         " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
 
 
@@ -104,5 +104,5 @@ rule build_report:
     params:
         spec=PLAN.reporting_spec("build_report"),
     shell:
-        "python $QUANTGRID_SCRIPTS/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}"
+        'python "$QUANTGRID_SCRIPTS"/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}'
         " --figures {input.figures:q} --report {output.report:q} > {log:q} 2>&1"

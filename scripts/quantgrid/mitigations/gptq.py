@@ -106,7 +106,8 @@ def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, dampin
 
 
 def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
-    """:func:`inverse_factor` of a site, in float32, columns in ``order``; a dead column counts as an input of unit size.
+    """:func:`inverse_factor` of a site, in float32, columns in ``order``; a dead column counts as one of mean size, so that
+    it does not change the damping of the others (the published code gives it 1, beside sums over all tokens).
 
     One matrix at a time: float64 copies of all layers at once would only go through memory instead of the cache.
     """
@@ -116,7 +117,8 @@ def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None,
     factors = []
     for moment, unseen, columns in zip(moments.reshape(-1, n, n), dead.reshape(-1, n), orders):
         moment = moment.to(torch.float64, copy=True)
-        moment.diagonal().add_(unseen)
+        living = moment.diagonal()[~unseen]
+        moment.diagonal().masked_fill_(unseen, living.mean() if len(living) else 1.0)
         factors.append(inverse_factor(moment[columns][:, columns], damping))
     factor, used = (torch.stack(parts) for parts in zip(*factors))
     return factor.float().reshape(moments.shape), used.reshape(moments.shape[:-2])

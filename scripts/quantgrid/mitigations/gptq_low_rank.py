@@ -1,7 +1,7 @@
 """GPTQ, then a low-rank term for what GPTQ left: W - Q of the original weight (the paper's combination).
 
 ``plain`` is the paper's. It lowers |W - Q|_F and usually, not provably, the output error; ``exact`` never raises the output error
-and is an extension.
+(but for the rounding of its factors to bfloat16) and is an extension.
 """
 
 from __future__ import annotations

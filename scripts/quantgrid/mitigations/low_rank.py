@@ -24,7 +24,10 @@ def leading_directions(matrix: Tensor, rank: int) -> Tensor:
     """The ``rank`` leading left singular vectors (*batch, m, rank) of ``matrix`` (*batch, m, n), from the smaller Gram matrix."""
     tall = matrix.shape[-2] > matrix.shape[-1]
     gram = matrix.mT @ matrix if tall else matrix @ matrix.mT
-    vectors = torch.linalg.eigh(gram).eigenvectors[..., -rank:].flip(-1)
+    try:
+        vectors = torch.linalg.eigh(gram).eigenvectors[..., -rank:].flip(-1)
+    except torch.linalg.LinAlgError as error:
+        raise NumericalFailure(f"low-rank: the singular vectors of the error cannot be found ({error})") from None
     return torch.linalg.qr(matrix @ vectors).Q if tall else vectors
 
 

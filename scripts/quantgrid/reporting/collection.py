@@ -45,8 +45,26 @@ def read_evaluations(paths: Mapping[Cell, Mapping[str, str]], missing_allowed: b
 def records(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
     """Tidy records of all cells, in their order."""
     rows = [row for cell, found in evaluations.items() for row in cell_rows(cell, found, evaluations.get(baseline(cell.model), {}))]
-    return pd.DataFrame(rows, columns=["cell", "model", "transform", "mitigation", "granularity", "format", "status", "reason", "metric",
-                                       "dataset", "value", "stderr", "count", "difference", "difference_stderr", "unit", "protocol"])
+    compare_with_best(rows)
+    return pd.DataFrame(rows, columns=["cell", "model", "transform", "mitigation", "granularity", "format", "status", "reason", "metric", "dataset",
+                                       "value", "stderr", "count", "difference", "difference_stderr", "best_difference", "best_difference_stderr",
+                                       "unit", "protocol"])
+
+
+def compare_with_best(rows: Sequence[Row]) -> None:
+    """Give every row of a quantized cell its paired difference to the best quantized cell of its model, metric and dataset.
+
+    Pairing with the best itself matters: two cells far from full precision vary together over the windows.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["mitigation"] != "none" and "items" in row:
+            groups.setdefault((row["model"], row["metric"], row["dataset"]), []).append(row)
+    for group in groups.values():
+        best = (max if group[0]["metric"] == "accuracy" else min)(group, key=lambda row: row["value"])
+        difference = perplexity_difference if best["metric"] == "perplexity" else paired_difference
+        for row in group:
+            row["best_difference"], row["best_difference_stderr"] = difference(row["items"], best["items"])
 
 
 def cell_rows(cell: Cell, found: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
@@ -73,7 +91,8 @@ def perplexity_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None,
     for metric in ("perplexity", "negative_log_likelihood", "kl_divergence"):
         losses = content["windows"]["negative_log_likelihood" if metric == "perplexity" else metric]
         value, error = perplexity(losses) if metric == "perplexity" else mean_and_error(losses)
-        row = {"metric": metric, "dataset": dataset, "value": value, "stderr": error, "count": len(losses), "protocol": protocol}
+        row = {"metric": metric, "dataset": dataset, "value": value, "stderr": error, "count": len(losses), "protocol": protocol,
+               "items": losses}
         if other and metric != "kl_divergence":
             difference = perplexity_difference if metric == "perplexity" else paired_difference
             row["difference"], row["difference_stderr"] = difference(losses, other["windows"]["negative_log_likelihood"])
@@ -84,7 +103,7 @@ def task_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, datas
     for task, result in content["tasks"].items():
         protocol = digest({key: result[key] for key in ("metric", "version", "shots", "documents_sha256", "lm_eval")})
         row = {"metric": "accuracy", "dataset": task, "value": result["value"], "stderr": result["stderr"], "count": result["count"],
-               "protocol": protocol}
+               "protocol": protocol, "items": result["outcomes"]}
         if other:
             row["difference"], row["difference_stderr"] = paired_difference(result["outcomes"], other["tasks"][task]["outcomes"])
         yield row
@@ -99,6 +118,7 @@ def read(path: str | Path) -> pd.DataFrame:
 def merge(studies: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Records of several studies as one frame; a cell that several studies share is there once, with all that was measured of it."""
     merged = pd.concat(studies, ignore_index=True).drop_duplicates(["cell", "metric", "dataset", "protocol"])
+    merged = merged.drop(columns=["best_difference", "best_difference_stderr"], errors="ignore")  # of a study's cells, not of all
     return merged.sort_values(["cell"], key=lambda cells: cells.map({cell: i for i, cell in enumerate(merged["cell"].unique())}), kind="stable")
 
 

@@ -15,6 +15,7 @@ from ..errors import ConfigError, unknown_name
 AXES = ("model", "transform", "mitigation", "granularity", "format")
 TEXTS = ("cell", *AXES, "status", "reason", "metric", "dataset", "unit")
 NUMBERS = ("value", "stderr", "count", "difference", "difference_stderr")
+BEST = ("best_difference", "best_difference_stderr")  # to the best cell of the study, paired; absent from records of several studies
 BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
 FULL_PRECISION = "full precision"
 
@@ -30,7 +31,7 @@ def tidy(records: pd.DataFrame, source: str = "records") -> pd.DataFrame:
     if absent:
         raise ConfigError(f"{source}: no column {', '.join(absent)}; accepted are records with {', '.join((*TEXTS, *NUMBERS))}")
     texts = records[list(TEXTS)].astype(object).where(records[list(TEXTS)].notna(), "").astype(str)
-    numbers = records[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype("float64")
+    numbers = records.reindex(columns=[*NUMBERS, *BEST]).apply(pd.to_numeric, errors="coerce").astype("float64")
     result = pd.concat([texts, numbers], axis=1).reset_index(drop=True)
     double = result.duplicated(["cell", "metric", "dataset"])
     if double.any():

@@ -20,12 +20,13 @@ from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, data
 from .style import metric, metric_label, value_label, with_error
 
 MISSING, FAILED = "–", "failed"
-UNDECIDED = 2.0  # combined standard errors within which two values are not told apart
-NOTE = "± one standard error. Bold: best quantized cell per metric and model. †: within 2 combined standard errors of the best. –: not measured."
+UNDECIDED = 2.0  # standard errors of a paired difference within which two values are not told apart
+NOTE = ("± one standard error. Bold: best quantized cell per metric and model. †: not told apart from the best (paired difference within "
+        "2 standard errors). –: not measured.")
 
 
 class Entry(NamedTuple):
-    """What one place of the table holds: the numbers of one record, or the reason of a failure."""
+    """What one place of the table holds: the numbers of one record (``difference``: to the best cell, paired), or the reason of a failure."""
 
     model: str
     baseline: bool
@@ -124,7 +125,7 @@ def place(records: pd.DataFrame, rows: list[str], columns: list[str], headers: l
             if own and record.metric == "" and record.status != "ok":
                 entries.setdefault((row, header), Entry(record.model, bool(baseline), reason=record.reason or "no reason recorded"))
             elif own and (record.metric, record.dataset) == header[:2] and not math.isnan(record.value):
-                numbers = (record.value, record.stderr, record.difference, record.difference_stderr)
+                numbers = (record.value, record.stderr, record.best_difference, record.best_difference_stderr)
                 entries[row, header] = Entry(record.model, bool(baseline), *numbers, rounded=record.mitigation != "none")
     return entries, sorted(ranks, key=ranks.__getitem__)
 
@@ -181,15 +182,11 @@ def best_marks(entries: Mapping[tuple, Entry]) -> dict[tuple, str]:
         best = (min if metric(name).better == "lower" else max)(values)
         if min(values) == max(values):
             continue
-        first = entries[places[values.index(best)]]
         for at in places:
-            marks[at] = "best" if entries[at].value == best else "tied" if undecided(entries[at], first) else ""
+            marks[at] = "best" if entries[at].value == best else "tied" if undecided(entries[at]) else ""
     return marks
 
 
-def undecided(entry: Entry, best: Entry) -> bool:
-    """Whether the difference of two entries lies within ``UNDECIDED`` combined standard errors; False where an error is unknown."""
-    paired = not any(math.isnan(number) for number in (entry.difference_stderr, best.difference_stderr, entry.difference, best.difference))
-    gap = entry.difference - best.difference if paired else entry.value - best.value
-    errors = (entry.difference_stderr, best.difference_stderr) if paired else (entry.stderr, best.stderr)
-    return abs(gap) <= UNDECIDED * math.hypot(*errors)
+def undecided(entry: Entry) -> bool:
+    """Whether the paired difference to the best cell lies within ``UNDECIDED`` of its standard errors; False where it is unknown."""
+    return abs(entry.difference) <= UNDECIDED * entry.difference_stderr
