@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from quantgrid.reporting.costs import read  # noqa: E402 (the library lies beside the scripts, with no install)
+
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 FIGURES = ("transforms-mitigations", "formats", "transforms-formats", "group-size", "symmetry")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
@@ -20,16 +25,15 @@ def table(study: str) -> str:
 
 def costs() -> str:
     """Seconds and memory per rule, from Snakemake's benchmark files."""
-    files = [(path.relative_to(RESULTS / "benchmarks").parts[0], pd.read_csv(path, sep="\t")) for path in (RESULTS / "benchmarks").rglob("*.tsv")]
-    frame = pd.DataFrame([{"rule": rule, "seconds": content["s"].iloc[0], "peak": content["max_rss"].iloc[0]} for rule, content in files])
-    grouped = frame.groupby("rule").agg(jobs=("seconds", "size"), total=("seconds", "sum"), longest=("seconds", "max"), peak=("peak", "max"))
+    grouped = pd.DataFrame(read(RESULTS / "benchmarks")).groupby("rule").agg(
+        jobs=("seconds", "size"), total=("seconds", "sum"), longest=("seconds", "max"), peak=("max_rss_mb", "max"))
     lines = [f"| {rule} | {row.jobs:.0f} | {row.total:.0f} | {row.longest:.0f} | {row.peak:.0f} |" for rule, row in grouped.iterrows()]
     return "\n".join(["| rule | jobs | seconds, all | seconds, longest | peak RSS, MB |", "| :-- | --: | --: | --: | --: |", *lines, ""])
 
 
 def main() -> None:
     parts = ["# The default run", "Made by `make run` and `make docs` on 2 cores. Tables are those of `results/tables/`.", ""]
-    for study in FIGURES:
+    for study in (name for name in FIGURES if (RESULTS / "tables" / f"{name}.md").is_file()):
         shutil.copy(RESULTS / "figures" / f"{study}.png", DOCS / f"{study}.png")
         parts += [table(study), f"![{study}]({study}.png)", ""]
     parts += ["## What it cost", costs()]
