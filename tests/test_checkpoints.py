@@ -76,12 +76,19 @@ def schemes(preset: str, granularity: str = "channel") -> tuple[QuantScheme | No
     if preset == "bf16":
         return None, None
     found = cell_schemes({"preset": preset}, granularity, "test")
-    return tuple(QuantScheme.from_dict(fields) if fields else None for fields in (found["weight"], found["activation"]))
+    candidates = found["activation"].get("down_input")
+    return QuantScheme.from_dict(found["weight"]), QuantScheme.from_dict(candidates[0]) if candidates else None
+
+
+def everywhere(scheme: QuantScheme | None) -> dict[str, list[QuantScheme]]:
+    """One activation scheme at every site."""
+    return {site: [scheme] for site in SITES} if scheme else {}
 
 
 def quantized(made: Given, transform="none", preset="int4", granularity="channel", mitigation=rtn) -> Quantized:
     fitted = fit(TRANSFORMS[transform], made.decoder, made.statistics)
-    return quantize_decoder(made.decoder, Recipe(fitted, *schemes(preset, granularity), mitigation, made.statistics))
+    weight, activation = schemes(preset, granularity)
+    return quantize_decoder(made.decoder, Recipe(fitted, weight, everywhere(activation), mitigation, made.statistics))
 
 
 def saved(done: Quantized, folder: Path) -> Path:
