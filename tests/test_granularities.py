@@ -100,7 +100,7 @@ def test_a_config_resolves_by_head_with_the_head_size_of_its_model():
 
 
 @pytest.mark.parametrize("entry, message", [
-    ({"preset": "int4", "activation": {"group_size": 40}}, r"group size 40 of formats\.f\.activation does not divide the 96 inputs of site 'attention_input'"),
+    ({"preset": "int4", "activation": {"group_size": 40}}, r"group size 40 of formats\.f\.activation does not divide the 96 inputs of site"),
     ({"preset": "int4", "key_value": {"group_size": 12}}, r"formats\.f\.key_value on model 'tiny-llama': group size 12 does not divide the 16"),
     ({"preset": "mxfp4", "activation": {"by_head": True}}, "blocks of 32 by definition, so by_head contradicts it"),
     ({"preset": "mxfp4", "activation": {"group_size": 16}}, r"formats\.f\.activation: preset 'mxfp4' has blocks of 32"),
