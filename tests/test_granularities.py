@@ -39,12 +39,14 @@ def test_weights_and_activations_have_their_own_granularity_whatever_that_of_the
     assert schemes(granularity, weight={"group_size": 8})["weight"]["group_size"] == 8
 
 
-@pytest.mark.parametrize("granularity, group", [("channel", HEAD), ("group-32", HEAD), ("group-16", 16), ("group-8", 8)])
+@pytest.mark.parametrize("granularity, group", [("channel", HEAD), ("group-32", HEAD), ("group-16", 16), ("group-8", 8), ("tensor", None)])
 def test_by_head_cuts_what_is_wider_than_a_head_at_one_site(granularity, group):
     plain, by_head = schemes(granularity), schemes(granularity, activation={"by_head": True})
     assert by_head["weight"] == plain["weight"] and schemes(granularity, activation={"by_head": False}) == plain
     for site in SITES:
-        wanted = activation_scheme("int4", group_size=group).to_dict() if site == "output_input" else plain["activation"][site][0]
+        wanted = plain["activation"][site][0]
+        if site == "output_input" and group:
+            wanted = activation_scheme("int4", group_size=group).to_dict()
         assert by_head["activation"][site] == [wanted], site
 
 
@@ -66,7 +68,6 @@ def test_keys_and_values_take_the_activation_scheme_of_a_preset_whatever_the_gra
 
 
 @pytest.mark.parametrize("entry, message", [
-    ({"activation": {"by_head": True, "granularity": "tensor"}}, r"formats\.f\.activation: by_head contradicts granularity 'tensor'"),
     ({"weight": {"by_head": True}}, r"formats\.f\.weight: unknown field of a quantization scheme 'by_head'"),
     ({"weight": {"scale_format": "e4m3", "global_scale": "static"}}, r"formats\.f\.weight: global_scale 'static' comes from calibration"),
     ({"activation": {"element": ["int4", "int9"]}}, r"formats\.f\.activation: unknown element 'int9'"),

@@ -10,6 +10,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -80,15 +81,14 @@ def _weight(preset: str, overrides: Mapping[str, Any]) -> dict:
 
 
 def _activation(preset: str, overrides: Mapping[str, Any], head_dim: int | None) -> dict[str, list[dict]]:
-    """Site -> candidates; ``by_head`` among the overrides cuts what is wider than a head at ``output_input``."""
+    """Site -> candidates; ``by_head`` among the overrides cuts scales of tokens and of groups wider than a head at ``output_input``."""
     fields = {name: value for name, value in overrides.items() if name != "by_head"}
-    candidates = _candidates(preset, fields)
-    found = {site: [candidate.to_dict() for candidate in candidates] for site in SITES} if candidates else {}
-    if overrides.get("by_head") and candidates:
-        if candidates[0].granularity == "tensor":
-            raise ConfigError("by_head contradicts granularity 'tensor', which has one scale per site; it goes with tokens and groups")
-        if head_dim and (candidates[0].group_size or head_dim + 1) > head_dim:
-            found["output_input"] = [{**fields, "granularity": "group", "group_size": head_dim} for fields in found["output_input"]]
+    candidates = [candidate.to_dict() for candidate in _candidates(preset, fields)]
+    found = dict.fromkeys(SITES, candidates) if candidates else {}
+    if candidates and head_dim and overrides.get("by_head"):
+        width = {"tensor": 0, "channel": math.inf, "group": candidates[0]["group_size"]}[candidates[0]["granularity"]]
+        if width > head_dim:
+            found["output_input"] = [{**candidate, "granularity": "group", "group_size": head_dim} for candidate in candidates]
     return found
 
 
