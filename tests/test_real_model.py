@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quantgrid import calibration, config, corpora
+from quantgrid.architecture import SITES
 from quantgrid.checkpoints import load_full_precision, load_quantized, save_quantized
 from quantgrid.decoders import DecoderFolder
 from quantgrid.evaluation.perplexity import evaluate
@@ -82,7 +83,8 @@ def test_one_cell_from_codes_on_disk_to_perplexity(folder: Path, statistics: Pat
     decoder, identity = DecoderFolder(folder), transformed("none", folder, statistics)
     measured = {}
     for name, mitigation in (("int8", rtn), ("int4", rtn)):
-        done = quantize_decoder(decoder, Recipe(identity, scheme(name), {site: [activation_scheme(name)] for site in SITES}, mitigation, str(statistics)))
+        everywhere = {site: [activation_scheme(name)] for site in SITES}
+        done = quantize_decoder(decoder, Recipe(identity, scheme(name), everywhere, mitigation, str(statistics)))
         save_quantized(done.content, tmp_path / "model.safetensors", tmp_path / "quantgrid.json", {})
         losses = evaluate(load_quantized(tmp_path), windows, reference[0], reference[1], batch_size=2)
         measured[name] = perplexity(losses["negative_log_likelihood"])[0], sum(losses["kl_divergence"]) / 2
