@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 import psutil
-import yaml
+
+from quantgrid.config import read
+from quantgrid.errors import ConfigError
 
 FOLDER, DRIVER = "QUANTGRID_FOLDER", "QUANTGRID_DRIVER"
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,9 +53,10 @@ def main() -> None:
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()
-    if not Path(known.configfile).is_file():
-        raise SystemExit(f"quantgrid: {known.configfile}: no such config file")
-    results = (yaml.safe_load(Path(known.configfile).read_text()) or {}).get("results_dir", "results")
+    try:
+        results = read(known.configfile).get("results_dir", "results")
+    except ConfigError as error:
+        raise SystemExit(f"quantgrid: {error}") from None
     targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [f"{results}/figures/{known.figure}.png"] * bool(known.figure)
     folder = os.getcwd()
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *targets, "--configfile", known.configfile]

@@ -162,7 +162,7 @@ def test_sliding_windows_are_those_of_the_model(case, change, tmp_path):
     seen: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(model.model.layers):
         for site, module in zip(SITES, (layer.self_attn.v_proj, layer.self_attn.o_proj, layer.mlp.up_proj, layer.mlp.down_proj)):
-            module.register_forward_pre_hook(lambda _module, inputs, name=site_name(index, site): seen.update({name: inputs[0].flatten(0, 1)}))
+            module.register_forward_pre_hook(lambda _module, inputs, key=(index, site): seen.update({site_name(*key): inputs[0].flatten(0, 1)}))
     with torch.no_grad():
         model(tokens)
     full = {site_name(*key): statistics_of(x) for key, x in site_inputs(state, config, tokens).items()}

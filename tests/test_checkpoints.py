@@ -103,7 +103,7 @@ def transformed_layers(made: Given, transform: Transform) -> list[DecoderLayer]:
     return layers
 
 
-# -- the running model --------------------------------------------------------------------------------------------------------------------------------
+# -- the running model ---------------------------------------------------------------------------------------------------------------------
 
 
 def static_rounding(x: Tensor, low: float, high: float) -> Tensor:
@@ -126,7 +126,7 @@ def logits_and_inputs(model: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, d
 
 
 def expected_logits(made: Given, transform: str, preset: str, granularity: str, done: Quantized, seen: dict | None = None) -> Tensor:
-    """The reference decoder on weights rounded by definition, inputs transformed and rounded by a hook, norms and biases in float32, ends in bfloat16.
+    """The reference decoder on weights rounded by definition, inputs prepared by a hook, norms and biases in float32, ends in bfloat16.
 
     Where the running model's inputs are ``seen`` they must be those of the reference, and are rounded in their place: transformers' norms
     work in float32, which would turn a rounding here and there (bfloat16 embeddings make ties).
@@ -165,7 +165,8 @@ RUNS = [("llama", "none", preset, granularity, rtn) for preset, granularity in (
         if granularity != "tensor" or preset == "int4"]
 RUNS += [(case, transform, preset, "channel", rtn) for case in CASE_OF for transform in ("scaling", "hadamard") for preset in ("int4", "bf16")]
 RUNS += [("llama", "hadamard", "nvfp4", "channel", rtn), ("qwen2", "hadamard", "int4", "tensor", rtn), ("mistral", "scaling", "int4", "tensor", rtn),
-         ("llama", "hadamard", "int4", "channel", partial(low_rank, rank=4)), ("qwen3", "none", "mxfp4", "channel", partial(low_rank, rank=4, metric="exact"))]
+         ("llama", "hadamard", "int4", "channel", partial(low_rank, rank=4)),
+         ("qwen3", "none", "mxfp4", "channel", partial(low_rank, rank=4, metric="exact"))]
 
 
 @pytest.mark.parametrize("case, transform, preset, granularity, mitigation", RUNS, ids=lambda value: getattr(value, "__name__", None) or
@@ -228,15 +229,15 @@ def test_it_runs_in_the_dtype_asked_for(dtype, given, tmp_path):
     assert found.dtype == dtype and (found.double() - wanted).norm() < (0.3 if dtype == torch.bfloat16 else 0.05) * wanted.norm()
 
 
-# -- disk ---------------------------------------------------------------------------------------------------------------------------------------------
+# -- disk ----------------------------------------------------------------------------------------------------------------------------------
 
 OTHER_PROCESS = """
 import hashlib, json, sys, torch
 from quantgrid.checkpoints import load_quantized
 found = {}
 for folder in sys.argv[1:]:
-    model = load_quantized(folder)
-    found[folder] = {name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest() for name, tensor in model.state_dict().items()}
+    weights = load_quantized(folder).state_dict()
+    found[folder] = {name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest() for name, tensor in weights.items()}
 print(json.dumps(found))
 """
 
@@ -358,7 +359,7 @@ def test_a_failed_cell_passes_its_reason_on(tmp_path):
         load_quantized(tmp_path)
 
 
-# -- quantizing a decoder -----------------------------------------------------------------------------------------------------------------------------
+# -- quantizing a decoder ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mitigation", [rtn, gptq, partial(gptq_low_rank, rank=2)], ids=["rtn", "gptq", "gptq_low_rank"])
@@ -386,7 +387,8 @@ def test_errors_are_those_of_the_definition(preset, granularity, given):
             statistics, rounded = layer.statistics[SITE_OF[linear]], x
             if activation is not None:
                 static = granularity == "tensor"
-                rounded = static_rounding(x, statistics.minimum.min(), statistics.maximum.max()) if static else fake_quantize(x, activation)
+                ends = statistics.minimum.min().item(), statistics.maximum.max().item()
+                rounded = static_rounding(x, *ends) if static else fake_quantize(x, activation)
             wanted = {"weight_error": ((weight - used).norm() / weight.norm()) ** 2,
                       "output_error": ((x @ (weight - used).T).norm() / (x @ weight.T).norm()) ** 2,
                       "joint_output_error": ((rounded @ used.T - x @ weight.T).norm() / (x @ weight.T).norm()) ** 2}

@@ -144,7 +144,7 @@ def test_the_function_is_preserved(case, recipe, given):
         assert any(not torch.equal(tensor, result.state[name]) for name, tensor in made.state.items())
 
 
-# -- what must not pass (methods.md §10.2) ------------------------------------------------------------------------------------------------------------
+# -- what must not pass (methods.md §10.2) -------------------------------------------------------------------------------------------------
 
 LLAMA = next(case for case in CASES if case.architecture == "LlamaForCausalLM" and case.heads == 4 and case.tied)
 
@@ -175,7 +175,8 @@ def test_centering_the_embedding_is_not_a_transform(case, given):
     result = folded(made, made.fitted([RotateResidual("hadamard", 1)]))
     embedding = made.state["model.embed_tokens.weight"]
     assert changed(made, result) < 1e-9
-    centred = made.decoder.ends() | {"embedding": embedding - embedding.mean(-1, keepdim=True), "lm_head": made.state.get("lm_head.weight", embedding)}
+    head = made.state.get("lm_head.weight", embedding)
+    centred = made.decoder.ends() | {"embedding": embedding - embedding.mean(-1, keepdim=True), "lm_head": head}
     made.fitted([RotateResidual("hadamard", 1)]).fold_ends(centred)
     assert changed(made, Folded({**result.state, END_ROLES["embedding"]: centred["embedding"]}, result.online)) > 1e-3
 
@@ -226,7 +227,7 @@ def test_a_forgotten_online_operation_shows(given):
     assert changed(made, Folded(folded(made, made.fitted([RotateDown()])).state)) > 1e-3
 
 
-# -- statistics in closed form ------------------------------------------------------------------------------------------------------------------------
+# -- statistics in closed form -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "none"])
@@ -277,7 +278,7 @@ def test_a_diagonal_of_the_second_moment_is_not_enough(given):
     assert (codes[0] == codes[1]).float().mean() < 0.99
 
 
-# -- scaling ------------------------------------------------------------------------------------------------------------------------------------------
+# -- scaling -------------------------------------------------------------------------------------------------------------------------------
 
 
 def weights_at(layer: DecoderLayer, site: str) -> Tensor:
@@ -351,7 +352,7 @@ def test_a_gain_of_zero_is_absorbed(given, tmp_path):
             statistics.require_finite("a site")
 
 
-# -- parameters ---------------------------------------------------------------------------------------------------------------------------------------
+# -- parameters ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "norms absorbed"])

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,22 @@ DEFAULTS: dict[str, Any] = {
 CALIBRATION_DEFAULTS = {"samples": 256}
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """The checked config of a YAML file, defaults filled in."""
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a YAML file, unchecked; :class:`ConfigError` where it is no mapping."""
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file ({error})") from None
-    return check(content)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: the config is not a mapping; it holds the keys models, corpora, calibrations, studies, ...")
+    return content
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The checked config of a YAML file, defaults filled in."""
+    return check(read(path))
 
 
 def check(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,15 +71,19 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _schema_mistakes(content: Any) -> Iterator[str]:
+@cache
+def _validator() -> Any:
     import yaml
     from jsonschema import Draft202012Validator
 
+    return Draft202012Validator(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+
+
+def _schema_mistakes(content: Any) -> Iterator[str]:
     if not isinstance(content, Mapping):
         yield "the config is not a mapping; it holds the keys models, corpora, calibrations, studies, ..."
         return
-    validator = Draft202012Validator(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
-    for error in sorted(validator.iter_errors(content), key=lambda error: list(map(str, error.absolute_path))):
+    for error in sorted(_validator().iter_errors(content), key=lambda error: list(map(str, error.absolute_path))):
         where = ".".join(map(str, error.absolute_path)) or "config"
         yield from _explained(error, where)
 

@@ -199,10 +199,10 @@ def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape,
     for tensor, site, group in _groups(found):
         if sizes.site_size(site) % group:
             fitting = [size for size in (16, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if all(sizes.site_size(s) % size == 0 for s in SITES)]
-            of_axis, of_format = f"granularity '{cell.granularity}'", f"group size {group} of formats.{cell.format}.{tensor}"
-            raise ConfigError(f"{where}: {of_axis if cell.granularity == f'group-{group}' else of_format} does not divide the "
-                              f"{sizes.site_size(site)} inputs of site '{site}' of model '{cell.model}'; group sizes that fit all its sites: "
-                              f"{', '.join(map(str, fitting)) or 'none'}")
+            of_axis = cell.granularity == f"group-{group}"
+            named = f"granularity '{cell.granularity}'" if of_axis else f"group size {group} of formats.{cell.format}.{tensor}"
+            raise ConfigError(f"{where}: {named} does not divide the {sizes.site_size(site)} inputs of site '{site}' of model '{cell.model}'; "
+                              f"group sizes that fit all its sites: {', '.join(map(str, fitting)) or 'none'}")
     if found["key_value"]:
         _check_key_value(found["key_value"], sizes.head_dim, f"{where}: formats.{cell.format}.key_value on model '{cell.model}'")
 

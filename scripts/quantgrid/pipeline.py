@@ -189,7 +189,7 @@ class Plan:
         asked = self.asked(study)
         found: dict[Cell, dict[str, str]] = {}
         for cell in self.studies[study]:
-            found[cell] = {"error": self.quantize_model(cell).outputs["error"]} if cell.quantized else {}
+            found[cell] = {"error": self.quantize_model(cell).outputs["error"]}
             for corpus in asked["perplexity"]:
                 found[cell][f"perplexity.{corpus}"] = self.evaluate_perplexity(cell, corpus).outputs["result"]
             if asked["tasks"]:

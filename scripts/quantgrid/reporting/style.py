@@ -80,7 +80,8 @@ METRICS = {
     "bits_per_weight": Metric("bits per weight", "", "lower"),
     "stored_bits_per_weight": Metric("stored bits per weight", "", "lower"),
     "weight_sqnr_db": Metric("weight SQNR", "dB", "higher"),
-    "output_sqnr_db": Metric("output SQNR", "dB", "higher"),
+    "output_sqnr_db": Metric("output SQNR, weights rounded", "dB", "higher"),
+    "joint_output_sqnr_db": Metric("output SQNR, weights and activations rounded", "dB", "higher"),
 }
 
 LABELS = {

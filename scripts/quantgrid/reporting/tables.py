@@ -21,7 +21,7 @@ from .style import metric, metric_label, value_label, with_error
 
 MISSING, FAILED = "–", "failed"
 UNDECIDED = 2.0  # combined standard errors within which two values are not told apart
-NOTE = "± one standard error. Bold: best per metric and model. †: within 2 combined standard errors of the best. –: not measured."
+NOTE = "± one standard error. Bold: best quantized cell per metric and model. †: within 2 combined standard errors of the best. –: not measured."
 
 
 class Entry(NamedTuple):
@@ -34,6 +34,7 @@ class Entry(NamedTuple):
     difference: float = math.nan
     difference_stderr: float = math.nan
     reason: str | None = None
+    rounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def place(records: pd.DataFrame, rows: list[str], columns: list[str], headers: l
                 entries.setdefault((row, header), Entry(record.model, bool(baseline), reason=record.reason or "no reason recorded"))
             elif own and (record.metric, record.dataset) == header[:2] and not math.isnan(record.value):
                 numbers = (record.value, record.stderr, record.difference, record.difference_stderr)
-                entries[row, header] = Entry(record.model, bool(baseline), *numbers)
+                entries[row, header] = Entry(record.model, bool(baseline), *numbers, rounded=record.mitigation != "none")
     return entries, sorted(ranks, key=ranks.__getitem__)
 
 
@@ -172,7 +173,7 @@ def best_marks(entries: Mapping[tuple, Entry]) -> dict[tuple, str]:
     groups: dict[tuple, list[tuple]] = {}
     for at, entry in entries.items():
         name, dataset = at[1][:2]
-        if metric(name).better and not entry.baseline and entry.reason is None:
+        if metric(name).better and entry.rounded and entry.reason is None:
             groups.setdefault((name, dataset, entry.model), []).append(at)
     marks: dict[tuple, str] = {}
     for (name, *_), places in groups.items():

@@ -1,0 +1,308 @@
+"""From the JSON of evaluations to tidy records: values, errors, paired differences, failed and missing cells, shared cells merged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from quantgrid.config import check
+from quantgrid.errors import ConfigError
+from quantgrid.grid import Cell, baseline
+from quantgrid.pipeline import Plan
+from quantgrid.provenance import digest
+from quantgrid.reporting import collection
+from quantgrid.reporting.records import NUMBERS, TEXTS, tidy
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL = baseline("m")
+RTN, GPTQ = (Cell("m", "none", mitigation, "channel", "int4") for mitigation in ("rtn", "gptq"))
+DRAWN = np.random.default_rng(0)
+LOSSES = {FULL: DRAWN.normal(3.0, 0.3, 12)}
+LOSSES |= {RTN: LOSSES[FULL] + DRAWN.normal(0.4, 0.05, 12), GPTQ: LOSSES[FULL] + DRAWN.normal(0.1, 0.02, 12)}
+DIVERGENCES = {FULL: np.zeros(12), RTN: DRAWN.gamma(2.0, 0.2, 12), GPTQ: DRAWN.gamma(2.0, 0.05, 12)}
+OUTCOMES = {FULL: [1, 1, 1, 0, 1, 0, 1, 1], RTN: [0, 1, 0, 0, 1, 0, 0, 1], GPTQ: [1, 1, 0, 0, 1, 0, 1, 1]}
+
+
+def mean_error(values: np.ndarray) -> float:
+    return np.std(values, ddof=1) / math.sqrt(len(values))
+
+
+def perplexity(cell: Cell, **protocol: Any) -> dict[str, Any]:
+    """The JSON of evaluate_perplexity."""
+    windows = {"negative_log_likelihood": LOSSES[cell].tolist(), "kl_divergence": DIVERGENCES[cell].tolist()}
+    made = {"window": 64, "windows": 12, "text_sha256": "ab", "axes": {"key": cell.path}, "inputs": {}, "versions": {"python": "3"}, **protocol}
+    return {"status": "ok", "axes": cell.axes, "perplexity": 0.0, "stderr": 0.0, "windows": windows, "protocol": made}
+
+
+def tasks(cell: Cell, **changes: Any) -> dict[str, Any]:
+    """The JSON of evaluate_tasks, of one task."""
+    outcomes = OUTCOMES[cell]
+    result = {"metric": "acc", "value": float(np.mean(outcomes)), "stderr": float(mean_error(np.array(outcomes))), "count": 8, "outcomes": outcomes,
+              "version": "1", "shots": 0, "documents_sha256": "cd", "lm_eval": "0.4"}
+    return {"status": "ok", "axes": cell.axes, "tasks": {"cloze": {**result, **changes}}}
+
+
+def error() -> dict[str, Any]:
+    """The JSON of the errors of quantize_model."""
+    summary = {"bits": 4.5, "stored_bits": 4.25, "weight_sqnr_db": 18.5, "output_sqnr_db": 21.0}
+    return {"status": "ok", "summary": summary, "linears": {"0.q": {}, "0.k": {}, "0.v": {}}}
+
+
+def failed(reason: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason}
+
+
+def evaluations(*cells: Cell) -> dict[Cell, dict[str, dict[str, Any]]]:
+    """cell -> evaluation -> its JSON, as a study with one corpus and one task has them."""
+    return {cell: {**({"error": error()} if cell.quantized else {}), "perplexity.docs": perplexity(cell), "tasks": tasks(cell)} for cell in cells}
+
+
+def row(frame: pd.DataFrame, cell: Cell, metric: str) -> pd.Series:
+    found = frame[(frame.cell == collection.cell_key(cell)) & (frame.metric == metric)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return collection.records(evaluations(FULL, RTN, GPTQ))
+
+
+# -- values -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_per_cell_and_metric_in_the_order_of_the_cells(frame):
+    measured = ["perplexity", "negative_log_likelihood", "kl_divergence", "accuracy"]
+    of_weights = ["bits_per_weight", "stored_bits_per_weight", "weight_sqnr_db", "output_sqnr_db"]
+    assert list(frame.metric) == measured + 2 * (of_weights + measured)
+    assert list(frame.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
+    assert {*TEXTS, *NUMBERS, "protocol"} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
+    for cell in (FULL, RTN, GPTQ):
+        own = frame[frame.cell == collection.cell_key(cell)]
+        assert all((own[axis] == value).all() for axis, value in cell.axes.items())
+
+
+def test_the_key_of_a_cell_is_that_of_its_axes():
+    assert collection.cell_key(RTN) == digest({"model": "m", "transform": "none", "mitigation": "rtn", "granularity": "channel", "format": "int4"})
+    assert len({collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)}) == 3
+
+
+@pytest.mark.parametrize("cell", [FULL, RTN, GPTQ])
+def test_perplexity_is_the_exponential_of_the_mean_loss(frame, cell):
+    found = row(frame, cell, "perplexity")
+    value = math.exp(LOSSES[cell].mean())
+    assert found.value == pytest.approx(value, rel=1e-12) and found.stderr == pytest.approx(value * mean_error(LOSSES[cell]), rel=1e-12)
+    assert (found["count"], found.dataset, found.unit) == (12, "docs", "")
+
+
+@pytest.mark.parametrize(("metric", "values"), [("negative_log_likelihood", LOSSES), ("kl_divergence", DIVERGENCES)])
+def test_means_over_windows_carry_their_standard_error(frame, metric, values):
+    for cell in (FULL, RTN, GPTQ):
+        found = row(frame, cell, metric)
+        assert found.value == pytest.approx(values[cell].mean(), rel=1e-12, abs=1e-15)
+        assert found.stderr == pytest.approx(mean_error(values[cell]), rel=1e-12, abs=1e-15)
+        assert (found["count"], found.dataset, found.unit) == (12, "docs", "nats/token")
+
+
+def test_accuracy_and_errors_of_layers_are_taken_as_they_stand(frame):
+    accuracy = row(frame, RTN, "accuracy")
+    assert (accuracy.value, accuracy["count"], accuracy.dataset, accuracy.unit) == (3 / 8, 8, "cloze", "")
+    assert accuracy.stderr == pytest.approx(mean_error(np.array(OUTCOMES[RTN])))
+    expected = {"bits_per_weight": (4.5, "bits"), "stored_bits_per_weight": (4.25, "bits"), "weight_sqnr_db": (18.5, "dB"),
+                "output_sqnr_db": (21.0, "dB")}
+    for metric, (value, unit) in expected.items():
+        found = row(frame, RTN, metric)
+        assert (found.value, found.unit, found["count"], found.dataset) == (value, unit, 3, "")  # over three linears
+        assert math.isnan(found.stderr) and math.isnan(found.difference)
+
+
+def test_a_single_window_has_no_standard_error():
+    content = {"status": "ok", "windows": {"negative_log_likelihood": [3.0], "kl_divergence": [0.1]}, "protocol": {}}
+    found = row(collection.records({FULL: {"perplexity.docs": content}}), FULL, "perplexity")
+    assert found.value == pytest.approx(math.exp(3)) and pd.isna(found.stderr) and pd.isna(found.difference_stderr) and found.difference == 0
+
+
+# -- paired differences -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", [RTN, GPTQ])
+def test_differences_are_paired_window_by_window(frame, cell):
+    found = row(frame, cell, "negative_log_likelihood")
+    gaps = LOSSES[cell] - LOSSES[FULL]
+    assert found.difference == pytest.approx(gaps.mean(), rel=1e-12) and found.difference_stderr == pytest.approx(mean_error(gaps), rel=1e-12)
+    assert found.difference_stderr < 0.5 * found.stderr  # the spread that the windows share has gone
+    assert pd.isna(row(frame, cell, "kl_divergence").difference)  # is a difference to full precision already
+
+
+@pytest.mark.parametrize("cell", [RTN, GPTQ])
+def test_the_difference_of_perplexities_is_linearized_at_either_mean(frame, cell):
+    found = row(frame, cell, "perplexity")
+    value, other = math.exp(LOSSES[cell].mean()), math.exp(LOSSES[FULL].mean())
+    assert found.difference == pytest.approx(value - other, rel=1e-12)
+    assert found.difference_stderr == pytest.approx(mean_error(value * LOSSES[cell] - other * LOSSES[FULL]), rel=1e-12)
+    resampled = np.random.default_rng(1).integers(0, 12, (4000, 12))  # a bootstrap over windows agrees with the linearization
+    differences = np.exp(LOSSES[cell][resampled].mean(1)) - np.exp(LOSSES[FULL][resampled].mean(1))
+    assert found.difference_stderr == pytest.approx(differences.std(), rel=0.15)
+
+
+@pytest.mark.parametrize("cell", [RTN, GPTQ])
+def test_differences_of_accuracies_are_paired_sample_by_sample(frame, cell):
+    found = row(frame, cell, "accuracy")
+    gaps = np.array(OUTCOMES[cell]) - np.array(OUTCOMES[FULL])
+    assert found.difference == pytest.approx(gaps.mean()) and found.difference_stderr == pytest.approx(mean_error(gaps))
+
+
+def test_the_baseline_differs_from_itself_by_nothing(frame):
+    for metric in ("perplexity", "negative_log_likelihood", "accuracy"):
+        assert row(frame, FULL, metric).difference == 0 and row(frame, FULL, metric).difference_stderr == 0
+
+
+def test_each_model_is_compared_with_its_own_baseline():
+    other = Cell("n", *list(RTN.axes.values())[1:])
+    losses = {baseline("n"): LOSSES[FULL] + 1, other: LOSSES[FULL] + 1.5}
+    found = evaluations(FULL, RTN)
+    for cell, values in losses.items():
+        content = perplexity(FULL)
+        content["windows"]["negative_log_likelihood"] = values.tolist()
+        found[cell] = {"perplexity.docs": content}
+    assert row(collection.records(found), other, "negative_log_likelihood").difference == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("reference", [{}, {"perplexity.docs": failed("no factor"), "tasks": failed("no factor")},
+                                       {"perplexity.more": perplexity(FULL)}])
+def test_without_a_measured_baseline_there_is_no_difference(reference):
+    frame = collection.records({FULL: reference, **evaluations(RTN)})
+    assert row(frame, RTN, "perplexity").value > 0 and frame[frame.cell == collection.cell_key(RTN)].difference.isna().all()
+
+
+# -- failed and missing -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_cell_is_one_row_with_its_reason_and_the_others_go_on():
+    found = evaluations(FULL, RTN, GPTQ)
+    found[RTN] = {"error": failed("layer 3: no Cholesky factor"), "perplexity.docs": failed("the checkpoint failed"), "tasks": failed("the same")}
+    frame = collection.records(found)
+    own = frame[frame.cell == collection.cell_key(RTN)]
+    assert len(own) == 1 and own.iloc[0].status == "failed" and own.iloc[0].reason == "layer 3: no Cholesky factor"
+    assert pd.isna(own.iloc[0].metric) and pd.isna(own.iloc[0].value) and own.iloc[0].mitigation == "rtn"
+    assert row(frame, GPTQ, "perplexity").difference > 0
+
+
+def test_one_failed_evaluation_fails_its_cell():
+    found = evaluations(FULL, RTN)
+    found[RTN]["tasks"] = failed("task cloze: a log-likelihood is not finite")
+    own = collection.records(found).iloc[4:]
+    assert list(own.status) == ["failed"] and list(own.reason) == ["task cloze: a log-likelihood is not finite"]
+
+
+def test_a_missing_file_is_named_unless_it_may_be_missing(tmp_path):
+    (tmp_path / "there.json").write_text(json.dumps(perplexity(FULL)))
+    paths = {FULL: {"perplexity.docs": str(tmp_path / "there.json")}, RTN: {"perplexity.docs": str(tmp_path / "gone.json")}}
+    with pytest.raises(ConfigError, match=r"gone\.json: this evaluation is not there; the code may have changed .* run it again"):
+        collection.read_evaluations(paths)
+    assert collection.read_evaluations(paths, missing_allowed=True) == {FULL: {"perplexity.docs": perplexity(FULL)}, RTN: {}}
+    (tmp_path / "gone.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"gone\.json: not a JSON file .* delete it and run again"):
+        collection.read_evaluations(paths)
+
+
+# -- files and studies --------------------------------------------------------------------------------------------------------------------
+
+
+def test_records_come_back_from_a_file_as_they_were(frame, tmp_path):
+    collection.write(frame, tmp_path / "s.csv")
+    again = collection.read(tmp_path / "s.csv")
+    assert list(again.columns) == list(frame.columns) and len(again) == len(frame)
+    for name in NUMBERS:
+        assert np.array_equal(again[name].to_numpy(float), pd.to_numeric(frame[name]).to_numpy(float), equal_nan=True)
+    assert not again[list(TEXTS)].isna().any(axis=None) and list(again.cell) == list(frame.cell)
+    collection.write(again, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
+    collection.write(again, tmp_path / "s.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "s.parquet"), again)
+    assert len(tidy(again)) == len(frame)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.csv", "s.csv", "s.parquet"]
+
+
+def saved(tmp_path: Path, *studies: dict[Cell, dict[str, dict[str, Any]]]) -> list[pd.DataFrame]:
+    """The records of several studies as collect_results reads them."""
+    for number, found in enumerate(studies):
+        collection.write(collection.records(found), tmp_path / f"{number}.csv")
+    return [collection.read(tmp_path / f"{number}.csv") for number in range(len(studies))]
+
+
+def test_a_cell_that_studies_share_is_there_once(tmp_path):
+    one, two = evaluations(FULL, RTN), evaluations(FULL, GPTQ, RTN)
+    merged = collection.merge(saved(tmp_path, one, two))
+    assert list(merged.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
+    assert not merged.duplicated(["cell", "metric", "dataset"]).any() and len(merged) == 4 + 8 + 8
+    pd.testing.assert_frame_equal(collection.merge(saved(tmp_path, one, one)).reset_index(drop=True), saved(tmp_path, one)[0])
+
+
+def test_a_shared_cell_keeps_all_that_any_study_measured_of_it(tmp_path):
+    one, two = evaluations(FULL, RTN), evaluations(FULL, RTN)
+    del one[RTN]["tasks"]
+    two[RTN]["perplexity.more"] = perplexity(RTN, window=32)
+    merged = collection.merge(saved(tmp_path, one, evaluations(GPTQ), two))
+    assert list(merged.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]  # together, where it came first
+    own = merged[merged.cell == collection.cell_key(RTN)]
+    assert sorted(zip(own.metric, own.dataset))[:1] == [("accuracy", "cloze")] and (own.metric == "perplexity").sum() == 2
+
+
+def test_a_failed_cell_of_two_studies_is_one_row(tmp_path):
+    found = {**evaluations(FULL), RTN: {"perplexity.docs": failed("NaN in layer 2")}}
+    merged = collection.merge(saved(tmp_path, found, found))
+    assert list(merged[merged.status == "failed"].reason) == ["NaN in layer 2"]
+
+
+def test_the_same_metric_under_two_protocols_stays_two_rows(tmp_path):
+    one, two = evaluations(FULL), evaluations(FULL)
+    two[FULL]["tasks"] = tasks(FULL, shots=5)
+    assert (collection.merge(saved(tmp_path, one, two)).metric == "accuracy").sum() == 2
+    two[FULL] = {"perplexity.docs": perplexity(FULL, axes={"key": "another"}, versions={"python": "4"})}  # who measured is no part of a protocol
+    assert (collection.merge(saved(tmp_path, one, two)).metric == "perplexity").sum() == 1
+
+
+def run_script(name: str, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *options], capture_output=True, text=True)
+
+
+def test_the_scripts_collect_what_the_plan_names(tmp_path):
+    """collect_study and collect_results on hand-written evaluations, at the paths of a plan."""
+    shape = {"architecture": "LlamaForCausalLM", "hidden_size": 64, "intermediate_size": 64, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 32,
+             "vocabulary": 8}
+    axes = {"models": ["m"], "transforms": ["none"], "granularities": ["channel"], "formats": ["int4"]}
+    corpora = {name: {"source": "builtin", "part": part, "window": 64} for name, part in (("text", "calibration"), ("docs", "evaluation"))}
+    plan = Plan(check({"results_dir": str(tmp_path), "models": {"m": {"source": "hub", "id": "a/b", "revision": "main", "shape": shape}},
+                       "corpora": corpora, "calibrations": {"default": {"corpus": "text"}}, "evaluate": {"perplexity": ["docs"]},
+                       "studies": {"a": {**axes, "mitigations": ["rtn"]}, "b": {**axes, "mitigations": ["gptq", "rtn"]}}}))
+    assert plan.cells == [FULL, RTN, GPTQ]
+    for study in plan.studies:
+        for cell, paths in plan.evaluations(study).items():
+            for name, path in paths.items():
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).write_text(json.dumps(evaluations(cell)[cell][name]))
+    options = {study: ("--spec", plan.study_spec(study), "--records", str(tmp_path / f"{study}.csv")) for study in plan.studies}
+    for study in plan.studies:
+        assert run_script("collect_study", *options[study]).stderr == ""
+    outputs = [option for name in ("csv", "parquet", "cells") for option in (f"--{name}", str(tmp_path / f"all.{name}"))]
+    studies = [str(tmp_path / f"{study}.csv") for study in plan.studies]
+    done = run_script("collect_results", "--spec", plan.reporting_spec("collect_results"), "--studies", *studies, *outputs)
+    assert done.returncode == 0, done.stderr
+    expected = collection.records(evaluations(FULL, RTN, GPTQ))
+    merged = collection.read(tmp_path / "all.csv")
+    assert list(merged.cell) == list(expected.cell[expected.metric != "accuracy"])
+    assert list(csv.DictReader((tmp_path / "all.cells").read_text().splitlines())) == [
+        {"cell": collection.cell_key(cell), **cell.axes, "status": "ok"} for cell in (FULL, RTN, GPTQ)]
+    Path(plan.evaluations("a")[RTN]["perplexity.docs"]).unlink()
+    done = run_script("collect_study", *options["a"])
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1 and "this evaluation is not there" in done.stderr
