@@ -51,9 +51,10 @@ def tasks(cell: Cell, **changes: Any) -> dict[str, Any]:
     return {"status": "ok", "axes": cell.axes, "tasks": {"cloze": {**result, **changes}}}
 
 
-def error() -> dict[str, Any]:
-    """The JSON of the errors of quantize_model."""
-    summary = {"bits": 4.5, "stored_bits": 4.25, "weight_sqnr_db": 18.5, "output_sqnr_db": 21.0}
+def error(cell: Cell) -> dict[str, Any]:
+    """The JSON of the errors of quantize_model; full precision has its bits only."""
+    quantized, full = {"bits": 4.5, "stored_bits": 4.25, "weight_sqnr_db": 18.5, "output_sqnr_db": 21.0}, {"bits": 16.0, "stored_bits": 16.0}
+    summary = quantized if cell.quantized else full
     return {"status": "ok", "summary": summary, "linears": {"0.q": {}, "0.k": {}, "0.v": {}}}
 
 
@@ -63,7 +64,7 @@ def failed(reason: str) -> dict[str, Any]:
 
 def evaluations(*cells: Cell) -> dict[Cell, dict[str, dict[str, Any]]]:
     """cell -> evaluation -> its JSON, as a study with one corpus and one task has them."""
-    return {cell: {**({"error": error()} if cell.quantized else {}), "perplexity.docs": perplexity(cell), "tasks": tasks(cell)} for cell in cells}
+    return {cell: {"error": error(cell), "perplexity.docs": perplexity(cell), "tasks": tasks(cell)} for cell in cells}
 
 
 def row(frame: pd.DataFrame, cell: Cell, metric: str) -> pd.Series:
@@ -82,8 +83,8 @@ def frame() -> pd.DataFrame:
 
 def test_a_row_per_cell_and_metric_in_the_order_of_the_cells(frame):
     measured = ["perplexity", "negative_log_likelihood", "kl_divergence", "accuracy"]
-    of_weights = ["bits_per_weight", "stored_bits_per_weight", "weight_sqnr_db", "output_sqnr_db"]
-    assert list(frame.metric) == measured + 2 * (of_weights + measured)
+    bits, noise = ["bits_per_weight", "stored_bits_per_weight"], ["weight_sqnr_db", "output_sqnr_db"]
+    assert list(frame.metric) == bits + measured + 2 * (bits + noise + measured)
     assert list(frame.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
     assert {*TEXTS, *NUMBERS, "protocol"} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
     for cell in (FULL, RTN, GPTQ):
@@ -200,7 +201,7 @@ def test_a_failed_cell_is_one_row_with_its_reason_and_the_others_go_on():
 def test_one_failed_evaluation_fails_its_cell():
     found = evaluations(FULL, RTN)
     found[RTN]["tasks"] = failed("task cloze: a log-likelihood is not finite")
-    own = collection.records(found).iloc[4:]
+    own = collection.records(found).iloc[6:]
     assert list(own.status) == ["failed"] and list(own.reason) == ["task cloze: a log-likelihood is not finite"]
 
 
@@ -244,7 +245,7 @@ def test_a_cell_that_studies_share_is_there_once(tmp_path):
     one, two = evaluations(FULL, RTN), evaluations(FULL, GPTQ, RTN)
     merged = collection.merge(saved(tmp_path, one, two))
     assert list(merged.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
-    assert not merged.duplicated(["cell", "metric", "dataset"]).any() and len(merged) == 4 + 8 + 8
+    assert not merged.duplicated(["cell", "metric", "dataset"]).any() and len(merged) == 6 + 8 + 8
     pd.testing.assert_frame_equal(collection.merge(saved(tmp_path, one, one)).reset_index(drop=True), saved(tmp_path, one)[0])
 
 
