@@ -19,7 +19,7 @@ def measured(job, windows) -> dict:
     model = load_quantized(Path(job.checkpoint).parent, dtype, device)
     ends = DecoderFolder(job.model).ends()
     head = ends.get("lm_head", ends["embedding"]).to(dtype)
-    losses = evaluate(model, windows, read_tensors(job.reference)["hidden"], head, job.spec["evaluation"]["batch_size"], progress("windows"))
+    losses = evaluate(model, windows, read_tensors(job.reference)["hidden"], head, job.spec["batch_size"], progress("windows"))
     value, error = perplexity(losses["negative_log_likelihood"])
     return {"status": "ok", "perplexity": value, "stderr": error, "windows": losses}
 

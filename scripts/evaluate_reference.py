@@ -14,7 +14,7 @@ def main() -> None:
     device = compute_device(job.spec["compute"]["device"])
     model = load_full_precision(job.model, compute_dtype(job.spec["compute"]["dtype"], device), device)
     windows, _ = corpora.load(job.windows)
-    hidden = final_hidden(model, windows, job.spec["evaluation"]["batch_size"], progress("windows"))
+    hidden = final_hidden(model, windows, job.spec["batch_size"], progress("windows"))
     write_tensors(job.reference, {"hidden": hidden}, record(job.spec, windows=job.windows))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from quantgrid.config import read
-from quantgrid.errors import ConfigError
+from quantgrid.errors import ConfigError, unknown_name
 
 FOLDER, DRIVER = "QUANTGRID_FOLDER", "QUANTGRID_DRIVER"
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,9 +54,13 @@ def main() -> None:
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()
     try:
-        results = read(known.configfile).get("results_dir", "results")
+        config = read(known.configfile)
     except ConfigError as error:
         raise SystemExit(f"quantgrid: {error}") from None
+    results, studies = config.get("results_dir", "results"), config.get("studies") or {}
+    for study in filter(None, (known.table, known.figure)):
+        if study not in studies:
+            raise SystemExit(f"quantgrid: {known.configfile}: {unknown_name('study', study, studies)}")
     targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [f"{results}/figures/{known.figure}.png"] * bool(known.figure)
     folder = os.getcwd()
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *targets, "--configfile", known.configfile]

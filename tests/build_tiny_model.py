@@ -144,7 +144,7 @@ def build(folder: str | Path, steps: int = 800, window: int = 128) -> dict[str, 
     facts = {"steps": steps, "window": window, "python": platform.python_version(), "torch": torch.__version__,
              "calibration": calibration["text_sha256"], "evaluation": evaluation["text_sha256"], "perplexity": perplexity(model, held_out),
              "unigram": unigram_perplexity(trained, held_out), "hidden": list(HIDDEN_CHANNELS), "down": list(DOWN_CHANNELS),
-             "value": list(VALUE_CHANNELS)[0]}
+             "value": next(iter(VALUE_CHANNELS))}
     write_text(folder / "README.md", README.format(**facts))
     print(f"{time.time() - begun:.0f} s", json.dumps(facts), file=sys.stderr)
     return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_windows_do_not_overlap_and_random_ones_follow_the_seed():
     many, few = corpora.starts(1003, 10, 50, "random", 5), corpora.starts(1003, 10, 20, "random", 5)
     assert many[:20] == few and many != corpora.starts(1003, 10, 50, "random", 6)
     ordered = sorted(many)
-    assert all(later - earlier >= 10 for earlier, later in zip(ordered, ordered[1:], strict=False)) and ordered[-1] + 10 <= 1003
+    assert all(later - earlier >= 10 for earlier, later in pairwise(ordered)) and ordered[-1] + 10 <= 1003
 
 
 def test_bos_opens_every_window(parts):

@@ -38,7 +38,7 @@ def edit_config(folder: Path, **changes) -> None:
 def test_shape_of_is_known_without_heavy_imports():
     code = ("import sys; from quantgrid.model_shapes import shape_of; print(shape_of({'source': 'local', 'path': sys.argv[1]}));"
             "assert not {'torch', 'numpy', 'safetensors', 'transformers'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code, str(TINY)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(TINY)], capture_output=True, text=True, cwd=TINY.parents[2] / "scripts")
     assert done.returncode == 0 and "intermediate_size=192" in done.stdout, done.stderr
 
 

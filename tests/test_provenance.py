@@ -285,9 +285,9 @@ def test_the_fingerprint_of_a_file_is_that_of_its_bytes(tmp_path):
 def test_the_fingerprint_of_a_folder_names_its_files_and_not_where_it_lies(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder / "deeper").mkdir(parents=True)
-        for name in ("b", "a", "deeper/c"):
+        for name in ("b.safetensors", "a.json", "README.md", "deeper/c.json"):
             (tmp_path / folder / name).write_text(name)
-    assert list(provenance.fingerprint(tmp_path / "one")) == ["a", "b"]
+    assert list(provenance.fingerprint(tmp_path / "one")) == ["a.json", "b.safetensors"]
     assert provenance.fingerprint(tmp_path / "one") == provenance.fingerprint(str(tmp_path / "two"))
 
 

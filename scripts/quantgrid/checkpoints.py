@@ -25,7 +25,7 @@ from .packing import pack, unpack
 from .quantizer import QuantizedTensor, QuantScheme
 from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARTS = ("scale", "zero_point", "global_scale")
 
 
@@ -109,6 +109,8 @@ def load_quantized(folder: str | Path, dtype: torch.dtype = torch.float32, devic
     about = read_json(manifest or Path(folder) / "quantgrid.json")
     if about["status"] == "failed":
         raise NumericalFailure(about["reason"])
+    if about["format_version"] != FORMAT_VERSION:
+        raise ConfigError(f"{checkpoint}: written in format {about['format_version']}, this version reads {FORMAT_VERSION}; quantize it again")
     if sha256_of(checkpoint) != about["sha256"]:
         raise ConfigError(f"{checkpoint}: its sha256 is not the one in its manifest; delete its folder and run again")
     tensors = read_tensors(checkpoint)
@@ -175,7 +177,8 @@ def _weight(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], sch
     bits, signed = scheme.element_format.bits, scheme.code_range[0] < 0
     parts = {part: tensors.get(f"{name}.{part}") for part in PARTS}
     if parts["zero_point"] is not None:
-        parts["zero_point"] = unpack(parts["zero_point"], bits, (parts["scale"].numel(),), signed=False).view(parts["scale"].shape)
+        scales = parts["scale"].shape
+        parts["zero_point"] = unpack(parts["zero_point"], bits, (scales.numel(),), signed=False).view(scales)
     codes = unpack(tensors.pop(f"{name}.codes"), bits, shape, signed=signed)
     weight = QuantizedTensor(codes=codes, scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
     low_rank = (tensors[f"{name}.left"].to(dtype), tensors[f"{name}.right"].to(dtype)) if about["linears"][name]["low_rank"] else None

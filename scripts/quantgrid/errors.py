@@ -27,5 +27,5 @@ def unknown_name(kind: str, name: object, accepted: Iterable[str]) -> str:
     """One line: the unknown ``name``, the closest accepted one, and all accepted ones."""
     names = sorted(accepted)
     close = get_close_matches(str(name), names, n=1)
-    hint = f" - did you mean '{close[0]}'?" if close else ""
+    hint = f" - did you mean '{close[0]}'?" if close else "."
     return f"unknown {kind} '{name}'{hint} Accepted: {', '.join(names)}"

@@ -157,13 +157,13 @@ class Plan:
         return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
 
     def evaluate_reference(self, model: str, corpus: str) -> Step:
-        return self._step("evaluate_reference", {"evaluation": self.config["evaluation"], **self._compute},
+        return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},
                           {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, corpus), "windows")},
                           packages=("torch", "transformers"), model=model, corpus=corpus)
 
     def evaluate_perplexity(self, cell: Cell, corpus: str) -> Step:
         quantized = self.quantize_model(cell)
-        return self._step("evaluate_perplexity", {"evaluation": self.config["evaluation"], **self._compute},
+        return self._step("evaluate_perplexity", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},
                           {"model": (self.fetch_model(cell.model), "folder"), "checkpoint": (quantized, "checkpoint"),
                            "manifest": (quantized, "manifest"), "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
                            "reference": (self.evaluate_reference(cell.model, corpus), "reference")},

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+_MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 LIBRARY = Path(__file__).resolve().parent
 SCRIPTS = LIBRARY.parent
 _LEFT_OUT = {"registry", "grid", "pipeline", "provenance", "config"}
@@ -100,10 +101,14 @@ def code_hash(script: str, *modules: str) -> str:
 
 
 def fingerprint(path: str | Path, whole_below: int = 64 << 20) -> dict[str, str]:
-    """Identity of a file or of all files in a folder: sha256 up to ``whole_below`` bytes, size and time of change beyond."""
+    """Identity of a file, or of a model folder's files: sha256 up to ``whole_below`` bytes, size and time of change beyond.
+
+    Of a folder what a model is made of counts (config, weights, tokenizer), not its README.
+    """
     path = Path(path).expanduser()
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in _MODEL_FILES and file.is_file()) if path.is_dir() else [path]
     return {file.name: _identity(file, file.stat().st_size, file.stat().st_mtime_ns, whole_below) for file in files}
+
 
 
 @cache

@@ -45,10 +45,13 @@ class SiteStatistics:
         return self.memory[key]
 
     def transformed(self, T: Tensor | Rows, z: Tensor | None = None) -> SiteStatistics:
-        """Statistics of x̃ = Tᵀ(x - z). ``T`` is a vector (a diagonal), a matrix (n, m), or a function x -> x T on the last dimension."""
+        """Statistics of x̃ = Tᵀ(x - z). ``T`` is a vector (a diagonal), a matrix (n, m), or a function x -> x T on the last dimension.
+
+        With leading dimensions a vector and a matrix may have them too; what has the shape of ``mean`` is a diagonal.
+        """
         if z is not None:
             return self._shifted(z).transformed(T)
-        if isinstance(T, Tensor) and T.dim() == self.mean.dim():
+        if isinstance(T, Tensor) and (T.dim() == 1 or T.shape == self.mean.shape):
             return self._scaled(T)
         rows: Rows = (lambda x: x @ T.to(x.dtype)) if isinstance(T, Tensor) else T
         moment = rows(rows(self.second_moment).mT).mT

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..errors import NumericalFailure
 from ..quantizer import QuantScheme, find_parameters, quantize, round_values, step_size, zero_points
 from ..statistics import SiteStatistics
+from .cholesky import damped_cholesky
 from .compensated import Compensated
 
-LARGEST_DAMPING = 10.0
 LARGEST_SOLVED = 96  # order up to which a triangular solve beats splitting
 LEAF = 16  # columns rounded one by one before a matrix product takes over
 
@@ -25,21 +25,8 @@ def inverse_factor(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """(U, damping used): upper triangular U (*batch, n, n) with UᵀU = (C + damping * mean(diag C) I)⁻¹, in float64.
 
     One Cholesky factorization of the matrix with rows and columns reversed gives H = V Vᵀ with V upper triangular, and U = V⁻¹.
-    Where it fails the damping of that matrix is raised tenfold until it succeeds; beyond ``LARGEST_DAMPING`` the cell fails.
     """
-    moment = moment.double()
-    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    used = torch.full_like(mean, damping)
-    identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
-    while True:
-        damped = moment + (used * mean)[..., None, None] * identity
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(-1, -2))
-        if not failed.any():
-            break
-        used = torch.where(failed > 0, torch.clamp(used * 10, min=1e-6), used)
-        if used.max() > LARGEST_DAMPING:
-            raise NumericalFailure(f"GPTQ: no Cholesky factor of the second moment with damping up to {LARGEST_DAMPING}")
+    lower, used = damped_cholesky(moment.flip(-1, -2), damping)
     return invert_upper(lower.flip(-1, -2)), used
 
 

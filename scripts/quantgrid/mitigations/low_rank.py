@@ -13,8 +13,11 @@ from torch import Tensor
 from ..errors import NumericalFailure
 from ..quantizer import QuantScheme
 from ..statistics import SiteStatistics
+from .cholesky import damped_cholesky
 from .compensated import Compensated
 from .rtn import rtn
+
+RIDGE = 1e-10  # damping of E[xxᵀ] under the exact metric: enough for a second moment of fewer tokens than channels
 
 
 def leading_directions(matrix: Tensor, rank: int) -> Tensor:
@@ -31,13 +34,9 @@ def compensation(error: Tensor, statistics: SiteStatistics, rank: int, metric: s
     if rank == 0:
         return None
     error = error.double()
+    weighted = error
     if metric == "exact":
-        moment = statistics.second_moment.double()
-        scale = moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        ridge = 1e-10 * scale * torch.eye(moment.shape[-1], dtype=moment.dtype)
-        weighted = error @ torch.linalg.cholesky(moment + ridge)
-    else:
-        weighted = error
+        weighted = error @ statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment, RIDGE)[0])
     left = leading_directions(weighted, rank)
     right = left.mT @ error
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
