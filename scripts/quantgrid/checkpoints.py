@@ -1,12 +1,14 @@
 """Packed checkpoints: 4-bit codes two to a byte, scales in their own dtype, and a manifest that says how to run them.
 
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
-``.left`` and ``.right`` (low-rank factors); all other tensors under their own names. ``quantgrid.json`` holds the model's config, the
+``.codebook``, ``.left`` and ``.right`` (low-rank factors); scales and zero points of fewer than 8 bits are packed as codes are; all
+other tensors under their own names. ``quantgrid.json`` holds the model's config, the
 schemes, the shapes of the linears, the online operations, and the sha256 of the tensors' file.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from .quantizer import QuantizationParameters, QuantizedTensor, QuantScheme
 from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
 
 FORMAT_VERSION = 1
+PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
 
 
 def bare_name(layer: int, linear: str) -> str:
@@ -62,20 +65,24 @@ class CheckpointContent:
 
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """One linear of several layers: ``solved`` has a leading dimension as long as ``names``."""
-        parts = _parts(solved.quantized)
-        bits = self.weight.element_format.bits
+        parts, packed = _parts(solved.quantized), _packed_bits(self.weight)
         low_rank = dict(zip(("left", "right"), solved.low_rank or ()))
         for i, name in enumerate(names):
-            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], bits)
-            self.tensors |= {f"{name}.{part}": tensor[i] for part, tensor in {**parts, **low_rank}.items() if part != "zero_point"}
-            if "zero_point" in parts:
-                self.tensors[f"{name}.zero_point"] = pack(parts["zero_point"][i], bits)
+            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.weight.element_format.bits)
+            self.tensors |= {f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
+                             for part, tensor in {**parts, **low_rank}.items()}
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), "low_rank": bool(low_rank)}
 
 
 def _parts(quantized: QuantizedTensor | QuantizationParameters) -> dict[str, Tensor]:
-    parts = {name: getattr(quantized, name) for name in ("scale", "zero_point", "global_scale")}
+    parts = {name: getattr(quantized, name) for name in PARAMETERS}
     return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+
+def _packed_bits(scheme: QuantScheme) -> dict[str, int]:
+    """Scales and zero points that are packed, all of a linear in one run, with their bits: codes of fewer than 8."""
+    bits = {"scale": scheme.storage.bits, "zero_point": scheme.zero_point_bits}
+    return {part: width for part, width in bits.items() if 0 < width < 8}
 
 
 def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any]) -> None:
@@ -151,7 +158,7 @@ def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[st
 
 
 def _parameters(name: str, tensors: Mapping[str, Tensor]) -> QuantizationParameters | None:
-    found = {part: tensors.get(f"{name}.{part}") for part in ("scale", "zero_point", "global_scale")}
+    found = {part: tensors.get(f"{name}.{part}") for part in PARAMETERS}
     return None if found["scale"] is None else QuantizationParameters(**found)
 
 
@@ -161,11 +168,11 @@ def _weight(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], sch
     if scheme is None:
         return tensors.pop(f"{name}.weight").to(dtype), None
     shape = tuple(about["linears"][name]["shape"])
-    bits, signed = scheme.element_format.bits, scheme.code_range[0] < 0
-    parts = {part: tensors.get(f"{name}.{part}") for part in ("scale", "zero_point", "global_scale")}
-    if parts["zero_point"] is not None:
-        parts["zero_point"] = unpack(parts["zero_point"], bits, tuple(parts["scale"].shape), signed=False)
-    codes = unpack(tensors.pop(f"{name}.codes"), bits, shape, signed=signed)
-    weight = QuantizedTensor(codes=codes, scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
+    parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("codes", *PARAMETERS)}
+    parts["codes"] = unpack(parts["codes"], scheme.element_format.bits, shape, signed=scheme.code_range[0] < 0)
+    for part, bits in _packed_bits(scheme).items():
+        scale_shape = scheme.scale_shape(shape)
+        parts[part] = unpack(parts[part], bits, (math.prod(scale_shape),), signed=False).reshape(scale_shape)
+    weight = QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
     low_rank = (tensors[f"{name}.left"].to(dtype), tensors[f"{name}.right"].to(dtype)) if about["linears"][name]["low_rank"] else None
     return weight, low_rank

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .rounding import compute_dtype, round_units_
+from .rounding import compute_dtype, round_values_
 from .scales import QuantizationParameters, block_span, effective_step, range_parameters
 from .schemes import QuantScheme
 
@@ -61,7 +61,7 @@ def search_ranges(values: Tensor, low: Tensor | None, high: Tensor, scheme: Quan
             if previous is not None and low is None and torch.equal(parameters.scale, previous):
                 continue
             previous = parameters.scale
-            error = _block_errors(part, parameters, block_span(part_low, part_high), scheme)
+            error = block_errors(part, parameters, block_span(part_low, part_high), scheme)
             better = error < best
             best = torch.where(better, error, best)
             found[rows] = torch.where(better, factor, found[rows])
@@ -81,16 +81,16 @@ def shrink_factors(scheme: QuantScheme) -> list[float]:
     return factors
 
 
-def _block_errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Tensor:
-    """Sum over each block of |value - quantized value|**mse_norm, in units of the block's ``span``; float32 (rows, groups)."""
+def block_errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Tensor:
+    """Sum over each block of |value - quantized value|**mse_norm, in units of the block's ``span``; float32,
+    without the last dimension of ``values``."""
     dtype = compute_dtype(values.dtype)
     step = effective_step(parameters, scheme).to(dtype).unsqueeze(-1)
-    divisor = torch.where(step > 0, step, math.inf)
     zero_point = None if parameters.zero_point is None else parameters.zero_point.to(dtype).unsqueeze(-1)
     unit = torch.where(span > 0, 1 / span, 0.0).to(dtype).unsqueeze(-1)
     total = torch.zeros_like(span)
     for piece in values.split(max(1, chunk_elements(values)), dim=-1):
-        error = round_units_(piece / divisor, zero_point, scheme).mul_(step).sub_(piece).mul_(unit).abs_()
+        error = round_values_(piece.to(dtype, copy=True), step, zero_point, scheme).sub_(piece).mul_(unit).abs_()
         error = error.square_() if scheme.mse_norm == 2 else error.log2_().mul_(scheme.mse_norm).exp2_()
         total += error.sum(-1).float()
     return total
