@@ -83,10 +83,11 @@ def find_parameters(x: Tensor, scheme: QuantScheme, global_scale: Tensor | float
     shape = scheme.scale_shape(x.shape)
     values = _scale_blocks(x.detach(), scheme, shape)
     low, high = block_ranges(values, scheme)
-    if not bool(torch.isfinite(block_span(low, high)).all()):
+    span = block_span(low, high)
+    if span.numel() and not math.isfinite(span.amax()):
         raise NumericalFailure(_not_finite(x))
     low, high = (None if end is None else end.reshape(shape) for end in (low, high))
-    global_scale = _global_scale(block_span(low, high), scheme, x.shape, global_scale)
+    global_scale = _global_scale(span.reshape(shape), scheme, x.shape, global_scale)
     if scheme.range == "exhaustive" and x.numel():
         return QuantizationParameters(_best_scales(values, high, scheme, global_scale), None, global_scale)
     if scheme.range == "mse" and x.numel():
