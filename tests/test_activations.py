@@ -103,6 +103,18 @@ def test_the_candidate_of_least_error_is_chosen():
             assert all(abs(errors[scheme.element] - squared_error(x, scheme)) < 1e-9 for scheme in candidates)
 
 
+@pytest.mark.parametrize("granularity", ["channel", "group-32", "tensor"])
+def test_signed_or_unsigned_floats_go_by_the_error_and_the_unsigned_brings_its_zero_point(granularity):
+    found = cell_schemes({"preset": "fp4", "activation": {"element": ["e2m1", "ue2m2"]}}, granularity, "test", 64)
+    candidates = [QuantScheme.from_dict(fields) for fields in found["activation"]["down_input"]]
+    assert [scheme.symmetric for scheme in candidates] == [True, False]
+    normal = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    for x, wanted in ((normal * torch.logspace(-1, 0.5, 64), "e2m1"), (torch.nn.functional.silu(normal * 2), "ue2m2")):
+        rounding, errors = choose(candidates, statistics_of(x))
+        assert rounding.scheme.element == wanted and errors[wanted] == min(errors.values())
+        assert all(abs(errors[scheme.element] - squared_error(x, scheme)) < 1e-9 for scheme in candidates)
+
+
 def test_one_candidate_is_no_choice_and_the_first_of_equals_wins():
     x, scheme = tokens_of(), activation_scheme("fp4")
     rounding, errors = choose([scheme], statistics_of(x))

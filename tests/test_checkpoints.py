@@ -45,7 +45,7 @@ CASE_OF = {"llama": LLAMA, **{name: next(case for case in CASES if case.architec
 TRANSFORMS = {"none": [], "scaling": scaling.primitives(0.5, list(SITES)), "hadamard": random_hadamard.primitives(1)}
 QUANTIZED = [name for name in PRESETS if name != "bf16"]
 GRANULAR = [*((name, "channel") for name in QUANTIZED), ("int4", "tensor"), ("int4_asym", "tensor"), ("int4_asym", "group-16"), ("int3", "group-32"),
-            ("fp4", "group-16")]
+            ("fp4", "group-16"), ("kmeans4", "group-32"), ("fp4_ue2m2", "group-16")]
 
 
 @dataclass
@@ -296,7 +296,7 @@ def test_the_accounted_bits_are_the_bytes_on_disk(preset, granularity, mitigatio
             assert 0 <= found - round(entry["stored_bits"] * m * n, 6) < 8 and entry["size"] == m * n
             blocks = {"tensor": 1, "channel": m, "group": m * n // (scheme.group_size or 1)}[scheme.granularity]
             scale_bits = {"fp32": 32, "e8m0": 8, "e4m3": 8}[scheme.scale_format]
-            paper = scheme.element_format.bits + (blocks * scale_bits + 32 * (scheme.global_scale == "tensor")) / (m * n)
+            paper = scheme.element_format.bits + (blocks * (scale_bits + scheme.codebook_bits) + 32 * (scheme.global_scale == "tensor")) / (m * n)
             rank = 3 if mitigation is not rtn else 0
             assert math.isclose(entry["bits"], paper + 16 * rank * (m + n) / (m * n), rel_tol=1e-12)
             total, stored = total + m * n, stored + found

@@ -1,12 +1,14 @@
 """Packed checkpoints: 4-bit codes two to a byte, scales in their own dtype, and a manifest that says how to run them.
 
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
-``.left`` and ``.right`` (low-rank factors); all other tensors under their own names. ``quantgrid.json`` holds the model's config, the
-schemes (``activations`` per site), the shapes of the linears, the online operations, and the sha256 of the tensors' file.
+``.codebook``, ``.left`` and ``.right`` (low-rank factors); scales and zero points of fewer than 8 bits are packed as codes are; all
+other tensors under their own names. ``quantgrid.json`` holds the model's config, the schemes (``activations`` per site), the shapes of
+the linears, the online operations, and the sha256 of the tensors' file.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +28,7 @@ from .quantizer import QuantizedTensor, QuantScheme
 from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
 
 FORMAT_VERSION = 2
-PARTS = ("scale", "zero_point", "global_scale")
+PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
 
 
 def bare_name(layer: int, linear: str) -> str:
@@ -67,20 +69,24 @@ class CheckpointContent:
 
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """One linear of several layers: ``solved`` has a leading dimension as long as ``names``."""
-        parts = _parts(solved.quantized)
-        bits = self.weight.element_format.bits
+        parts, packed = _parts(solved.quantized), _packed_bits(self.weight)
         low_rank = dict(zip(("left", "right"), solved.low_rank or ()))
         for i, name in enumerate(names):
-            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], bits)
-            self.tensors |= {f"{name}.{part}": tensor[i] for part, tensor in {**parts, **low_rank}.items() if part != "zero_point"}
-            if "zero_point" in parts:
-                self.tensors[f"{name}.zero_point"] = pack(parts["zero_point"][i].flatten(), bits)
+            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.weight.element_format.bits)
+            self.tensors |= {f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
+                             for part, tensor in {**parts, **low_rank}.items()}
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), "low_rank": bool(low_rank)}
 
 
 def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
-    parts = {name: getattr(quantized, name) for name in PARTS}
+    parts = {name: getattr(quantized, name) for name in PARAMETERS}
     return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+
+def _packed_bits(scheme: QuantScheme) -> dict[str, int]:
+    """Scales and zero points that are packed, all of a linear in one run, with their bits: codes of fewer than 8."""
+    bits = {"scale": scheme.storage.bits, "zero_point": scheme.zero_point_bits}
+    return {part: width for part, width in bits.items() if 0 < width < 8}
 
 
 def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any]) -> None:
@@ -164,7 +170,7 @@ def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]
     """How the input of the site ``name`` is rounded; None where it stays in full precision."""
     if name not in about["activations"]:
         return None
-    fixed = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
+    fixed = {part: tensors[f"{name}.{part}"] for part in PARAMETERS if f"{name}.{part}" in tensors}
     return Rounding(QuantScheme.from_dict(about["activations"][name]), fixed)
 
 
@@ -174,12 +180,11 @@ def _weight(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], sch
     if scheme is None:
         return tensors.pop(f"{name}.weight").to(dtype), None
     shape = tuple(about["linears"][name]["shape"])
-    bits, signed = scheme.element_format.bits, scheme.code_range[0] < 0
-    parts = {part: tensors.get(f"{name}.{part}") for part in PARTS}
-    if parts["zero_point"] is not None:
-        scales = parts["scale"].shape
-        parts["zero_point"] = unpack(parts["zero_point"], bits, (scales.numel(),), signed=False).view(scales)
-    codes = unpack(tensors.pop(f"{name}.codes"), bits, shape, signed=signed)
-    weight = QuantizedTensor(codes=codes, scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
+    parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("codes", *PARAMETERS)}
+    parts["codes"] = unpack(parts["codes"], scheme.element_format.bits, shape, signed=scheme.code_range[0] < 0)
+    for part, bits in _packed_bits(scheme).items():
+        scale_shape = scheme.scale_shape(shape)
+        parts[part] = unpack(parts[part], bits, (math.prod(scale_shape),), signed=False).reshape(scale_shape)
+    weight = QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
     low_rank = (tensors[f"{name}.left"].to(dtype), tensors[f"{name}.right"].to(dtype)) if about["linears"][name]["low_rank"] else None
     return weight, low_rank

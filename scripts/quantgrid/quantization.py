@@ -176,7 +176,7 @@ def accounted_bits(solved: Compensated, scheme: QuantScheme) -> dict[str, float]
     m, n = solved.quantized.codes.shape[-2:]
     low_rank = 16 * solved.low_rank[0].shape[-1] * (m + n) / (m * n) if solved.low_rank else 0.0
     shape = (m, n)
-    zero_points = 0.0 if scheme.symmetric else scheme.element_format.bits * math.prod(scheme.scale_shape(shape)) / (m * n)
+    zero_points = scheme.zero_point_bits * math.prod(scheme.scale_shape(shape)) / (m * n)
     stored = scheme.bits_per_element(shape)
     return {"bits": stored - zero_points + low_rank, "stored_bits": stored + low_rank}
 
