@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 Online = Callable[[int, str, Tensor], Tensor]
+Heads = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def logits(state: dict[str, Tensor], config: dict, tokens: Tensor, online: Online | None = None) -> Tensor:
+def logits(state: dict[str, Tensor], config: dict, tokens: Tensor, online: Online | None = None, heads: Heads | None = None) -> Tensor:
     """(batch, time, vocabulary) float64 logits of a decoder given by Hugging Face tensor names and config.json's content.
 
     ``tokens``: (batch, time) integers. ``online(layer, site, x)`` replaces the input x (batch, time, n) of the linears of a site
-    (``attention_input``, ``output_input``, ``mlp_input``, ``down_input``), once per site and layer.
+    (``attention_input``, ``output_input``, ``mlp_input``, ``down_input``), once per site and layer. ``heads(layer, query, key, value)``
+    replaces what attention works on, after rotary positions: (batch, time, heads or KV heads, head_dim) each.
     """
     _refuse_what_is_not_modelled(config, tokens.shape[1])
     state = {name: tensor.to(torch.float64) for name, tensor in state.items()}
     hook = online or (lambda layer, site, x: x)
+    attended = heads or (lambda layer, *states: states)
     stream = state["model.embed_tokens.weight"][tokens]
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        stream = _layer(inside, config, stream, lambda site, x, layer=layer: hook(layer, site, x))
+        stream = _layer(inside, config, stream, partial(hook, layer), partial(attended, layer))
     final = rms_norm(stream, state["model.norm.weight"], config["rms_norm_eps"])
     return final @ state.get("lm_head.weight", state["model.embed_tokens.weight"]).T
 
@@ -70,11 +74,11 @@ def _linear(inside: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return product + inside[f"{name}.bias"] if f"{name}.bias" in inside else product
 
 
-def _layer(inside: dict[str, Tensor], config: dict, stream: Tensor, hook: Callable[[str, Tensor], Tensor]) -> Tensor:
+def _layer(inside: dict[str, Tensor], config: dict, stream: Tensor, hook: Callable[[str, Tensor], Tensor], heads: Callable) -> Tensor:
     """One pre-norm decoder layer; ``inside``: its tensors by their names below ``model.layers.{i}.``."""
     epsilon = config["rms_norm_eps"]
     x = hook("attention_input", rms_norm(stream, inside["input_layernorm.weight"], epsilon))
-    attended = hook("output_input", _attention(inside, config, x))
+    attended = hook("output_input", _attention(inside, config, x, heads))
     stream = stream + _linear(inside, "self_attn.o_proj", attended)
     x = hook("mlp_input", rms_norm(stream, inside["post_attention_layernorm.weight"], epsilon))
     gate = _linear(inside, "mlp.gate_proj", x)
@@ -82,7 +86,7 @@ def _layer(inside: dict[str, Tensor], config: dict, stream: Tensor, hook: Callab
     return stream + _linear(inside, "mlp.down_proj", gated)
 
 
-def _attention(inside: dict[str, Tensor], config: dict, x: Tensor) -> Tensor:
+def _attention(inside: dict[str, Tensor], config: dict, x: Tensor, hook: Callable) -> Tensor:
     """(batch, time, heads * head_dim): causal attention, query head h reading KV head h // (heads / kv_heads)."""
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
@@ -91,7 +95,7 @@ def _attention(inside: dict[str, Tensor], config: dict, x: Tensor) -> Tensor:
     if "self_attn.q_norm.weight" in inside:
         query = rms_norm(query, inside["self_attn.q_norm.weight"], config["rms_norm_eps"])
         key = rms_norm(key, inside["self_attn.k_norm.weight"], config["rms_norm_eps"])
-    query, key = rotate_positions(query, rope_theta(config)), rotate_positions(key, rope_theta(config))
+    query, key, value = hook(rotate_positions(query, rope_theta(config)), rotate_positions(key, rope_theta(config)), value)
     time = x.shape[1]
     future = torch.ones(time, time, dtype=torch.bool, device=x.device).triu(1)
     outputs = []

@@ -45,7 +45,7 @@ CASE_OF = {"llama": LLAMA, **{name: next(case for case in CASES if case.architec
 TRANSFORMS = {"none": [], "scaling": scaling.primitives(0.5, list(SITES)), "hadamard": random_hadamard.primitives(1)}
 QUANTIZED = [name for name in PRESETS if name != "bf16"]
 GRANULAR = [*((name, "channel") for name in QUANTIZED), ("int4", "tensor"), ("int4_asym", "tensor"), ("int4_asym", "group-16"), ("int3", "group-32"),
-            ("fp4", "group-16")]
+            ("fp4", "group-16"), ("kmeans4", "group-32"), ("fp4_ue2m2", "group-16")]
 
 
 @dataclass
@@ -76,12 +76,19 @@ def schemes(preset: str, granularity: str = "channel") -> tuple[QuantScheme | No
     if preset == "bf16":
         return None, None
     found = cell_schemes({"preset": preset}, granularity, "test")
-    return tuple(QuantScheme.from_dict(fields) if fields else None for fields in (found["weight"], found["activation"]))
+    candidates = found["activation"].get("down_input")
+    return QuantScheme.from_dict(found["weight"]), QuantScheme.from_dict(candidates[0]) if candidates else None
+
+
+def everywhere(scheme: QuantScheme | None) -> dict[str, list[QuantScheme]]:
+    """One activation scheme at every site."""
+    return {site: [scheme] for site in SITES} if scheme else {}
 
 
 def quantized(made: Given, transform="none", preset="int4", granularity="channel", mitigation=rtn) -> Quantized:
     fitted = fit(TRANSFORMS[transform], made.decoder, made.statistics)
-    return quantize_decoder(made.decoder, Recipe(fitted, *schemes(preset, granularity), mitigation, made.statistics))
+    weight, activation = schemes(preset, granularity)
+    return quantize_decoder(made.decoder, Recipe(fitted, weight, everywhere(activation), mitigation, made.statistics))
 
 
 def saved(done: Quantized, folder: Path) -> Path:
@@ -289,7 +296,7 @@ def test_the_accounted_bits_are_the_bytes_on_disk(preset, granularity, mitigatio
             assert 0 <= found - round(entry["stored_bits"] * m * n, 6) < 8 and entry["size"] == m * n
             blocks = {"tensor": 1, "channel": m, "group": m * n // (scheme.group_size or 1)}[scheme.granularity]
             scale_bits = {"fp32": 32, "e8m0": 8, "e4m3": 8}[scheme.scale_format]
-            paper = scheme.element_format.bits + (blocks * scale_bits + 32 * (scheme.global_scale == "tensor")) / (m * n)
+            paper = scheme.element_format.bits + (blocks * (scale_bits + scheme.codebook_bits) + 32 * (scheme.global_scale == "tensor")) / (m * n)
             rank = 3 if mitigation is not rtn else 0
             assert math.isclose(entry["bits"], paper + 16 * rank * (m + n) / (m * n), rel_tol=1e-12)
             total, stored = total + m * n, stored + found

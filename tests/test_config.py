@@ -184,8 +184,8 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
         "studies.s: format 'nvfp4' has blocks of 16 by definition, so granularity 'group-32' contradicts it; use 'group-16' or 'native'"]),
     "block format with other blocks": (entry("formats", "x", {"preset": "mxfp4", "weight": {"group_size": 16}}), [
         "formats.x.weight: preset 'mxfp4' has blocks of 32 by definition", "int4 or fp4"]),
-    "group sizes of format and granularity": (lambda c: (entry("formats", "x", {"preset": "int4", "weight": {"granularity": "group-16"}})(c),
-        study(formats=["x"], granularities=["group-32"])(c)), ["formats.x.weight: granularity 'group-16' contradicts group_size 32"]),
+    "two group sizes of a format": (entry("formats", "x", {"preset": "int4", "weight": {"granularity": "group-16", "group_size": 32}}),
+        ["formats.x.weight: granularity 'group-16' contradicts group_size 32"]),
     "asymmetric float": (entry("formats", "x", {"preset": "fp4", "weight": {"symmetric": False}}),
         ["formats.x.weight: element 'e2m1' is a float format"]),
     "activations that are not rounded": (entry("formats", "x", {"preset": "w4a16", "activation": {"element": "int8"}}), [

@@ -254,9 +254,9 @@ def test_a_cell_is_checked_by_itself():
 def test_schemes_are_resolved_once_per_format_and_granularity():
     given = config(study(), formats={"mine": {"preset": "int4", "weight": {"range": "mse"}, "activation": None}})
     found = grid.resolved_schemes(given, Cell("m", "none", "rtn", "group-64", "mine"))
-    assert found["activation"] is None
+    assert found["activation"] == {} and found["key_value"] is None
     assert found["weight"] == schemes.scheme("int4", granularity="group", group_size=64, range="mse").to_dict()
-    assert grid.resolved_schemes(given, baseline("m")) == {"weight": None, "activation": None}
+    assert grid.resolved_schemes(given, baseline("m")) == {"weight": None, "activation": {}, "key_value": None}
 
 
 # -- the shipped configs ------------------------------------------------------------------------------------------------------------------
@@ -264,9 +264,10 @@ def test_schemes_are_resolved_once_per_format_and_granularity():
 COUNTS = {
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among the quantized cells)
     "config": (31, {"transforms-mitigations": 15, "formats": 10, "transforms-formats": 10, "group-size": 5, "symmetry": 4}, (3, 4, 7)),
-    "smoke": (21, {"methods": 12, "formats": 9, "granularity": 3}, (4, 6, 8)),
-    "paper": (83, {"transforms-mitigations": 13, "models": 15, "symmetry": 4, "group-size": 17, "formats": 33, "transforms-formats": 13,
-                   "scale-formats": 11}, (3, 4, 12)),
+    "formats": (57, {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9}, (2, 3, 21)),
+    "smoke": (24, {"methods": 12, "formats": 12, "granularity": 3}, (4, 6, 11)),
+    "paper": (84, {"transforms-mitigations": 13, "models": 15, "symmetry": 5, "group-size": 17, "formats": 33, "transforms-formats": 13,
+                   "scale-formats": 11}, (3, 4, 13)),
 }
 
 

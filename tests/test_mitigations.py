@@ -15,7 +15,7 @@ from quantgrid.mitigations.gptq import gptq, inverse_factor, invert_upper
 from quantgrid.mitigations.gptq_low_rank import gptq_low_rank
 from quantgrid.mitigations.low_rank import compensation, leading_directions, low_rank
 from quantgrid.mitigations.rtn import rtn
-from quantgrid.quantizer import find_parameters, quantize, round_values, scheme, step_size, zero_points
+from quantgrid.quantizer import codebooks, find_parameters, quantize, round_values, scheme, step_size, zero_points
 from quantgrid.statistics import SiteStatistics, stack
 from reference_statistics import statistics_of
 
@@ -24,7 +24,8 @@ SCHEMES = {
     "int4": scheme("int4"), "int4 asymmetric": scheme("int4_asym"), "int4 tensor": scheme("int4", granularity="tensor"),
     "int4 group-16": scheme("int4", group_size=16), "int4 asymmetric group-32": scheme("int4_asym", group_size=32), "int3": scheme("int3"),
     "int8": scheme("int8"), "mse": scheme("int4", range="mse", mse_steps=20), "fp4": scheme("fp4"), "nf4": scheme("nf4"), "mxfp4": scheme("mxfp4"),
-    "nvfp4": scheme("nvfp4"),
+    "nvfp4": scheme("nvfp4"), "kmeans": scheme("kmeans4"), "kmeans groups": scheme("kmeans2", group_size=32),
+    "exhaustive": scheme("mxfp4", range="exhaustive"), "unsigned": scheme("fp4", element="ue2m2", group_size=32),
 }
 
 
@@ -74,12 +75,15 @@ def plain_gptq(weight, moment, of_scheme, damping=0.01, order=None):
     steps = step_size(parameters, of_scheme, weight.shape).repeat_interleave(n // groups, -1)
     zeros = zero_points(parameters, of_scheme, weight.shape)
     zeros = None if zeros is None else zeros.repeat_interleave(n // groups, -1)
+    books = codebooks(parameters, of_scheme, weight.shape)
     hessian = damped(moment, damping).numpy()[np.ix_(order, order)]
     inverse = np.linalg.inv(hessian)
     working, rounded = weight.double().numpy()[:, order].copy(), np.empty(weight.shape)
     for i, column in enumerate(order):
         zero = None if zeros is None else zeros[:, column]
-        rounded[:, i] = round_values(torch.from_numpy(working[:, i].copy()), steps[:, column], zero, of_scheme).numpy()
+        book = None if books is None else books[:, column * groups // n]
+        zero = None if zero is None else zero[:, None]
+        rounded[:, i] = round_values(torch.from_numpy(working[:, i: i + 1].copy()), steps[:, column, None], zero, of_scheme, book).numpy()[:, 0]
         error = (working[:, i] - rounded[:, i]) / inverse[i, i]
         working[:, i + 1:] -= np.outer(error, inverse[i, i + 1:])
         inverse = inverse - np.outer(inverse[:, i], inverse[i, :]) / inverse[i, i]
@@ -101,7 +105,8 @@ def test_agrees_with_a_plain_loop(name):
     assert (found.codes != rtn(weight, None, SCHEMES[name]).quantized.codes).float().mean() > 0.02
 
 
-@pytest.mark.parametrize("name", ["int4", "int4 asymmetric", "int4 group-16", "int4 asymmetric group-32", "nvfp4"])
+@pytest.mark.parametrize("name", ["int4", "int4 asymmetric", "int4 group-16", "int4 asymmetric group-32", "nvfp4", "kmeans groups",
+                                  "unsigned"])
 def test_activation_order_agrees_with_a_plain_loop(name):
     """Columns in descending order of E[x²]; each keeps the scale of the group that it lies in."""
     weight, statistics = weight_of(), statistics_of(inputs())

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from quantgrid.errors import ConfigError
 from quantgrid.packing import pack, packed_length, unpack
-from quantgrid.quantizer import PRESETS, quantize, scheme
+from quantgrid.quantizer import PRESETS, activation_scheme, quantize, scheme
 
 
 def test_low_nibble_comes_first():
@@ -47,16 +48,24 @@ def test_round_trip_of_any_shape(bits, shape, signed, seed):
     assert torch.equal(unpack(packed, bits, codes.shape, signed), codes)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]["weight"] is not None])
-def test_accounting_equals_packed_bytes(name):
-    quantized = quantize(torch.randn(64, 192), scheme(name))
-    element, storage = quantized.scheme.element_format, quantized.scheme.storage
-    tensors = [pack(quantized.codes, element.bits)]
-    tensors.append(quantized.scale if storage.bits >= 8 else pack(quantized.scale, storage.bits))
-    tensors += [] if quantized.zero_point is None else [pack(quantized.zero_point.flatten(), element.bits)]
-    tensors += [] if quantized.global_scale is None else [quantized.global_scale]
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert quantized.bits() == quantized.scheme.bits_per_element((64, 192)) == stored * 8 / quantized.codes.numel()
+SCHEMES = {f"{name} {tensor}": find(name) for name in PRESETS for tensor, find in (("weight", scheme), ("activation", activation_scheme))
+           if PRESETS[name][tensor] is not None}
+NARROW = {f"{name} scales": scheme("nvfp4", scale_format=name) for name in ("e5m2", "e3m2", "e2m3", "e2m1", "int4", "fp16")}
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, *NARROW])
+def test_accounting_equals_the_bytes_of_a_file(name, tmp_path):
+    used = {**SCHEMES, **NARROW}[name]
+    quantized = quantize(torch.randn(64, 512), used)
+    packed = {"codes": pack(quantized.codes, used.element_format.bits)}
+    for part, bits in (("scale", used.storage.bits), ("zero_point", used.zero_point_bits), ("global_scale", 32), ("codebook", 16)):
+        tensor = getattr(quantized, part)
+        if tensor is not None:
+            packed[part] = pack(tensor.flatten(), bits) if bits < 8 else tensor
+    save_file(packed, tmp_path / "packed.safetensors")
+    content = (tmp_path / "packed.safetensors").read_bytes()
+    stored = len(content) - 8 - int.from_bytes(content[:8], "little")  # less the header and its length
+    assert quantized.bits() == used.bits_per_element((64, 512)) == stored * 8 / quantized.codes.numel()
 
 
 @pytest.mark.parametrize(

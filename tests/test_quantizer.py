@@ -16,6 +16,7 @@ from quantgrid.quantizer import (
     QuantizationParameters,
     QuantScheme,
     activation_scheme,
+    codebooks,
     decode,
     encode,
     fake_quantize,
@@ -56,6 +57,18 @@ VARIANTS = {
     "clip": activation_scheme("int4", clip_ratio=0.9),
     "tensor global": scheme("nvfp4", granularity="tensor"),
     "channel e4m3": scheme("fp4", scale_format="e4m3"),
+    "exhaustive mxfp4": scheme("mxfp4", range="exhaustive"),
+    "exhaustive nvfp4": scheme("nvfp4", range="exhaustive"),
+    "exhaustive token": activation_scheme("nvfp4", range="exhaustive"),
+    "exhaustive four_thirds": scheme("mxfp4", range="exhaustive", scale_rule="four_thirds"),
+    "kmeans groups": scheme("kmeans2", group_size=32, scale_format="fp16"),
+    "kmeans tensor": scheme("kmeans3", granularity="tensor"),
+    "kmeans e8m0": scheme("kmeans4", group_size=32, scale_format="e8m0"),
+    "unsigned groups": activation_scheme("fp4_ue2m2", group_size=32),
+    "unsigned tensor": activation_scheme("fp4_ue3m1", granularity="tensor"),
+    "unsigned e4m3": activation_scheme("nvfp4", element="ue2m2"),
+    "unsigned e8m0": activation_scheme("mxfp4", element="ue3m1"),
+    "unsigned mse": activation_scheme("fp4_ue2m2", range="mse", mse_steps=10),
     "asymmetric e8m0": scheme("int4_asym", group_size=32, scale_format="e8m0"),
     "asymmetric two-level": scheme("int4_asym", group_size=16, scale_format="e4m3"),
     **{f"mxfp4 {rule}": scheme("mxfp4", scale_rule=rule) for rule in ("even", "rceil", "four_thirds")},
@@ -299,6 +312,7 @@ def test_zero_empty_and_tiny_tensors(key):
         zeros = quantize(torch.zeros(shape), EVERY[key])
         assert zeros.dequantize().abs().max() == 0 and torch.isfinite(step_size(zeros.parameters, EVERY[key], shape)).all()
         assert EVERY[key].element == "nf4" or zeros.codes.abs().max() == 0
+        assert zeros.codebook is None or zeros.codebook.abs().max() == 0
     for shape in ((0, 64), (4, 0), (2, 0, 64), (0,)):
         empty = torch.zeros(shape)
         quantized = quantize(empty, EVERY[key])
@@ -320,17 +334,20 @@ def test_idempotent_under_fixed_parameters(key):
 def test_columns_rounded_one_by_one_equal_the_whole(key):
     used, x = EVERY[key], heavy_tailed(2, 4, 96)
     parameters = find_parameters(x, used)
-    step, zero_point = step_size(parameters, used, x.shape), zero_points(parameters, used, x.shape)
+    step, zero_point, books = (part(parameters, used, x.shape) for part in (step_size, zero_points, codebooks))
     groups = used.scale_shape(x.shape)[-1]
     assert step.shape == (2, 4, groups) and step.dtype == torch.float32
     expected = quantize(x, used, parameters)
     for column in range(0, 96, 7):
         group = column * groups // 96
         offset = None if zero_point is None else zero_point[..., group]
-        codes = encode(x[..., column], step[..., group], offset, used)
-        values = decode(codes, step[..., group], offset, used)
-        assert torch.equal(codes, expected.codes[..., column]) and same_bits(values, expected.dequantize()[..., column].contiguous())
-        assert same_bits(round_values(x[..., column], step[..., group], offset, used), values)
+        offset = None if offset is None else offset.unsqueeze(-1)
+        of_column = None if books is None else books[..., group, :]
+        codes = encode(x[..., column, None], step[..., group, None], offset, used, of_column)
+        values = decode(codes, step[..., group, None], offset, used, codebook=of_column)
+        assert torch.equal(codes[..., 0], expected.codes[..., column])
+        assert same_bits(values[..., 0].contiguous(), expected.dequantize()[..., column].contiguous())
+        assert same_bits(round_values(x[..., column, None], step[..., group, None], offset, used, of_column), values)
 
 
 @settings(max_examples=60, deadline=None)
@@ -344,7 +361,7 @@ def test_monotone_under_fixed_parameters(key, seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(key for key, used in EVERY.items() if used.symmetric and used.element != "nf4")), st.integers(0, 2**31))
+@given(st.sampled_from(sorted(key for key, used in EVERY.items() if used.symmetric and used.element_format.kind not in ("codebook", "kmeans"))), st.integers(0, 2**31))
 def test_symmetric(key, seed):
     used, x = EVERY[key], heavy_tailed(2, 96, seed=seed)
     parameters = find_parameters(x, used)

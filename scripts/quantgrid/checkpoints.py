@@ -1,12 +1,14 @@
 """Packed checkpoints: 4-bit codes two to a byte, scales in their own dtype, and a manifest that says how to run them.
 
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
-``.left`` and ``.right`` (low-rank factors); all other tensors under their own names. ``quantgrid.json`` holds the model's config, the
-schemes, the shapes of the linears, the online operations, and the sha256 of the tensors' file.
+``.codebook``, ``.left`` and ``.right`` (low-rank factors); scales and zero points of fewer than 8 bits are packed as codes are; all
+other tensors under their own names. ``quantgrid.json`` holds the model's config, the schemes (``activations`` per site), the shapes of
+the linears, the online operations, and the sha256 of the tensors' file.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import END_ROLES, LAYER_PREFIX, SITES, linear_module
+from .calibration import site_name
 from .errors import ConfigError, NumericalFailure
-from .linear import QuantizedLinear, SiteInput
+from .key_values import KeyValueScheme, round_key_values
+from .linear import QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
 from .packing import pack, unpack
-from .quantizer import QuantizationParameters, QuantizedTensor, QuantScheme
+from .quantizer import QuantizedTensor, QuantScheme
 from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
 
 
 def bare_name(layer: int, linear: str) -> str:
@@ -37,7 +42,8 @@ class CheckpointContent:
 
     config: Mapping[str, Any]
     weight: QuantScheme | None
-    activation: QuantScheme | None
+    key_value: KeyValueScheme | None
+    activations: dict[str, QuantScheme] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     linears: dict[str, dict[str, Any]] = field(default_factory=dict)
     online: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -52,38 +58,44 @@ class CheckpointContent:
             self.add_plain({END_ROLES[role]: tensor}, torch.float32 if role == "final_norm" else torch.bfloat16)
         self.config = {**self.config, "tie_word_embeddings": "lm_head" not in ends}
 
-    def add_site(self, layer: int, site: str, online: list[dict[str, Any]], static: QuantizationParameters | None) -> None:
-        """Online operations of a site, and its static activation parameters where its scheme takes them."""
-        name = f"layers.{layer}.{site}"
+    def add_site(self, layer: int, site: str, online: list[dict[str, Any]], rounding: Rounding | None) -> None:
+        """Online operations of a site, and the scheme that rounds its input with what calibration fixed of it."""
+        name = site_name(layer, site)
         if online:
             self.online[name] = online
-        if static is not None:
-            self.tensors |= {f"{name}.{part}": tensor for part, tensor in _parts(static).items()}
+        if rounding is not None:
+            self.activations[name] = rounding.scheme
+            self.tensors |= {f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()}
 
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """One linear of several layers: ``solved`` has a leading dimension as long as ``names``."""
-        parts = _parts(solved.quantized)
-        bits = self.weight.element_format.bits
+        parts, packed = _parts(solved.quantized), _packed_bits(self.weight)
         low_rank = dict(zip(("left", "right"), solved.low_rank or ()))
         for i, name in enumerate(names):
-            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], bits)
-            self.tensors |= {f"{name}.{part}": tensor[i] for part, tensor in {**parts, **low_rank}.items() if part != "zero_point"}
-            if "zero_point" in parts:
-                self.tensors[f"{name}.zero_point"] = pack(parts["zero_point"][i].flatten(), bits)
+            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.weight.element_format.bits)
+            self.tensors |= {f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
+                             for part, tensor in {**parts, **low_rank}.items()}
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), "low_rank": bool(low_rank)}
 
 
-def _parts(quantized: QuantizedTensor | QuantizationParameters) -> dict[str, Tensor]:
-    parts = {name: getattr(quantized, name) for name in ("scale", "zero_point", "global_scale")}
+def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
+    parts = {name: getattr(quantized, name) for name in PARAMETERS}
     return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+
+def _packed_bits(scheme: QuantScheme) -> dict[str, int]:
+    """Scales and zero points that are packed, all of a linear in one run, with their bits: codes of fewer than 8."""
+    bits = {"scale": scheme.storage.bits, "zero_point": scheme.zero_point_bits}
+    return {part: width for part, width in bits.items() if 0 < width < 8}
 
 
 def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any]) -> None:
     """Write tensors, then the manifest with their sha256; ``record`` (axes, versions, inputs) is kept in the manifest."""
     write_tensors(checkpoint, content.tensors)
-    schemes = {name: scheme.to_dict() if scheme else None for name, scheme in (("weight", content.weight), ("activation", content.activation))}
+    schemes = {name: scheme.to_dict() if scheme else None for name, scheme in (("weight", content.weight), ("key_value", content.key_value))}
+    activations = {name: scheme.to_dict() for name, scheme in content.activations.items()}
     write_json(manifest, {**record, "status": "ok", "format_version": FORMAT_VERSION, "config": content.config, "schemes": schemes,
-                          "linears": content.linears, "online": content.online, "sha256": sha256_of(checkpoint)})
+                          "activations": activations, "linears": content.linears, "online": content.online, "sha256": sha256_of(checkpoint)})
 
 
 def save_failed(checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any], reason: str) -> None:
@@ -110,6 +122,8 @@ def load_quantized(folder: str | Path, dtype: torch.dtype = torch.float32, devic
     tensors = read_tensors(checkpoint)
     model = empty_model(about["config"])
     _insert_linears(model, about, tensors, dtype)
+    if about["schemes"]["key_value"]:
+        round_key_values(model, KeyValueScheme.from_dict(about["schemes"]["key_value"]))
     names = {name for name, _ in model.named_parameters() if name in tensors}
     model.load_state_dict({name: tensors[name].to(dtype) for name in names}, strict=False, assign=True)
     model.tie_weights()
@@ -139,22 +153,25 @@ def empty_model(config: Mapping[str, Any]) -> nn.Module:
 
 def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Put a :class:`QuantizedLinear` in the place of every linear of the decoder layers."""
-    schemes = {name: QuantScheme.from_dict(values) if values else None for name, values in about["schemes"].items()}
+    weights = about["schemes"]["weight"] and QuantScheme.from_dict(about["schemes"]["weight"])
     for index in range(len(model.model.layers)):
         for site, linears in SITES.items():
-            name = f"layers.{index}.{site}"
-            site_input = SiteInput(about["online"].get(name, []), schemes["activation"], len(linears), _parameters(name, tensors))
+            name = site_name(index, site)
+            site_input = SiteInput(about["online"].get(name, []), _rounding(name, about, tensors), len(linears))
             for linear in linears:
                 module = bare_name(index, linear)
-                weight, low_rank = _weight(module, about, tensors, schemes["weight"], dtype)
+                weight, low_rank = _weight(module, about, tensors, weights, dtype)
                 bias = tensors.get(f"{module}.bias")
                 replacement = QuantizedLinear(weight, None if bias is None else bias.to(dtype), site_input, low_rank)
                 model.set_submodule(module, replacement)
 
 
-def _parameters(name: str, tensors: Mapping[str, Tensor]) -> QuantizationParameters | None:
-    found = {part: tensors.get(f"{name}.{part}") for part in ("scale", "zero_point", "global_scale")}
-    return None if found["scale"] is None else QuantizationParameters(**found)
+def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rounding | None:
+    """How the input of the site ``name`` is rounded; None where it stays in full precision."""
+    if name not in about["activations"]:
+        return None
+    fixed = {part: tensors[f"{name}.{part}"] for part in PARAMETERS if f"{name}.{part}" in tensors}
+    return Rounding(QuantScheme.from_dict(about["activations"][name]), fixed)
 
 
 def _weight(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], scheme: QuantScheme | None,
@@ -163,12 +180,11 @@ def _weight(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], sch
     if scheme is None:
         return tensors.pop(f"{name}.weight").to(dtype), None
     shape = tuple(about["linears"][name]["shape"])
-    bits, signed = scheme.element_format.bits, scheme.code_range[0] < 0
-    parts = {part: tensors.get(f"{name}.{part}") for part in ("scale", "zero_point", "global_scale")}
-    if parts["zero_point"] is not None:
-        scales = parts["scale"].shape
-        parts["zero_point"] = unpack(parts["zero_point"], bits, (scales.numel(),), signed=False).view(scales)
-    codes = unpack(tensors.pop(f"{name}.codes"), bits, shape, signed=signed)
-    weight = QuantizedTensor(codes=codes, scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
+    parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("codes", *PARAMETERS)}
+    parts["codes"] = unpack(parts["codes"], scheme.element_format.bits, shape, signed=scheme.code_range[0] < 0)
+    for part, bits in _packed_bits(scheme).items():
+        scale_shape = scheme.scale_shape(shape)
+        parts[part] = unpack(parts[part], bits, (math.prod(scale_shape),), signed=False).reshape(scale_shape)
+    weight = QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
     low_rank = (tensors[f"{name}.left"].to(dtype), tensors[f"{name}.right"].to(dtype)) if about["linears"][name]["low_rank"] else None
     return weight, low_rank

@@ -193,10 +193,12 @@ def _check_format(name: str, entry: Mapping[str, Any]) -> None:
     found = {} if preset == grid.FULL_PRECISION else cell_schemes(entry, f"group-{block}" if block else "channel", where)
     if not any(found.values()):
         raise ConfigError(f"{where}: rounds neither weights nor activations; '{grid.FULL_PRECISION}' is the format that does not, and needs no entry")
-    for tensor, scheme in found.items():
-        if scheme is None and entry.get(tensor):
-            raise ConfigError(f"{where}.{tensor}: preset '{preset}' leaves activations in full precision; start from a preset that rounds them")
-        if scheme and block and scheme["group_size"] != block:
+    if entry.get("activation") and not found["activation"]:
+        raise ConfigError(f"{where}.activation: preset '{preset}' leaves activations in full precision; start from a preset that rounds them")
+    if block and (entry.get("activation") or {}).get("by_head"):
+        raise ConfigError(f"{where}.activation: preset '{preset}' has blocks of {block} by definition, so by_head contradicts it")
+    for tensor, candidates in (("weight", [found["weight"]]), ("activation", [scheme for site in found["activation"].values() for scheme in site])):
+        if block and any(scheme and scheme["group_size"] != block for scheme in candidates):
             raise ConfigError(f"{where}.{tensor}: preset '{preset}' has blocks of {block} by definition; for other groups start from a preset "
                               "without blocks, such as int4 or fp4, and set its scale_format")
 

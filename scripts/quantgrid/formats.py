@@ -2,7 +2,9 @@
 
 Float formats ``eXmY`` follow the OCP Microscaling (MX) v1.0 and OCP 8-bit floating point (OFP8) specifications: ``e4m3`` is the
 ``fn`` kind (no infinity, one NaN per sign, maximum 448), ``e5m2`` is IEEE-like (maximum 57344), the formats of four and six bits
-have neither infinity nor NaN. ``nf4`` is the NormalFloat codebook of QLoRA (arXiv 2305.14314). ``e8m0`` is a power of two.
+have neither infinity nor NaN. ``ueXmY`` spend the sign's bit on the number: every code is positive and finite. ``nf4`` is the
+NormalFloat codebook of QLoRA (arXiv 2305.14314), ``kmeansB`` a codebook of 2**B entries fitted to each scale block. ``e8m0`` is a
+power of two.
 Standard library only: the grid reads this module when it is built.
 """
 
@@ -25,9 +27,9 @@ _NF4 = (
 class NumberFormat:
     """A number format of at most 32 bits.
 
-    ``kind`` is ``integer`` (two's complement), ``float`` (sign, exponent, mantissa), ``exponent`` (an exponent alone) or
-    ``codebook`` (``table``). ``specials`` says what a float spends on special values: ``none``, ``nan`` (the code of all ones) or
-    ``ieee`` (the whole top exponent).
+    ``kind`` is ``integer`` (two's complement), ``float`` (sign if ``signed``, exponent, mantissa), ``exponent`` (an exponent alone),
+    ``codebook`` (``table``) or ``kmeans`` (a codebook within [-1, 1] that comes with every block). ``specials`` says what a float
+    spends on special values: ``none``, ``nan`` (the code of all ones) or ``ieee`` (the whole top exponent).
     """
 
     name: str
@@ -37,6 +39,7 @@ class NumberFormat:
     mantissa_bits: int = 0
     specials: str = "none"
     table: tuple[float, ...] = ()
+    signed: bool = True
 
     @property
     def bias(self) -> int:
@@ -50,6 +53,8 @@ class NumberFormat:
             return float(2 ** (self.bits - 1) - 1)
         if self.kind == "codebook":
             return max(self.table)
+        if self.kind == "kmeans":
+            return 1.0
         if self.kind == "exponent":
             return 2.0**self.bias
         top_exponent = 2**self.exponent_bits - 1 - (self.specials == "ieee") - self.bias
@@ -72,8 +77,10 @@ class NumberFormat:
         """The value of every code, ordered by the code's bit pattern (integers: two's complement).
 
         Raises:
-            ConfigError: for a format of more than 16 bits.
+            ConfigError: for a format of more than 16 bits, and for a codebook that is fitted to each block.
         """
+        if self.kind == "kmeans":
+            raise ConfigError(f"format '{self.name}' has no values of its own: its codebooks come with the quantized tensor")
         if self.bits > _LARGEST_TABLE_BITS:
             raise ConfigError(f"format '{self.name}' has 2**{self.bits} codes: values() lists formats of at most {_LARGEST_TABLE_BITS} bits")
         if self.kind == "codebook":
@@ -83,11 +90,11 @@ class NumberFormat:
             return tuple(float(code if code < half else code - 2 * half) for code in range(2 * half))
         if self.kind == "exponent":
             return tuple(2.0 ** (code - self.bias) for code in range(2**self.bits - 1)) + (math.nan,)
-        positive = tuple(self._float_value(code) for code in range(2 ** (self.bits - 1)))
-        return positive + tuple(-value for value in positive)
+        positive = tuple(self._float_value(code) for code in range(2 ** (self.bits - self.signed)))
+        return positive + tuple(-value for value in positive) if self.signed else positive
 
     def _float_value(self, code: int) -> float:
-        """The value of a float code whose sign bit is 0."""
+        """The value of a float code without a sign bit, or with a sign bit of 0."""
         exponent, mantissa = divmod(code, 2**self.mantissa_bits)
         top = 2**self.exponent_bits - 1
         if self.specials == "ieee" and exponent == top:
@@ -126,7 +133,10 @@ ELEMENT_FORMATS: dict[str, ElementFormat] = _named(
     ElementFormat("e3m2", "float", 6, 3, 2),
     ElementFormat("e4m3", "float", 8, 4, 3, "nan"),
     ElementFormat("e5m2", "float", 8, 5, 2, "ieee"),
+    ElementFormat("ue2m2", "float", 4, 2, 2, signed=False),
+    ElementFormat("ue3m1", "float", 4, 3, 1, signed=False),
     ElementFormat("nf4", "codebook", 4, table=_NF4),
+    *(ElementFormat(f"kmeans{bits}", "kmeans", bits) for bits in (2, 3, 4)),
 )
 
 SCALE_FORMATS: dict[str, ScaleFormat] = _named(

@@ -195,24 +195,40 @@ def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape,
     if block and cell.granularity != f"group-{block}":
         raise ConfigError(f"{where}: format '{cell.format}' has blocks of {block} by definition, so granularity '{cell.granularity}' "
                           f"contradicts it; use 'group-{block}' or 'native', or exclude the pair")
-    for tensor, scheme in resolved_schemes(config, cell).items():
-        group = scheme and scheme["group_size"]
-        site = next((site for site in SITES if group and sizes.site_size(site) % group), None)
-        if site is not None:
+    found = resolved_schemes(config, cell)
+    for tensor, site, group in _groups(found):
+        if sizes.site_size(site) % group:
             fitting = [size for size in (16, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if all(sizes.site_size(s) % size == 0 for s in SITES)]
             of_axis = cell.granularity == f"group-{group}"
             named = f"granularity '{cell.granularity}'" if of_axis else f"group size {group} of formats.{cell.format}.{tensor}"
             raise ConfigError(f"{where}: {named} does not divide the {sizes.site_size(site)} inputs of site '{site}' of model '{cell.model}'; "
                               f"group sizes that fit all its sites: {', '.join(map(str, fitting)) or 'none'}")
+    if found["key_value"]:
+        _check_key_value(found["key_value"], sizes.head_dim, f"{where}: formats.{cell.format}.key_value on model '{cell.model}'")
 
 
-def resolved_schemes(config: Mapping[str, Any], cell: Cell) -> dict[str, dict | None]:
-    """Weight and activation scheme of a cell with every field filled in; None where nothing is rounded."""
+def _groups(found: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """(tensor, site, group size) of every grouped scheme of weights and activations."""
+    of_site = {"weight": dict.fromkeys(SITES, [found["weight"]] if found["weight"] else []), "activation": found["activation"]}
+    yield from ((tensor, site, scheme["group_size"]) for tensor, sites in of_site.items() for site, candidates in sites.items()
+                for scheme in candidates if scheme["group_size"])
+
+
+def _check_key_value(found: Mapping[str, Any], head_dim: int, where: str) -> None:
+    group = found["scheme"]["group_size"]
+    if group and head_dim % group:
+        raise ConfigError(f"{where}: group size {group} does not divide the {head_dim} channels of a head")
+    if found["rotate_keys"] and not is_reachable(head_dim):
+        raise ConfigError(f"{where}: rotate_keys needs a Hadamard matrix of order {head_dim} (head_dim), which no supported construction reaches")
+
+
+def resolved_schemes(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """What a cell rounds, as :func:`granularities.cell_schemes` gives it for its model, with every field of every scheme filled in."""
     if not cell.quantized:
-        return {"weight": None, "activation": None}
-    return _schemes(json.dumps(entry(config, "formats", cell.format)), cell.granularity, f"formats.{cell.format}")
+        return {"weight": None, "activation": {}, "key_value": None}
+    return _schemes(json.dumps(entry(config, "formats", cell.format)), cell.granularity, f"formats.{cell.format}", shape(config, cell.model).head_dim)
 
 
 @cache
-def _schemes(entry: str, granularity: str, where: str) -> dict[str, dict | None]:
-    return cell_schemes(json.loads(entry), granularity, where)
+def _schemes(entry: str, granularity: str, where: str, head_dim: int) -> dict[str, Any]:
+    return cell_schemes(json.loads(entry), granularity, where, head_dim)

@@ -1,11 +1,11 @@
-"""A linear layer as a quantized model computes it: online transform, activation rounding, matrix product, low-rank branch.
+"""What a quantized model computes in the place of a linear layer: online transform, rounding, matrix product, low-rank branch.
 
 The linears of one site (q, k, v; gate, up) share one :class:`SiteInput`, which prepares their common input once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,20 +13,41 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .hadamard import apply_hadamard
-from .quantizer import QuantizationParameters, QuantScheme, fake_quantize
+from .quantizer import QuantizationParameters, QuantScheme, fake_quantize, find_parameters
 
 ONLINE: dict[str, Callable[[Tensor], Tensor]] = {"hadamard": apply_hadamard}
 
 
+class Rounding(nn.Module):
+    """Rounds a tensor of the running model in ``scheme``.
+
+    ``fixed`` holds what calibration settled beforehand: all parameters of a scheme with one scale per tensor (``scale``, ``zero_point``,
+    ``global_scale``), the ``global_scale`` alone of one with a static global scale, nothing where every token finds its own.
+    """
+
+    def __init__(self, scheme: QuantScheme, fixed: Mapping[str, Tensor]):
+        super().__init__()
+        self.scheme, self.fixed = scheme, tuple(fixed)
+        for part, tensor in fixed.items():
+            self.register_buffer(part, tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (*batch, tokens, n) -> the same shape and dtype."""
+        fixed = {part: getattr(self, part) for part in self.fixed}
+        if fixed and "scale" not in fixed:
+            return fake_quantize(x, self.scheme, find_parameters(x, self.scheme, fixed["global_scale"]), check=False)
+        return fake_quantize(x, self.scheme, QuantizationParameters(**fixed) if fixed else None)
+
+
 class SiteInput(nn.Module):
-    """Prepares the input of a site: online operations in order, then rounding in the activation scheme.
+    """Prepares the input of a site: online operations in order, then the rounding of its activation scheme, if it has one.
 
     ``consumers`` linears ask for the same tensor one after another; the prepared one is kept until the last has it.
     """
 
-    def __init__(self, online: list[dict[str, Any]], scheme: QuantScheme | None, consumers: int, static: QuantizationParameters | None = None):
+    def __init__(self, online: list[dict[str, Any]], rounding: Rounding | None, consumers: int):
         super().__init__()
-        self.online, self.scheme, self.consumers, self.static = online, scheme, consumers, static
+        self.online, self.rounding, self.consumers = online, rounding, consumers
         self._source: Tensor | None = None
         self._prepared: Tensor | None = None
         self._asked = 0
@@ -44,7 +65,7 @@ class SiteInput(nn.Module):
     def prepare(self, x: Tensor) -> Tensor:
         for operation in self.online:
             x = ONLINE[operation["operation"]](x)
-        return x if self.scheme is None else fake_quantize(x, self.scheme, parameters=self.static)
+        return x if self.rounding is None else self.rounding(x)
 
 
 class QuantizedLinear(nn.Module):

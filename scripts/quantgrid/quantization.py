@@ -7,41 +7,50 @@ all a mitigation needs are the transformed weight and the transformed statistics
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .activations import choose
 from .architecture import LINEARS, SITE_OF, SITES, layer_tensors
+from .calibration import site_name
 from .checkpoints import CheckpointContent, bare_name
 from .decoders import DecoderFolder, DecoderLayer
+from .key_values import KeyValueScheme
+from .linear import Rounding
 from .mitigations.compensated import Compensated
-from .quantizer import QuantizationParameters, QuantScheme, fake_quantize, find_parameters
+from .quantizer import QuantScheme
 from .statistics import SiteStatistics, stack
 from .transforms.composition import Transform, layer_state
 
 BUDGET = 1 << 30  # bytes of weights and second moments (float64) held at a time
 Mitigation = Callable[[Tensor, SiteStatistics, QuantScheme], Compensated]
+Roundings = dict[str, Rounding]  # by site, of one layer
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every linear; a ``weight`` scheme of None keeps weights in bfloat16."""
+    """What is done to every linear: a ``weight`` scheme of None keeps weights in bfloat16, a site that ``activation`` does not name its
+    input in full precision; of several candidates at a site every layer takes the best."""
 
     transform: Transform
     weight: QuantScheme | None
-    activation: QuantScheme | None
+    activation: Mapping[str, Sequence[QuantScheme]]
     mitigation: Mitigation | None
     statistics: str | None
+    key_value: KeyValueScheme | None = None
 
 
 @dataclass
 class Quantized:
-    """The checkpoint's content and, per linear (``0.q``), its error measures and its bits."""
+    """The checkpoint's content; per linear (``0.q``) its error measures and its bits; per site (``layers.0.down_input``) that had a choice
+    of elements, the one chosen and the error of each on the token sample."""
 
     content: CheckpointContent
+    choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -57,21 +66,21 @@ def chunks(decoder: DecoderFolder) -> list[range]:
 
 def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[[Iterable], Iterable] = iter) -> Quantized:
     """Quantize every linear of ``decoder``; embedding, lm_head, norms and biases stay in 16 or 32 bits."""
-    result = Quantized(CheckpointContent(decoder.config, recipe.weight, recipe.activation))
+    result = Quantized(CheckpointContent(decoder.config, recipe.weight, recipe.key_value))
     groups = chunks(decoder)
     work = [(group, linear) for group in groups for linear in LINEARS]
     layers: list[DecoderLayer] = []
+    roundings: list[Roundings] = []
     site: Site | None = None
     for group, linear in progress(work):
         if linear == LINEARS[0]:
             layers = list(_transformed(decoder, recipe, group))
-            for layer in layers:
-                _add_layer(result.content, layer, recipe.activation)
+            roundings = [_add_layer(result, layer, recipe.activation) for layer in layers]
         if recipe.weight is None:
             _keep_linear(result, layers, linear)
             continue
         if linear == SITES[SITE_OF[linear]][0]:
-            site = Site.of(layers, SITE_OF[linear], recipe.activation)
+            site = Site.of(layers, roundings, SITE_OF[linear])
         _quantize_linear(result, recipe, layers, linear, site)
     ends = decoder.ends()
     recipe.transform.fold_ends(ends)
@@ -86,19 +95,18 @@ def _transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterat
         yield layer
 
 
-def _add_layer(content: CheckpointContent, layer: DecoderLayer, activation: QuantScheme | None) -> None:
-    """What is not a linear's weight: norms, biases, online operations, static activation parameters."""
+def _add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, Sequence[QuantScheme]]) -> Roundings:
+    """What is not a linear's weight: norms, biases, online operations, and how the inputs of the sites are rounded, which is returned."""
     names = layer_tensors(layer.shape.architecture, layer.index)
-    content.add_plain({names[role]: tensor for role, tensor in layer.weights.items() if role not in LINEARS})
+    result.content.add_plain({names[role]: tensor for role, tensor in layer.weights.items() if role not in LINEARS})
+    roundings: Roundings = {}
     for site, online in layer.online.items():
-        content.add_site(layer.index, site, online, static_parameters(layer.statistics.get(site), activation))
-
-
-def static_parameters(statistics: SiteStatistics | None, scheme: QuantScheme | None) -> QuantizationParameters | None:
-    """Parameters of an activation scheme with one scale per tensor, from the calibrated extremes (n,); None for dynamic schemes."""
-    if scheme is None or scheme.granularity != "tensor":
-        return None
-    return find_parameters(torch.stack([statistics.minimum, statistics.maximum]).float(), scheme)
+        if candidates := activation.get(site):
+            roundings[site], errors = choose(candidates, layer.statistics[site])
+            if errors:
+                result.choices[site_name(layer.index, site)] = {"element": roundings[site].scheme.element, "input_error": errors}
+        result.content.add_site(layer.index, site, online, roundings.get(site))
+    return roundings
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,10 @@ class Site:
     rounded: Tensor
 
     @classmethod
-    def of(cls, layers: list[DecoderLayer], site: str, scheme: QuantScheme | None) -> Site:
+    def of(cls, layers: list[DecoderLayer], roundings: list[Roundings], site: str) -> Site:
         found = [layer.statistics[site] for layer in layers]
-        if scheme is None:
-            rounded = [statistics.samples.float() for statistics in found]
-        else:
-            rounded = [fake_quantize(statistics.samples.float(), scheme, parameters=static_parameters(statistics, scheme)) for statistics in found]
+        samples = [statistics.samples.float() for statistics in found]
+        rounded = [of_layer[site](tokens) if site in of_layer else tokens for tokens, of_layer in zip(samples, roundings)]
         return cls(stack(found), torch.stack(rounded))
 
 
@@ -171,7 +177,7 @@ def accounted_bits(solved: Compensated, scheme: QuantScheme) -> dict[str, float]
     m, n = solved.quantized.codes.shape[-2:]
     low_rank = 16 * solved.low_rank[0].shape[-1] * (m + n) / (m * n) if solved.low_rank else 0.0
     shape = (m, n)
-    zero_points = 0.0 if scheme.symmetric else scheme.element_format.bits * math.prod(scheme.scale_shape(shape)) / (m * n)
+    zero_points = scheme.zero_point_bits * math.prod(scheme.scale_shape(shape)) / (m * n)
     stored = scheme.bits_per_element(shape)
     return {"bits": stored - zero_points + low_rank, "stored_bits": stored + low_rank}
 

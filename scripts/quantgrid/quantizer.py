@@ -7,21 +7,24 @@ One dimension is one row. Definitions: methods.md sections 2-4. Nothing here car
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .codebooks import fit_codebooks
 from .errors import ConfigError, NumericalFailure
 from .ranges import block_ranges, row_slices, search_ranges
-from .rounding import compute_dtype, decode, encode, round_units_, round_values
+from .rounding import compute_dtype, decode, encode, round_values, round_values_
+from .scale_search import search_scales
 from .scales import QuantizationParameters, block_span, effective_step, range_parameters
-from .schemes import PRESETS, QuantScheme, activation_scheme, scheme
+from .schemes import CODEBOOK_BITS, FLOAT_BITS, PRESETS, QuantScheme, activation_scheme, scheme
 
-__all__ = ["PRESETS", "QuantScheme", "QuantizationParameters", "QuantizedTensor", "activation_scheme", "decode", "encode", "fake_quantize",
-           "find_parameters", "quantize", "round_values", "scheme", "step_size", "zero_points"]  # fmt: skip
+__all__ = ["PRESETS", "QuantScheme", "QuantizationParameters", "QuantizedTensor", "activation_scheme", "codebooks", "decode", "encode",
+           "fake_quantize", "find_parameters", "quantize", "round_values", "scheme", "step_size", "zero_points"]  # fmt: skip
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_Parts = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -34,30 +37,32 @@ class QuantizedTensor:
     global_scale: Tensor | None
     scheme: QuantScheme
     dtype: torch.dtype
+    codebook: Tensor | None = None
 
     @property
     def parameters(self) -> QuantizationParameters:
-        return QuantizationParameters(self.scale, self.zero_point, self.global_scale)
+        return QuantizationParameters(self.scale, self.zero_point, self.global_scale, self.codebook)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """Values in the shape of ``codes`` and in ``dtype`` (default: that of the tensor that was quantized)."""
         dtype = self.dtype if dtype is None else dtype
         result = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
         if self.codes.numel():
-            codes, step, zero_point = _by_rows(self.codes, self.parameters, self.scheme)
+            codes, parts = _by_rows(self.codes, self.parameters, self.scheme)
             values = result.view(codes.shape)
             for rows in row_slices(codes):
-                values[rows] = decode(codes[rows], step[rows], None if zero_point is None else zero_point[rows], self.scheme, dtype)
+                step, zero_point, codebook = _rows_of(parts, rows)
+                values[rows] = decode(codes[rows], step, zero_point, self.scheme, dtype, codebook)
         return result
 
     def bits(self) -> float:
-        """Average stored bits per element: codes, scales, zero points and global scales."""
+        """Average stored bits per element: codes, scales, zero points, global scales and codebooks."""
         if not self.codes.numel():
             return 0.0
-        element = self.scheme.element_format.bits
-        bits = self.codes.numel() * element + self.scale.numel() * self.scheme.storage.bits
-        bits += 0 if self.zero_point is None else self.zero_point.numel() * element
-        bits += 0 if self.global_scale is None else self.global_scale.numel() * 32
+        bits = self.codes.numel() * self.scheme.element_format.bits + self.scale.numel() * self.scheme.storage.bits
+        bits += 0 if self.zero_point is None else self.zero_point.numel() * self.scheme.zero_point_bits
+        bits += 0 if self.global_scale is None else self.global_scale.numel() * FLOAT_BITS
+        bits += 0 if self.codebook is None else self.codebook.numel() * CODEBOOK_BITS
         return bits / self.codes.numel()
 
 
@@ -78,13 +83,17 @@ def find_parameters(x: Tensor, scheme: QuantScheme, global_scale: Tensor | float
     shape = scheme.scale_shape(x.shape)
     values = _scale_blocks(x.detach(), scheme, shape)
     low, high = block_ranges(values, scheme)
-    if not bool(torch.isfinite(block_span(low, high)).all()):
+    span = block_span(low, high)
+    if span.numel() and not math.isfinite(span.amax()):
         raise NumericalFailure(_not_finite(x))
     low, high = (None if end is None else end.reshape(shape) for end in (low, high))
-    global_scale = _global_scale(block_span(low, high), scheme, x.shape, global_scale)
+    global_scale = _global_scale(span.reshape(shape), scheme, x.shape, global_scale)
+    if scheme.range == "exhaustive" and x.numel():
+        return QuantizationParameters(_best_scales(values, high, scheme, global_scale), None, global_scale)
     if scheme.range == "mse" and x.numel():
-        low, high = _search(values, low, high, scheme, global_scale)
-    return range_parameters(low, high, scheme, global_scale)
+        low, high = _best_ranges(values, low, high, scheme, global_scale)
+    parameters = range_parameters(low, high, scheme, global_scale)
+    return replace(parameters, codebook=_fit(values, parameters, scheme)) if scheme.element_format.kind == "kmeans" else parameters
 
 
 def quantize(x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters | None = None) -> QuantizedTensor:
@@ -101,42 +110,49 @@ def quantize(x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters 
     signed = scheme.code_range[0] < 0
     codes = torch.empty(x.shape, dtype=torch.int8 if signed else torch.uint8, device=x.device)
     if x.numel():
-        values, step, zero_point = _by_rows(x.detach(), parameters, scheme)
+        values, parts = _by_rows(x.detach(), parameters, scheme)
         codes_by_rows = codes.view(values.shape)
         for rows in row_slices(values):
-            codes_by_rows[rows] = encode(values[rows], step[rows], None if zero_point is None else zero_point[rows], scheme)
-    return QuantizedTensor(codes, parameters.scale, parameters.zero_point, parameters.global_scale, scheme, x.dtype)
+            step, zero_point, codebook = _rows_of(parts, rows)
+            codes_by_rows[rows] = encode(values[rows], step, zero_point, scheme, codebook)
+    return QuantizedTensor(codes, parameters.scale, parameters.zero_point, parameters.global_scale, scheme, x.dtype, parameters.codebook)
 
 
 def fake_quantize(x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters | None = None, check: bool = True) -> Tensor:
     """The values of ``quantize(x, scheme, parameters).dequantize()``, bit for bit, without making codes.
 
-    Rows are worked on in chunks that stay in the cache. ``check`` False skips the search of ``x`` for NaN and infinity under given
-    ``parameters``; there such values give values without meaning. Raises as ``quantize`` does.
+    Rows are worked on in chunks that stay in the cache, from their range to their values where rows do not depend on one another.
+    ``check`` False skips the search of ``x`` for NaN and infinity under given ``parameters``; there such values give values without
+    meaning. Raises as ``quantize`` does.
     """
-    if parameters is None:
+    _check_dtype(x)
+    if parameters is not None and check:
+        _check_finite(x)
+    elif parameters is None and not scheme.rows_are_independent:
         parameters = find_parameters(x, scheme)
-    else:
-        _check_dtype(x)
-        if check:
-            _check_finite(x)
+    scheme.scale_shape(x.shape)  # refuses a group size that does not divide, also of an empty tensor
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return result
-    values, step, zero_point = _by_rows(x.detach(), parameters, scheme)
-    step = step.to(compute_dtype(x.dtype))
-    zero = step == 0
-    divisor, any_zero, result_by_rows = step.masked_fill(zero, math.inf), bool(zero.any()), result.view(values.shape)
-    for rows in row_slices(values):
-        units = values[rows].to(step.dtype) / divisor[rows]
-        if any_zero:
-            units.masked_fill_(zero[rows], 0.0)  # x/inf would keep the sign of x
-        units = round_units_(units, None if zero_point is None else zero_point[rows], scheme)
-        if result.dtype == units.dtype:
-            torch.mul(units, step[rows], out=result_by_rows[rows])
-        else:
-            result_by_rows[rows] = units.mul_(step[rows])
+    values = x.detach().reshape(-1, 1, x.shape[-1])
+    parts = None if parameters is None else _by_rows(x, parameters, scheme)[1]
+    slices = list(row_slices(values))
+    work = torch.empty(values[slices[0]].shape, dtype=compute_dtype(x.dtype), device=x.device)
+    for rows in slices:
+        block = values[rows]
+        block = work[: len(block)].copy_(block).squeeze(1)
+        step, zero_point, codebook = _by_rows(block, _found(block, scheme, x), scheme)[1] if parts is None else _rows_of(parts, rows)
+        rounded = round_values_(block.view(len(block), step.shape[1], -1), step, zero_point, scheme, codebook)
+        result.view(values.shape)[rows] = rounded.view(len(block), 1, -1)
     return result
+
+
+def _found(rows: Tensor, scheme: QuantScheme, whole: Tensor) -> QuantizationParameters:
+    """``find_parameters`` of some rows of ``whole``, whose bad values a failure counts."""
+    try:
+        return find_parameters(rows, scheme)
+    except NumericalFailure:
+        raise NumericalFailure(_not_finite(whole)) from None
 
 
 def step_size(parameters: QuantizationParameters, scheme: QuantScheme, shape: tuple[int, ...]) -> Tensor:
@@ -149,18 +165,28 @@ def zero_points(parameters: QuantizationParameters, scheme: QuantScheme, shape: 
     return None if parameters.zero_point is None else parameters.zero_point.float().expand(_row_shape(scheme, shape))
 
 
+def codebooks(parameters: QuantizationParameters, scheme: QuantScheme, shape: tuple[int, ...]) -> Tensor | None:
+    """Codebooks (*batch, rows, groups, 2**bits), expanded as those of ``step_size``; None but for k-means elements."""
+    if parameters.codebook is None:
+        return None
+    return parameters.codebook.expand(*_row_shape(scheme, shape), parameters.codebook.shape[-1])
+
+
 def _row_shape(scheme: QuantScheme, shape: tuple[int, ...]) -> tuple[int, ...]:
     """(*batch, rows, groups) of a tensor of ``shape``."""
     *batch, _, groups = scheme.scale_shape(shape)
     return (*batch, shape[-2] if len(shape) > 1 else 1, groups)
 
 
-def _by_rows(x: Tensor, parameters: QuantizationParameters, scheme: QuantScheme) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``x`` as (rows of the whole batch, groups, size), with its steps and zero points as (rows, groups, 1)."""
-    step, zero_point = step_size(parameters, scheme, x.shape), zero_points(parameters, scheme, x.shape)
-    rows, groups = math.prod(step.shape[:-1]), step.shape[-1]
-    zero_point = None if zero_point is None else zero_point.reshape(rows, groups, 1)
-    return x.reshape(rows, groups, -1), step.reshape(rows, groups, 1), zero_point
+def _by_rows(x: Tensor, parameters: QuantizationParameters, scheme: QuantScheme) -> tuple[Tensor, _Parts]:
+    """``x`` as (rows of the whole batch, groups, size), with its steps, zero points (rows, groups, 1) and codebooks (rows, groups, entries)."""
+    parts = (step_size(parameters, scheme, x.shape), zero_points(parameters, scheme, x.shape), codebooks(parameters, scheme, x.shape))
+    rows, groups = math.prod(parts[0].shape[:-1]), parts[0].shape[-1]
+    return x.reshape(rows, groups, -1), tuple(None if part is None else part.reshape(rows, groups, -1) for part in parts)
+
+
+def _rows_of(parts: _Parts, rows: slice) -> _Parts:
+    return tuple(None if part is None else part[rows] for part in parts)
 
 
 def _scale_blocks(x: Tensor, scheme: QuantScheme, scale_shape: tuple[int, ...]) -> Tensor:
@@ -188,13 +214,28 @@ def _global_scale(span: Tensor, scheme: QuantScheme, shape: tuple[int, ...], giv
     return span.amax((-1,) if scheme.global_scale == "token" else (-2, -1), keepdim=True) / (scheme.limit * scheme.storage.maximum)
 
 
-def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None):
+def _best_ranges(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None):
     """``search_ranges`` on (rows, groups) views, back in the shape of the ranges."""
-    shape = high.shape
-    if global_scale is not None:
-        global_scale = global_scale.expand(*shape[:-1], 1).reshape(-1, 1)
-    found = search_ranges(values, None if low is None else low.reshape(values.shape[:2]), high.reshape(values.shape[:2]), scheme, global_scale)
+    shape, rows = high.shape, values.shape[:2]
+    found = search_ranges(values, None if low is None else low.reshape(rows), high.reshape(rows), scheme, _per_row(global_scale, shape))
     return tuple(None if end is None else end.reshape(shape) for end in found)
+
+
+def _best_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Tensor:
+    """``search_scales`` on (rows, groups) views, back in the shape of the ranges."""
+    return search_scales(values, high.reshape(values.shape[:2]), scheme, _per_row(global_scale, high.shape)).reshape(high.shape)
+
+
+def _per_row(global_scale: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A global scale as (rows of the whole batch, 1), for scales of ``shape``."""
+    return None if global_scale is None else global_scale.expand(*shape[:-1], 1).reshape(-1, 1)
+
+
+def _fit(values: Tensor, parameters: QuantizationParameters, scheme: QuantScheme) -> Tensor:
+    """Codebooks (*batch, rows, groups, 2**bits) of the scale blocks ``values`` (rows, groups, size)."""
+    step, entries = effective_step(parameters, scheme).reshape(*values.shape[:2], 1), 2**scheme.element_format.bits
+    found = [fit_codebooks(torch.where(step[rows] > 0, values[rows] / step[rows], 0.0), entries, scheme.seed) for rows in row_slices(values)]
+    return torch.cat(found).reshape(*parameters.scale.shape, entries)
 
 
 def _check_dtype(x: Tensor) -> None:
@@ -203,7 +244,7 @@ def _check_dtype(x: Tensor) -> None:
 
 
 def _check_finite(x: Tensor) -> None:
-    if x.numel() and not bool(torch.isfinite(x).all()):
+    if x.numel() and not all(math.isfinite(end) for end in x.detach().aminmax()):
         raise NumericalFailure(_not_finite(x))
 
 

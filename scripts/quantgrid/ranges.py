@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .rounding import compute_dtype, round_units_
+from .rounding import compute_dtype, round_values_
 from .scales import QuantizationParameters, block_span, effective_step, range_parameters
 from .schemes import QuantScheme
 
-# Elements worked on at a time, per thread: few enough for the caches, enough to hide the cost of a call.
-_CACHED_ELEMENTS = 131072
+# Elements worked on at a time, per thread: few enough for the last-level cache, enough to hide the cost of some 60 calls.
+_CACHED_ELEMENTS = 262144
 _DEVICE_ELEMENTS = 1 << 26
 # Up to this width, comparing the halves of a block elementwise is faster than a reduction.
 _SHORT_BLOCK = 32
@@ -61,7 +61,7 @@ def search_ranges(values: Tensor, low: Tensor | None, high: Tensor, scheme: Quan
             if previous is not None and low is None and torch.equal(parameters.scale, previous):
                 continue
             previous = parameters.scale
-            error = _block_errors(part, parameters, block_span(part_low, part_high), scheme)
+            error = block_errors(part, parameters, block_span(part_low, part_high), scheme)
             better = error < best
             best = torch.where(better, error, best)
             found[rows] = torch.where(better, factor, found[rows])
@@ -81,16 +81,16 @@ def shrink_factors(scheme: QuantScheme) -> list[float]:
     return factors
 
 
-def _block_errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Tensor:
-    """Sum over each block of |value - quantized value|**mse_norm, in units of the block's ``span``; float32 (rows, groups)."""
+def block_errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Tensor:
+    """Sum over each block of |value - quantized value|**mse_norm, in units of the block's ``span``; float32,
+    without the last dimension of ``values``."""
     dtype = compute_dtype(values.dtype)
     step = effective_step(parameters, scheme).to(dtype).unsqueeze(-1)
-    divisor = torch.where(step > 0, step, math.inf)
     zero_point = None if parameters.zero_point is None else parameters.zero_point.to(dtype).unsqueeze(-1)
     unit = torch.where(span > 0, 1 / span, 0.0).to(dtype).unsqueeze(-1)
     total = torch.zeros_like(span)
     for piece in values.split(max(1, chunk_elements(values)), dim=-1):
-        error = round_units_(piece / divisor, zero_point, scheme).mul_(step).sub_(piece).mul_(unit).abs_()
+        error = round_values_(piece.to(dtype, copy=True), step, zero_point, scheme).sub_(piece).mul_(unit).abs_()
         error = error.square_() if scheme.mse_norm == 2 else error.log2_().mul_(scheme.mse_norm).exp2_()
         total += error.sum(-1).float()
     return total
@@ -101,11 +101,13 @@ def _extremes(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tenso
     if values.shape[-1] == 0:
         zeros = values.new_zeros(values.shape[:-1])
         return None if scheme.symmetric else zeros, zeros.clone()
-    low = high = values
+    if scheme.symmetric and values.shape[-1] > _SHORT_BLOCK:
+        return None, torch.maximum(-values.amin(-1), values.amax(-1))
+    low, high = (None, values.abs()) if scheme.symmetric else (values, values)
     while 2 < high.shape[-1] <= _SHORT_BLOCK and high.shape[-1] % 2 == 0:
-        low, high = torch.minimum(*low.chunk(2, dim=-1)), torch.maximum(*high.chunk(2, dim=-1))
-    low, high = low.amin(-1), high.amax(-1)
-    return (None, torch.maximum(-low, high)) if scheme.symmetric else (low, high)
+        low = None if low is None else torch.minimum(*low.chunk(2, dim=-1))
+        high = torch.maximum(*high.chunk(2, dim=-1))
+    return None if low is None else low.amin(-1), high.amax(-1)
 
 
 def _percentiles(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:

@@ -1,17 +1,20 @@
 """Rounding of elements: values -> codes -> values, elementwise and with broadcasting, under a given step.
 
 A *step* is the size that one unit of the element format stands for (scale x global scale); where it is 0 the element is zero.
+The zero point of an integer is a code, x = step * (code - zero point); that of an unsigned float is a value, x = step * unit + zero point.
 Ties go to the even code (IEEE 754 round-half-to-even), to the lower one in a codebook; what exceeds the format saturates.
-Arithmetic is float32, or float64 for float64 values. No synchronisation with a device happens here.
+Arithmetic is float32, or float64 for float64 values.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
 from .formats import NumberFormat
 from .schemes import QuantScheme
 
@@ -30,48 +33,79 @@ def code_values(number_format: NumberFormat, dtype: torch.dtype, device: torch.d
     return torch.tensor(number_format.values(), dtype=dtype, device=device)
 
 
-def encode(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
+def encode(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme, codebook: Tensor | None = None) -> Tensor:
     """Codes of ``x``: int8 for symmetric integers, uint8 for asymmetric ones (code = round(x/step) + zero_point) and for floats and
-    codebooks (the bit pattern, the position). ``step`` and ``zero_point`` (None: symmetric) broadcast against ``x``."""
-    units = _units(x, step)
+    codebooks (the bit pattern, the position). ``step`` and ``zero_point`` (None: symmetric) broadcast against ``x``; ``codebook``
+    (k-means elements) holds the entries of each block of the last dimension in its own last dimension."""
+    units = _units(x, step, zero_point, scheme)
     element = scheme.element_format
-    if element.kind == "codebook":
-        return _nearest_entry(units, element).to(torch.uint8)
+    if element.kind in ("codebook", "kmeans"):
+        return _nearest_entry(units, element, codebook).to(torch.uint8)
     units = round_units_(units, zero_point, scheme)
     if element.kind == "float":
         return float_code(units, element)
     return units.to(torch.int8) if zero_point is None else (units + zero_point).to(torch.uint8)
 
 
-def decode(codes: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme, dtype: torch.dtype = torch.float32) -> Tensor:
+def decode(codes: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme, dtype: torch.dtype = torch.float32,
+           codebook: Tensor | None = None) -> Tensor:  # fmt: skip
     """Values of ``encode``'s codes; computed in float32 (float64 for a float64 ``dtype``), then rounded to ``dtype``."""
     compute = compute_dtype(dtype)
-    if scheme.element_format.kind == "integer":
+    element = scheme.element_format
+    if element.kind == "integer":
         units = codes.to(compute) if zero_point is None else codes.to(compute) - zero_point
+    elif element.kind == "kmeans":
+        units = codebook.to(compute).gather(-1, codes.long())
     else:
-        units = code_values(scheme.element_format, compute, codes.device)[codes.to(torch.int32)]
-    return (units * step.to(compute)).to(dtype)
+        units = code_values(element, compute, codes.device)[codes.to(torch.int32)]
+    return _values_(units, step.to(compute), zero_point, scheme).to(dtype)
 
 
-def round_values(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
+def round_values(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme, codebook: Tensor | None = None) -> Tensor:
     """``decode(encode(x))`` in the dtype of ``x``, bit for bit, without making codes."""
-    units = round_units_(_units(x, step), zero_point, scheme)
-    return (units * step.to(units.dtype)).to(x.dtype)
+    units = round_units_(_units(x, step, zero_point, scheme), zero_point, scheme, codebook)
+    return _values_(units, step.to(units.dtype), zero_point, scheme).to(x.dtype)
 
 
-def _units(x: Tensor, step: Tensor) -> Tensor:
-    """x/step in the arithmetic dtype, +0 where the step is 0."""
+def round_values_(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme, codebook: Tensor | None = None) -> Tensor:
+    """``round_values`` of float32 or float64 ``x``, which is overwritten, in fewer passes; on a device it synchronizes once."""
+    zero, step = step == 0, step.to(x.dtype)
+    if _is_shifted(scheme):
+        x.sub_(zero_point)
+    x.div_(step.masked_fill(zero, math.inf))
+    if scheme.element_format.kind != "integer" and bool(zero.any()):
+        x.masked_fill_(zero, 0.0)  # x/inf has the sign of x, which integers lose by themselves
+    return _values_(round_units_(x, zero_point, scheme, codebook), step, zero_point, scheme)
+
+
+def _is_shifted(scheme: QuantScheme) -> bool:
+    """Whether the zero point is a value, the block's minimum, rather than a code."""
+    return not scheme.symmetric and scheme.element_format.kind == "float"
+
+
+def _units(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
+    """What the element format has to hold of ``x``, in the arithmetic dtype, +0 where the step is 0."""
     step = step.to(compute_dtype(x.dtype))
+    x = x - zero_point.to(step.dtype) if _is_shifted(scheme) else x
     return torch.where(step > 0, x / step, 0.0)
 
 
-def round_units_(units: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
-    """``units`` = x/step (float32 or float64, overwritten) rounded to what the element format and the zero point can hold."""
+def _values_(units: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
+    """The values that ``units`` (overwritten) stand for."""
+    values = units.mul_(step)
+    return values.add_(zero_point) if _is_shifted(scheme) else values
+
+
+def round_units_(units: Tensor, zero_point: Tensor | None, scheme: QuantScheme, codebook: Tensor | None = None) -> Tensor:
+    """``units`` (float32 or float64, overwritten) rounded to what the element format and an integer's zero point can hold."""
     element = scheme.element_format
     if element.kind == "float":
         return round_to_float_(units, element)
     if element.kind == "codebook":
-        return code_values(element, units.dtype, units.device)[_nearest_entry(units, element)]
+        return code_values(element, units.dtype, units.device)[_nearest_entry(units, element, None)]
+    if element.kind == "kmeans":
+        position = _nearest_entry(units, element, codebook)
+        return codebook.to(units.dtype).gather(-1, position.long())
     low, high = scheme.code_range
     if zero_point is None:
         return units.round_().clamp_(low, high).add_(0.0)  # integers have one zero: -0 + 0 = +0
@@ -85,11 +119,11 @@ def round_to_float_(x: Tensor, number_format: NumberFormat) -> Tensor:
     leaves m bits of mantissa, rounded half to even by the adder itself.
     """
     integer, exponent_field, precision, _ = _LAYOUT[x.dtype]
-    x.clamp_(-number_format.maximum, number_format.maximum)
-    magic = torch.bitwise_and(x.view(integer), exponent_field).view(x.dtype)
-    magic.clamp_(min=number_format.minimum_normal).mul_(1.5 * 2 ** (precision - number_format.mantissa_bits))
-    rounded = x + magic
-    return rounded.sub_(magic).copysign_(x)
+    x.clamp_(-number_format.maximum if number_format.signed else 0.0, number_format.maximum)
+    power = torch.bitwise_and(x.view(integer), exponent_field).view(x.dtype).clamp_(min=number_format.minimum_normal)
+    magic = 1.5 * 2 ** (precision - number_format.mantissa_bits)
+    rounded = torch.add(x, power, alpha=magic).sub_(power, alpha=magic)
+    return rounded.copysign_(x) if number_format.signed else rounded
 
 
 def float_code(values: Tensor, number_format: NumberFormat) -> Tensor:
@@ -99,11 +133,18 @@ def float_code(values: Tensor, number_format: NumberFormat) -> Tensor:
     normal = (magnitude.view(integer) >> (precision - mantissa_bits)) - ((bias - number_format.bias) << mantissa_bits)
     subnormal = (magnitude / number_format.minimum_positive).to(integer)
     code = torch.where(magnitude < number_format.minimum_normal, subnormal, normal)
-    return (code + (torch.signbit(values).to(integer) << (number_format.bits - 1))).to(torch.uint8)
+    if number_format.signed:
+        code += torch.signbit(values).to(integer) << (number_format.bits - 1)
+    return code.to(torch.uint8)
 
 
-def _nearest_entry(units: Tensor, number_format: NumberFormat) -> Tensor:
+def _nearest_entry(units: Tensor, number_format: NumberFormat, codebook: Tensor | None) -> Tensor:
     """Position (int32) of the codebook's entry nearest to each of ``units``, of two the lower one."""
+    if number_format.kind == "kmeans":
+        if codebook is None:
+            raise ConfigError(f"element '{number_format.name}' is rounded to a codebook: pass the one of its parameters")
+        entries = codebook.to(units.dtype)
+        return torch.searchsorted(((entries[..., 1:] + entries[..., :-1]) / 2).contiguous(), units.contiguous(), out_int32=True)
     return torch.bucketize(units.contiguous(), _midpoints(number_format, units.dtype, units.device), out_int32=True)
 
 

@@ -25,13 +25,17 @@ class QuantizationParameters:
 
     scale         (*batch, rows, groups), rows or groups 1 where one scale serves them all; dtype of the scale format, uint8 codes of
                   the formats that torch lacks (e8m0: the byte e + 127)
-    zero_point    uint8, shape of ``scale``; None for symmetric schemes
+    zero_point    shape of ``scale``: uint8 codes of integers; of unsigned floats the block's minimum, float32 whatever the scale's
+                  format (e8m0 has no zero, an e4m3 minimum would shift a block by up to 1/16 of itself, and it can exceed the largest
+                  scale); None for symmetric schemes
     global_scale  float32, broadcasts against ``scale``; None where the scheme has none
+    codebook      float16 (*batch, rows, groups, 2**bits), ascending, in units of the step; None but for k-means elements
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
     global_scale: Tensor | None = None
+    codebook: Tensor | None = None
 
 
 def store_scale(values: Tensor, storage: ScaleFormat) -> Tensor:
@@ -69,6 +73,8 @@ def range_parameters(low: Tensor | None, high: Tensor, scheme: QuantScheme, glob
     if low is None:
         return parameters
     step = effective_step(parameters, scheme)
+    if scheme.element_format.kind == "float":
+        return QuantizationParameters(scale, torch.where(step > 0, low, 0.0), global_scale)
     zero_point = torch.where(step > 0, (-low / step).round_(), 0.0).clamp_(*scheme.code_range)
     return QuantizationParameters(scale, zero_point.to(torch.uint8), global_scale)
 
@@ -90,7 +96,7 @@ def _power_of_two(span: Tensor, scheme: QuantScheme) -> Tensor:
     """
     limit_bits = int(torch.tensor(scheme.limit).view(torch.int32))
     element, signed = scheme.element_format, scheme.symmetric
-    mantissa_bits = {"integer": element.bits - 1 - signed, "float": element.mantissa_bits, "codebook": 0}[element.kind]
+    mantissa_bits = element.bits - 1 - signed if element.kind == "integer" else element.mantissa_bits
     carry = {"floor": 0, "four_thirds": 0, "even": 1 << (22 - mantissa_bits), "rceil": _MANTISSA - (limit_bits & _MANTISSA)}[scheme.scale_rule]
     exponent = (span.contiguous().view(torch.int32) + carry) >> 23
     exponent -= (limit_bits >> 23) - 127 - 2 * (scheme.scale_rule == "four_thirds")

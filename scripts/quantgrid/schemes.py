@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass, fields
 
 from .errors import ConfigError, unknown_name
 from .formats import ELEMENT_FORMATS, SCALE_FORMATS, ElementFormat, ScaleFormat
+from .scheme_rules import check_scheme
 
-GRANULARITIES = ("tensor", "channel", "group")
-E8M0_RULES = ("floor", "even", "rceil", "four_thirds")
-GLOBAL_SCALES = ("none", "tensor", "token", "static")
-RANGES = ("minmax", "mse", "percentile")
-_GLOBAL_SCALE_BITS = 32
+FLOAT_BITS = 32  # of a global scale, and of the minimum that is the zero point of an unsigned float
+CODEBOOK_BITS = 16  # of an entry of a fitted codebook: float16
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,16 @@ class QuantScheme:
     scale_format  name of the format that scales are stored in (``SCALE_FORMATS``)
     granularity   ``tensor``: one scale per matrix (the last two dimensions); ``channel`` (of an activation also called ``token``):
                   one per row; ``group``: one per ``group_size`` consecutive elements of a row
-    symmetric     False stores a zero point per scale and is defined for integers alone
+    symmetric     False stores a zero point per scale: an unsigned code of asymmetric integers, which have them or not; of unsigned
+                  floats, which always have one, the block's minimum itself in float32
     qmax          symmetric integers: the code that the block's maximum maps to, 2**(bits-1)-1 (the default) or half a step more
     scale_rule    ``nearest``; of e8m0 ``floor`` (OCP), ``even``, ``rceil`` or ``four_thirds`` (methods.md section 3)
     global_scale  a float32 scale on top: ``none``, per ``tensor``, per ``token`` (row), or ``static`` (given from outside)
     range         ``minmax``; ``mse``: both ends shrunk by the best p of {1 - i/mse_steps, i < mse_grid*mse_steps}, minimizing the
-                  block's sum of |x - quantized x|**mse_norm; ``percentile``: the nearest-rank percentile of the block
+                  block's sum of |x - quantized x|**mse_norm; ``exhaustive``: the best in this measure of all scales that a format of
+                  at most 8 bits can represent; ``percentile``: the nearest-rank percentile of the block
     clip_ratio    constant factor on both ends of the range
+    seed          of the k-means codebooks, one per scale block, stored in float16
 
     Raises ``ConfigError`` for unknown names and for fields that contradict one another.
     """
@@ -54,6 +55,7 @@ class QuantScheme:
     mse_norm: float = 2.4
     mse_steps: int = 100
     mse_grid: float = 0.8
+    seed: int = 0
 
     def __post_init__(self):
         if self.granularity == "token":
@@ -62,9 +64,7 @@ class QuantScheme:
 
     def validate(self) -> None:
         """Refuse unknown names and contradictions with a ``ConfigError`` that says what would be accepted."""
-        _check_names(self)
-        _check_numbers(self)
-        _check_combinations(self)
+        check_scheme(self)
 
     @property
     def element_format(self) -> ElementFormat:
@@ -78,7 +78,7 @@ class QuantScheme:
     @property
     def limit(self) -> float:
         """The quantized magnitude that the end of a block's range maps to (asymmetric: the number of steps in the range)."""
-        if not self.symmetric:
+        if not self.symmetric and self.element_format.kind == "integer":
             return float(2**self.element_format.bits - 1)
         return self.element_format.maximum if self.qmax is None else self.qmax
 
@@ -88,6 +88,18 @@ class QuantScheme:
         bits = self.element_format.bits
         signed = self.symmetric and self.element_format.kind == "integer"
         return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+    @property
+    def zero_point_bits(self) -> int:
+        """Stored bits of a zero point, 0 where there is none."""
+        if self.symmetric:
+            return 0
+        return self.element_format.bits if self.element_format.kind == "integer" else FLOAT_BITS
+
+    @property
+    def codebook_bits(self) -> int:
+        """Stored bits of the codebook of one scale block, 0 where the element format has its values."""
+        return CODEBOOK_BITS * 2**self.element_format.bits if self.element_format.kind == "kmeans" else 0
 
     @property
     def scale_multiplier(self) -> float:
@@ -122,14 +134,14 @@ class QuantScheme:
         return (*batch, rows if self.global_scale == "token" else 1, 1)
 
     def bits_per_element(self, shape: Sequence[int]) -> float:
-        """Stored bits per element of a tensor of ``shape``: codes, scales, zero points and float32 global scales (methods.md section 4)."""
+        """Stored bits per element of a tensor of ``shape``: codes and parameters (methods.md section 4)."""
         elements = math.prod(shape)
         if not elements:
             return 0.0
-        per_scale = self.storage.bits + (0 if self.symmetric else self.element_format.bits)
+        per_scale = self.storage.bits + self.zero_point_bits + self.codebook_bits
         bits = elements * self.element_format.bits + math.prod(self.scale_shape(shape)) * per_scale
         shape_of_global = self.global_scale_shape(shape)
-        return (bits + (_GLOBAL_SCALE_BITS * math.prod(shape_of_global) if shape_of_global else 0)) / elements
+        return (bits + (FLOAT_BITS * math.prod(shape_of_global) if shape_of_global else 0)) / elements
 
     def to_dict(self) -> dict:
         """All fields, ready for JSON."""
@@ -145,47 +157,6 @@ class QuantScheme:
         if "element" not in values:
             raise ConfigError("a quantization scheme needs the field 'element'")
         return cls(**values)
-
-
-def _check_names(scheme: QuantScheme) -> None:
-    for field, accepted in (("element", ELEMENT_FORMATS), ("scale_format", SCALE_FORMATS), ("granularity", GRANULARITIES),
-                            ("scale_rule", ("nearest", *E8M0_RULES)), ("global_scale", GLOBAL_SCALES), ("range", RANGES)):  # fmt: skip
-        if getattr(scheme, field) not in accepted:
-            raise ConfigError(unknown_name(field, getattr(scheme, field), accepted))
-
-
-def _check_numbers(scheme: QuantScheme) -> None:
-    group_size, bits = scheme.group_size, scheme.element_format.bits
-    if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1):
-        raise ConfigError(f"group_size is {group_size!r}: a positive integer is accepted")
-    if not isinstance(scheme.symmetric, bool):
-        raise ConfigError(f"symmetric is {scheme.symmetric!r}: true or false is accepted")
-    default = 2 ** (bits - 1) - 1
-    if scheme.qmax is not None and scheme.qmax not in (default, default + 0.5):
-        raise ConfigError(f"qmax is {scheme.qmax!r}: '{scheme.element}' accepts {default} or {default + 0.5}")
-    for field, low, high in (("clip_ratio", 0, 1), ("percentile", 0, 100), ("mse_grid", 0, 1), ("mse_norm", 0, math.inf)):
-        value = getattr(scheme, field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high or value == math.inf:
-            raise ConfigError(f"{field} is {value!r}: a number above {low} and at most {high} is accepted")
-    if isinstance(scheme.mse_steps, bool) or not isinstance(scheme.mse_steps, int) or scheme.mse_steps < 1:
-        raise ConfigError(f"mse_steps is {scheme.mse_steps!r}: a positive integer is accepted")
-
-
-def _check_combinations(scheme: QuantScheme) -> None:
-    if scheme.granularity == "group" and scheme.group_size is None:
-        raise ConfigError("granularity 'group' needs a group_size")
-    if scheme.granularity != "group" and scheme.group_size is not None:
-        raise ConfigError(f"group_size {scheme.group_size} contradicts granularity '{scheme.granularity}': only 'group' takes one")
-    integer = scheme.element_format.kind == "integer"
-    if not scheme.symmetric and not integer:
-        raise ConfigError(f"element '{scheme.element}' is a float format: asymmetric quantization is defined for int2..int8 alone")
-    if scheme.qmax is not None and not (integer and scheme.symmetric):
-        raise ConfigError("qmax is an option of symmetric integers alone")
-    rules = E8M0_RULES if scheme.scale_format == "e8m0" else ("nearest",)
-    if scheme.scale_rule not in rules:
-        raise ConfigError(f"scale_rule '{scheme.scale_rule}' contradicts scale_format '{scheme.scale_format}', which accepts: {', '.join(rules)}")
-    if scheme.global_scale != "none" and scheme.storage.global_scale == "never":
-        raise ConfigError(f"scale_format '{scheme.scale_format}' takes no global_scale: it covers the range by itself")
 
 
 def _preset(weight: dict | None, activation: dict | None, block: int | None = None) -> dict:
@@ -219,6 +190,8 @@ PRESETS: dict[str, dict] = {
     "fp4": _preset({"element": "e2m1"}, {"element": "e2m1"}),
     "fp8": _preset({"element": "e4m3"}, {"element": "e4m3"}),
     "nf4": _preset({"element": "nf4"}, None),
+    **{f"kmeans{bits}": _preset({"element": f"kmeans{bits}"}, None) for bits in (2, 3, 4)},
+    **{f"fp4_{element}": _preset({"element": "e2m1"}, {"element": element, "symmetric": False}) for element in ("ue2m2", "ue3m1")},
     "mxfp4": _microscaling("e2m1"),
     "mxfp6": _microscaling("e2m3"),
     "mxfp8": _microscaling("e4m3"),
@@ -233,7 +206,7 @@ def scheme(name: str, **overrides) -> QuantScheme:
 
     ``granularity="group-64"`` and ``group_size=64`` each mean groups of 64. An overridden ``scale_format`` brings its own
     ``scale_rule`` and ``global_scale`` along (e8m0: the floor rule and none; the narrow formats: nearest and one per tensor, of an
-    activation one per token), unless these are overridden too.
+    activation one per token), an overridden element its symmetry (unsigned floats are asymmetric), unless these are overridden too.
 
     Raises:
         ConfigError: for an unknown preset or field, for a contradiction, and for a preset that leaves weights unquantized.
@@ -247,7 +220,12 @@ def scheme(name: str, **overrides) -> QuantScheme:
 def activation_scheme(name: str, **overrides) -> QuantScheme | None:
     """The activation scheme of the preset ``name`` with fields overridden as in ``scheme``; None: activations stay in full precision."""
     fields_of_preset = _fields_of(name, "activation")
-    return None if fields_of_preset is None else QuantScheme.from_dict(_override(fields_of_preset, overrides, "token"))
+    if fields_of_preset is None:
+        return None
+    found = QuantScheme.from_dict(_override(fields_of_preset, overrides, "token"))
+    if found.element_format.kind == "kmeans":
+        raise ConfigError(f"element '{found.element}' is for weights alone: its codebooks would be fitted to every activation")
+    return found
 
 
 def _fields_of(name: str, tensor: str) -> dict | None:
@@ -257,10 +235,13 @@ def _fields_of(name: str, tensor: str) -> dict | None:
 
 
 def _override(preset: dict, overrides: dict, global_scale: str) -> dict:
-    """The preset's fields under ``overrides``, with what follows from an overridden granularity or scale format."""
+    """The preset's fields under ``overrides``, with what follows from an overridden granularity, element or scale format."""
     merged = preset | _spell_out_groups(overrides)
     if merged.get("granularity", "channel") != "group" and "group_size" not in overrides:
         merged.pop("group_size", None)
+    element = ELEMENT_FORMATS.get(overrides.get("element"))
+    if element is not None and "symmetric" not in overrides and not element.signed:
+        merged["symmetric"] = False
     if "scale_format" in overrides and overrides["scale_format"] != preset.get("scale_format", "fp32"):
         storage = SCALE_FORMATS.get(overrides["scale_format"])
         if storage is not None:

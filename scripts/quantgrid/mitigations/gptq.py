@@ -8,11 +8,14 @@ Scales are static: taken from the weight before the first rounding (the publishe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from ..errors import NumericalFailure
-from ..quantizer import QuantScheme, find_parameters, quantize, round_values, step_size, zero_points
+from ..quantizer import QuantizationParameters, QuantScheme, codebooks, find_parameters, quantize, round_values, step_size, zero_points
 from ..statistics import SiteStatistics
 from .cholesky import damped_cholesky
 from .compensated import Compensated
@@ -43,13 +46,42 @@ def invert_upper(upper: Tensor) -> Tensor:
     return inverse
 
 
-def _round_columns(columns: Tensor, factor: Tensor, errors: Tensor, steps: Tensor, zeros: Tensor | None, scheme: QuantScheme) -> None:
+@dataclass(frozen=True)
+class _Columns:
+    """What rounds columns: steps and zero points (*batch, n, m), codebooks (entries, *batch, n, m); None where the scheme has none."""
+
+    scheme: QuantScheme
+    steps: Tensor
+    zeros: Tensor | None
+    books: Tensor | None
+
+    @classmethod
+    def of(cls, parameters: QuantizationParameters, scheme: QuantScheme, shape: torch.Size) -> _Columns:
+        steps, zeros, books = (part(parameters, scheme, shape) for part in (step_size, zero_points, codebooks))
+        zeros = None if zeros is None else _per_column(zeros, shape[-1])
+        books = None if books is None else torch.stack([_per_column(entry, shape[-1]) for entry in books.unbind(-1)])
+        return cls(scheme, _per_column(steps, shape[-1]), zeros, books)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> _Columns:
+        """Columns selected or reordered by ``change``, along the last dimension but one."""
+        return replace(self, **{name: change(part) for name, part in (("steps", self.steps), ("zeros", self.zeros), ("books", self.books))
+                                if part is not None})
+
+    def rounded(self, column: Tensor, i: int) -> Tensor:
+        """Column ``i``, with the values ``column`` (*batch, m), rounded."""
+        step, zero = self.steps[..., i, :], None if self.zeros is None else self.zeros[..., i, :]
+        if self.books is None:
+            return round_values(column, step, zero, self.scheme)
+        return round_values(column.unsqueeze(-1), step.unsqueeze(-1), None, self.scheme, self.books[..., i, :].movedim(0, -1)).squeeze(-1)
+
+
+def _round_columns(columns: Tensor, factor: Tensor, errors: Tensor, used: _Columns) -> None:
     """Round ``columns`` (*batch, k, m), in place, offsetting each error in those after it; ``factor`` (*batch, k, k)."""
     count = columns.shape[-2]
     if count <= LEAF:
         for i in range(count):
             column = columns[..., i, :]
-            rounded = round_values(column, steps[..., i, :], None if zeros is None else zeros[..., i, :], scheme)
+            rounded = used.rounded(column, i)
             error = (column - rounded) / factor[..., i, i, None]
             errors[..., i, :] = error
             columns[..., i, :] = rounded
@@ -59,8 +91,7 @@ def _round_columns(columns: Tensor, factor: Tensor, errors: Tensor, steps: Tenso
     half = (count // 2 + LEAF - 1) // LEAF * LEAF
     first, second = slice(None, half), slice(half, None)
     for part in (first, second):
-        _round_columns(columns[..., part, :], factor[..., part, part], errors[..., part, :], steps[..., part, :],
-                       None if zeros is None else zeros[..., part, :], scheme)
+        _round_columns(columns[..., part, :], factor[..., part, part], errors[..., part, :], used.changed(lambda x, part=part: x[..., part, :]))
         if part is first:
             columns[..., second, :] -= factor[..., first, second].mT @ errors[..., first, :]
 
@@ -84,25 +115,22 @@ def gptq(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, dampin
     dead = diagonal <= 0
     weight = weight.masked_fill(dead.unsqueeze(-2), 0.0)
     parameters = find_parameters(weight, scheme)
-    steps, zeros = step_size(parameters, scheme, weight.shape), zero_points(parameters, scheme, weight.shape)
-    columns = weight.mT.contiguous()
-    steps = _per_column(steps, columns.shape[-2])
-    zeros = None if zeros is None else _per_column(zeros, columns.shape[-2])
+    columns, used = weight.mT.contiguous(), _Columns.of(parameters, scheme, weight.shape)
     order = diagonal.argsort(dim=-1, descending=True, stable=True) if activation_order else None
     if order is not None:
-        columns, steps, zeros = (_permuted(tensor, order) for tensor in (columns, steps, zeros))
-    factor, used = statistics.remembered(("gptq", damping, activation_order), lambda: _site_factor(statistics, dead, order, damping))
+        columns, used = _permuted(columns, order), used.changed(lambda x: _permuted(x, order))
+    factor, damped = statistics.remembered(("gptq", damping, activation_order), lambda: _site_factor(statistics, dead, order, damping))
     errors = torch.empty_like(columns)
     for start in range(0, columns.shape[-2], block_size):
         block, rest = slice(start, start + block_size), slice(start + block_size, None)
-        _round_columns(columns[..., block, :], factor[..., block, block], errors[..., block, :], steps[..., block, :],
-                       None if zeros is None else zeros[..., block, :], scheme)
+        _round_columns(columns[..., block, :], factor[..., block, block], errors[..., block, :],
+                       used.changed(lambda x, block=block: x[..., block, :]))
         columns[..., rest, :] -= factor[..., block, rest].mT @ errors[..., block, :]
     if order is not None:
         columns = _permuted(columns, order.argsort(-1))
     if not torch.isfinite(columns).all():
         raise NumericalFailure("GPTQ: the rounded weight holds NaN or infinity")
-    return Compensated(quantize(columns.mT, scheme, parameters), details={"damping": used.flatten().tolist()})
+    return Compensated(quantize(columns.mT, scheme, parameters), details={"damping": damped.flatten().tolist()})
 
 
 def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
@@ -124,6 +152,6 @@ def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None,
     return factor.float().reshape(moments.shape), used.reshape(moments.shape[:-2])
 
 
-def _permuted(tensor: Tensor | None, order: Tensor) -> Tensor | None:
-    """Rows of (*batch, n, m) in ``order`` (*batch, n)."""
-    return None if tensor is None else tensor.gather(-2, order.unsqueeze(-1).expand_as(tensor))
+def _permuted(tensor: Tensor, order: Tensor) -> Tensor:
+    """Rows of (*batch, n, m) in ``order`` (*batch, n); what stands before them is shared."""
+    return tensor.gather(-2, order.unsqueeze(-1).expand_as(tensor))

@@ -1,0 +1,86 @@
+"""The best block scale of all that a narrow scale format can represent (``range: exhaustive``), for float elements.
+
+Two facts leave few candidates, and with them the result is that of trying every code (a test does). Let c be the smallest scale that
+covers the block, c * maximum >= max |x|.
+
+1. For s >= 2c with s/2 in the scale format, s/2 is at least as good: doubling maps the element's values onto its values, so those of
+   s/2 hold every value of s that lies within the block's range. What is left above 2c are scales whose half the format lacks.
+2. The largest element alone leaves (max |x| - s * maximum)**mse_norm, which grows as s shrinks: once it exceeds the best error found,
+   no smaller scale can be better.
+
+Scales are tried from the largest down, so that of equal errors the largest scale wins.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .formats import ScaleFormat
+from .ranges import block_errors, row_slices
+from .scales import STORAGE_DTYPES, QuantizationParameters, effective_step
+from .schemes import QuantScheme
+
+_SLACK = 1e-4  # relative; errors are float32 sums
+
+
+def search_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Tensor:
+    """Stored scales (rows, groups) of least sum of |x - quantized x|**mse_norm in every block of ``values`` (rows, groups, size).
+
+    ``high`` (rows, groups): the largest magnitudes, float32; ``global_scale`` (rows, 1) or None stays fixed.
+    """
+    if global_scale is not None:
+        global_scale = global_scale.expand_as(high)
+    codes = [_search(values[rows], high[rows], scheme, None if global_scale is None else global_scale[rows]) for rows in row_slices(values)]
+    return _stored(torch.cat(codes), scheme.storage)
+
+
+def _search(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Tensor:
+    """Codes (rows, groups) of the best scales; blocks drop out once no smaller scale can be better."""
+    values, high, shape = values.flatten(0, 1), high.flatten(), high.shape
+    global_scale = None if global_scale is None else global_scale.flatten()
+    code = _largest_candidates(high, scheme, global_scale)
+    found, best = code.clone(), torch.full_like(high, math.inf)
+    open_blocks = torch.arange(len(high), device=high.device)
+    while len(open_blocks):
+        tried, peak = code[open_blocks], high[open_blocks]
+        level = None if global_scale is None else global_scale[open_blocks]
+        error = block_errors(values[open_blocks], _parameters(tried, level, scheme), peak, scheme)
+        better = error < best[open_blocks]
+        found[open_blocks[better]], best[open_blocks[better]] = tried[better], error[better]
+        smaller = (tried - 1).clamp(min=0)
+        lost = peak - scheme.limit * effective_step(_parameters(smaller, level, scheme), scheme)
+        least = torch.where(peak > 0, lost.clamp(min=0) / peak, 0.0).pow(scheme.mse_norm)
+        going_on = (tried > 0) & (least <= best[open_blocks] * (1 + _SLACK))
+        open_blocks = open_blocks[going_on]
+        code[open_blocks] -= 1
+    return found.reshape(shape)
+
+
+def _largest_candidates(high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Tensor:
+    """The largest code worth trying, per block (int64): the last below twice the smallest covering scale, or the last without a half."""
+    storage = scheme.storage
+    table = torch.tensor(_scale_values(storage), device=high.device)
+    unit = scheme.limit * scheme.scale_multiplier * (1.0 if global_scale is None else global_scale)
+    wanted = torch.where(high > 0, high / unit, 0.0) * (1 + _SLACK)
+    covering = table[torch.searchsorted(table, wanted).clamp_(max=len(table) - 1)]
+    below_twice = torch.searchsorted(table, 2 * covering) - 1
+    without_half = {"float": 2 ** (storage.mantissa_bits + 1), "integer": len(table), "exponent": 1}[storage.kind] - 1
+    return below_twice.clamp_(without_half, len(table) - 1).masked_fill_(high == 0, 0)
+
+
+def _scale_values(storage: ScaleFormat) -> list[float]:
+    """The finite values of the format's codes without a sign bit, in the order of the codes, which ascends."""
+    codes = 2 ** (storage.bits - (storage.kind != "exponent"))
+    return [value for value in storage.values()[:codes] if math.isfinite(value)]
+
+
+def _stored(codes: Tensor, storage: ScaleFormat) -> Tensor:
+    patterns = codes.to(torch.uint8)
+    return patterns.view(STORAGE_DTYPES[storage.name]) if storage.name in STORAGE_DTYPES else patterns
+
+
+def _parameters(codes: Tensor, global_scale: Tensor | None, scheme: QuantScheme) -> QuantizationParameters:
+    return QuantizationParameters(_stored(codes, scheme.storage), None, global_scale)

@@ -1,0 +1,91 @@
+"""What a quantization scheme refuses: unknown names, numbers out of range, fields that contradict one another.
+
+Every refusal is a ``ConfigError`` that says what would be accepted. Standard library only: the grid reads this module when it is built.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from .errors import ConfigError, unknown_name
+from .formats import ELEMENT_FORMATS, SCALE_FORMATS
+
+if TYPE_CHECKING:
+    from .schemes import QuantScheme
+
+GRANULARITIES = ("tensor", "channel", "group")
+E8M0_RULES = ("floor", "even", "rceil", "four_thirds")
+GLOBAL_SCALES = ("none", "tensor", "token", "static")
+RANGES = ("minmax", "mse", "exhaustive", "percentile")
+_LARGEST_SEARCHED_BITS = 8
+
+
+def check_scheme(scheme: QuantScheme) -> None:
+    """Raise ``ConfigError`` for the first thing that is wrong with ``scheme``."""
+    _check_names(scheme)
+    _check_numbers(scheme)
+    _check_element(scheme)
+    _check_scale(scheme)
+    _check_range(scheme)
+
+
+def _check_names(scheme: QuantScheme) -> None:
+    for field, accepted in (("element", ELEMENT_FORMATS), ("scale_format", SCALE_FORMATS), ("granularity", GRANULARITIES),
+                            ("scale_rule", ("nearest", *E8M0_RULES)), ("global_scale", GLOBAL_SCALES), ("range", RANGES)):  # fmt: skip
+        if getattr(scheme, field) not in accepted:
+            raise ConfigError(unknown_name(field, getattr(scheme, field), accepted))
+
+
+def _check_numbers(scheme: QuantScheme) -> None:
+    group_size, bits = scheme.group_size, scheme.element_format.bits
+    if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1):
+        raise ConfigError(f"group_size is {group_size!r}: a positive integer is accepted")
+    if not isinstance(scheme.symmetric, bool):
+        raise ConfigError(f"symmetric is {scheme.symmetric!r}: true or false is accepted")
+    default = 2 ** (bits - 1) - 1
+    if scheme.qmax is not None and scheme.qmax not in (default, default + 0.5):
+        raise ConfigError(f"qmax is {scheme.qmax!r}: '{scheme.element}' accepts {default} or {default + 0.5}")
+    for field, low, high in (("clip_ratio", 0, 1), ("percentile", 0, 100), ("mse_grid", 0, 1), ("mse_norm", 0, math.inf)):
+        value = getattr(scheme, field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high or value == math.inf:
+            raise ConfigError(f"{field} is {value!r}: a number above {low} and at most {high} is accepted")
+    for field, low in (("mse_steps", 1), ("seed", 0)):
+        value = getattr(scheme, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ConfigError(f"{field} is {value!r}: an integer of at least {low} is accepted")
+
+
+def _check_element(scheme: QuantScheme) -> None:
+    if scheme.granularity == "group" and scheme.group_size is None:
+        raise ConfigError("granularity 'group' needs a group_size")
+    if scheme.granularity != "group" and scheme.group_size is not None:
+        raise ConfigError(f"group_size {scheme.group_size} contradicts granularity '{scheme.granularity}': only 'group' takes one")
+    element = scheme.element_format
+    if not scheme.symmetric and element.kind != "integer" and element.signed:
+        raise ConfigError(f"element '{scheme.element}' is a signed float or a codebook: asymmetric quantization is defined for int2..int8 "
+                          "and for unsigned floats (ue2m2, ue3m1)")  # fmt: skip
+    if scheme.symmetric and not element.signed:
+        raise ConfigError(f"element '{scheme.element}' has no negative values: it needs a zero point, symmetric: false")
+    if scheme.qmax is not None and not (element.kind == "integer" and scheme.symmetric):
+        raise ConfigError("qmax is an option of symmetric integers alone")
+
+
+def _check_scale(scheme: QuantScheme) -> None:
+    rules = E8M0_RULES if scheme.scale_format == "e8m0" else ("nearest",)
+    if scheme.scale_rule not in rules:
+        raise ConfigError(f"scale_rule '{scheme.scale_rule}' contradicts scale_format '{scheme.scale_format}', which accepts: {', '.join(rules)}")
+    if scheme.global_scale != "none" and scheme.storage.global_scale == "never":
+        raise ConfigError(f"scale_format '{scheme.scale_format}' takes no global_scale: it covers the range by itself")
+
+
+def _check_range(scheme: QuantScheme) -> None:
+    element, narrow = scheme.element_format, scheme.storage.bits <= _LARGEST_SEARCHED_BITS
+    if scheme.range == "exhaustive" and not (element.kind == "float" and scheme.symmetric and narrow):
+        fitting = ", ".join(name for name, storage in SCALE_FORMATS.items() if storage.bits <= _LARGEST_SEARCHED_BITS)
+        raise ConfigError(f"range 'exhaustive' contradicts element '{scheme.element}' with scale_format '{scheme.scale_format}': it is defined "
+                          f"for signed float elements with scales of at most {_LARGEST_SEARCHED_BITS} bits ({fitting})")  # fmt: skip
+    if scheme.range == "exhaustive" and scheme.clip_ratio != 1:
+        raise ConfigError("clip_ratio contradicts range 'exhaustive', which tries every scale")
+    if element.kind == "kmeans" and (scheme.range != "minmax" or scheme.clip_ratio != 1):
+        raise ConfigError(f"element '{scheme.element}' takes range 'minmax' and clip_ratio 1 alone: its codebook is fitted to the values")
