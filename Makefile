@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --cores $(CORES)
 
-.PHONY: run test smoke dry-run table figure docs lint help
+.PHONY: run test bench smoke dry-run table figure docs lint help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -28,6 +28,9 @@ figure: $(VENV)/.installed  ## one figure and what it needs: make figure STUDY=f
 
 test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-dev  ## speed of fake quantization, into results/benchmarks.csv and .md
+	$(BIN)/python tests/benchmarks/fake_quantize.py
 
 lint: $(VENV)/.installed-dev  ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

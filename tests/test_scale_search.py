@@ -67,7 +67,8 @@ def test_no_code_is_better_for_wider_elements(element, scale_format):
 
 
 @pytest.mark.parametrize("overrides", [{"scale_rule": "four_thirds"}, {"scale_format": "e4m3", "global_scale": "none"},
-                                       {"scale_format": "e4m3", "global_scale": "token"}, {"scale_format": "e4m3", "granularity": "tensor"}])  # fmt: skip
+                                       {"scale_format": "e4m3", "global_scale": "token"},
+                                       {"scale_format": "e4m3", "granularity": "tensor"}])  # fmt: skip
 def test_no_code_is_better_under_other_options(overrides):
     assert_best(blocks(2, 32), scheme("mxfp4", range="exhaustive", **overrides))
 

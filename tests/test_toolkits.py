@@ -10,8 +10,6 @@ import torch
 from quantgrid.quantizer import QuantizationParameters, activation_scheme, quantize, scheme
 
 
-
-
 def values(dtype=torch.float32, seed=0):
     """(64, 512): Gaussian, rows of very different size, outliers, zero blocks, ties and powers of two."""
     generator = torch.Generator().manual_seed(seed)

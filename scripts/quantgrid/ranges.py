@@ -41,7 +41,7 @@ def block_ranges(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Te
     """
     ends = [_percentiles(values[rows], scheme) if scheme.range == "percentile" else _extremes(values[rows], scheme) for rows in row_slices(values)]
     low, high = (None if end[0] is None else torch.cat(end).float() for end in zip(*ends))
-    high = high.clamp_(min=0).mul_(scheme.clip_ratio)
+    high = high.clamp_(min=0).abs_().mul_(scheme.clip_ratio)  # the clamp may leave -0, and with it negative zeros as scales
     return None if low is None else low.clamp_(max=0).mul_(scheme.clip_ratio), high
 
 

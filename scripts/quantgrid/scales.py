@@ -6,6 +6,7 @@ levels). All shapes broadcast; arithmetic is float32 whatever the tensor's dtype
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,9 @@ def load_scale(stored: Tensor, storage: ScaleFormat) -> Tensor:
     """``store_scale``'s values as float32."""
     if storage.name in STORAGE_DTYPES:
         return stored.float()
+    if storage.kind == "exponent":  # the byte is float32's exponent, but for the subnormal 2**-127 and for NaN
+        special = (stored == 0) | (stored == 2**storage.bits - 1)
+        return (stored.to(torch.int32) << 23 | special.to(torch.int32) << 22).view(torch.float32)
     return code_values(storage, torch.float32, stored.device)[stored.to(torch.int32)]
 
 
@@ -94,7 +98,7 @@ def _power_of_two(span: Tensor, scheme: QuantScheme) -> Tensor:
     element's mantissa would, ``rceil`` where the mantissa exceeds that of the limit, so that nothing saturates. ``four_thirds`` is
     ``floor`` two exponents up, which the multiplier of 1/3 takes back. A zero block gets the byte 0.
     """
-    limit_bits = int(torch.tensor(scheme.limit).view(torch.int32))
+    (limit_bits,) = struct.unpack("i", struct.pack("f", scheme.limit))
     element, signed = scheme.element_format, scheme.symmetric
     mantissa_bits = element.bits - 1 - signed if element.kind == "integer" else element.mantissa_bits
     carry = {"floor": 0, "four_thirds": 0, "even": 1 << (22 - mantissa_bits), "rceil": _MANTISSA - (limit_bits & _MANTISSA)}[scheme.scale_rule]

@@ -1,0 +1,130 @@
+"""Speed of fake quantization: ``python tests/benchmarks/fake_quantize.py`` (``make bench``) measures, prints and records ratios.
+
+A 4096 x 4096 bfloat16 activation, against one elementwise pass (``x * 1.0001``) and against compressed-tensors' own fake quantization
+where that is installed. All contenders of a thread count take turns; a ratio is that of two medians. Allocating the 32 MB result is part
+of every contender: page faults are most of what the elementwise pass takes. ``THP_MEM_ALLOC_ENABLE=1`` in the environment lets torch ask
+for huge pages, which makes every contender faster and the ratios larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import torch  # noqa: E402
+
+from quantgrid.compiled import compile_fake_quantize  # noqa: E402
+from quantgrid.quantizer import activation_scheme, fake_quantize  # noqa: E402
+from quantgrid.storage import write_text  # noqa: E402
+
+FIELDS = ("benchmark", "case", "threads", "milliseconds", "reference", "reference_milliseconds", "ratio", "goal", "reached")
+PASS, TOOLKIT = "x * 1.0001", "compressed-tensors int4 per token"
+# Case -> (preset, compiled, highest ratio to one elementwise pass that is the goal).
+CASES = {
+    "int4 per token": ("int4", False, 3.5),
+    "nvfp4": ("nvfp4", False, 9.0),
+    "mxfp4": ("mxfp4", False, None),
+    "int4 per token, compiled": ("int4", True, 1.5),
+    "nvfp4, compiled": ("nvfp4", True, 2.5),
+}
+
+
+def toolkit(x: torch.Tensor) -> Callable[[], torch.Tensor] | None:
+    """compressed-tensors' dynamic asymmetric INT4 per token, as its forward pass calls it; None where it is not installed."""
+    try:
+        from compressed_tensors.quantization import QuantizationArgs
+        from compressed_tensors.quantization import fake_quantize as theirs
+        from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+    except ImportError:
+        return None
+    arguments, batch = QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="token", dynamic=True), x[None]
+    return lambda: theirs(batch, *compute_dynamic_scales_and_zp(batch, arguments, None), arguments)
+
+
+def contenders(x: torch.Tensor, compiled: bool) -> dict[str, Callable[[], torch.Tensor]]:
+    found: dict[str, Callable[[], torch.Tensor]] = {PASS: lambda: x * 1.0001}
+    for name, (preset, kernel, _) in CASES.items():
+        scheme = activation_scheme(preset)
+        if not kernel:
+            found[name] = partial(fake_quantize, x, scheme)
+        elif compiled:
+            found[name] = partial(compile_fake_quantize(scheme), x)
+    theirs = toolkit(x)
+    return found if theirs is None else {**found, TOOLKIT: theirs}
+
+
+def medians(calls: dict[str, Callable[[], torch.Tensor]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each call, all of them once per repeat, after one round that is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+
+def rows_of(found: dict[str, float], threads: int) -> list[dict[str, object]]:
+    """One row per case and reference; a goal for the toolkit is the lowest speed-up, written as the highest ratio 1/2."""
+    wanted = [(name, PASS, goal) for name, (_, _, goal) in CASES.items()] + [("int4 per token", TOOLKIT, 0.5)]
+    rows = []
+    for case, reference, goal in wanted:
+        if case in found and reference in found:
+            ratio = found[case] / found[reference]
+            rows.append({"benchmark": "fake_quantize", "case": case, "threads": threads, "milliseconds": f"{found[case]:.1f}",
+                         "reference": reference, "reference_milliseconds": f"{found[reference]:.1f}", "ratio": f"{ratio:.2f}",
+                         "goal": "" if goal is None else f"{goal:g}", "reached": "" if goal is None else "yes" if ratio <= goal else "no"})
+    return rows
+
+
+def record(rows: list[dict[str, object]], folder: Path) -> None:
+    """Put ``rows`` in the place of this benchmark's earlier ones in benchmarks.csv, and the whole table in benchmarks.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "benchmarks.csv"
+    kept: list[dict[str, object]] = []
+    if table.exists():
+        with table.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["benchmark"] != "fake_quantize"]
+    rows = kept + rows
+    fields = list(dict.fromkeys([*FIELDS, *(field for row in rows for field in row)]))
+    lines = [",".join(fields), *(",".join(_quoted(row.get(field, "")) for field in fields) for row in rows)]
+    write_text(table, "\n".join(lines) + "\n")
+    lines = ["| " + " | ".join(fields) + " |", "|" + " --- |" * len(fields)]
+    lines += ["| " + " | ".join(str(row.get(field, "")) for field in fields) + " |" for row in rows]
+    write_text(folder / "benchmarks.md", "\n".join(lines) + "\n")
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if "," in str(value) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of benchmarks.csv and .md")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled kernels out")
+    options = parser.parse_args()
+    x = torch.randn(options.size, options.size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows = []
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        torch.set_num_threads(threads)
+        found = medians(contenders(x, not options.no_compile), options.repeats)
+        rows += rows_of(found, threads)
+        for row in rows_of(found, threads):
+            print("{threads} threads  {case:26} {milliseconds:>7} ms = {ratio:>5} x {reference} ({reference_milliseconds} ms)".format(**row))
+    record(rows, options.results)
+
+
+if __name__ == "__main__":
+    main()
