@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
     "two group sizes of a format": (entry("formats", "x", {"preset": "int4", "weight": {"granularity": "group-16", "group_size": 32}}),
         ["formats.x.weight: granularity 'group-16' contradicts group_size 32"]),
     "asymmetric float": (entry("formats", "x", {"preset": "fp4", "weight": {"symmetric": False}}),
-        ["formats.x.weight: element 'e2m1' is a float format"]),
+        ["formats.x.weight: element 'e2m1' is a signed float or a codebook"]),
     "activations that are not rounded": (entry("formats", "x", {"preset": "w4a16", "activation": {"element": "int8"}}), [
         "formats.x.activation: preset 'w4a16' leaves activations in full precision"]),
     "format that rounds nothing": (entry("formats", "x", {"preset": "int4", "weight": None, "activation": None}),

@@ -1,4 +1,4 @@
-"""Hadamard orders, matrices and the fast product (methods.md section 6.4)."""
+"""Hadamard orders, matrices and the fast product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantgrid.errors import ConfigError
 from quantgrid.hadamard import apply_hadamard, hadamard_matrix, random_hadamard, random_orthogonal, random_signs
 from quantgrid.hadamard_orders import construction, hadamard_factors, is_reachable, prime_power, quadratic_character
 
-# n -> (k, power): the widths of the models that methods.md tabulates.
+# n -> (k, power): the widths of widespread models.
 TABLE = {576: (36, 4), 1152: (36, 5), 1536: (12, 7), 3072: (12, 8), 24: (12, 1), 5120: (20, 8), 2560: (20, 7), 40: (20, 1), 13824: (108, 7),
          27648: (108, 8), 2048: (1, 11), 4096: (1, 12), 8192: (1, 13), 64: (1, 6), 128: (1, 7), 14336: (28, 9), 28672: (28, 10), 896: (28, 5),
          3584: (28, 7), 18944: (148, 7), 4864: (76, 6), 9728: (76, 7), 8960: (140, 6), 29568: (924, 5), 11008: (172, 6), 1: (1, 0), 2: (1, 1)}

@@ -1,4 +1,4 @@
-"""GPTQ and low-rank compensation against their definitions: the error identity, an independent plain loop, Eckart and Young (methods.md §7)."""
+"""GPTQ and low-rank compensation against their definitions: the error identity, an independent plain loop, Eckart and Young."""
 
 from __future__ import annotations
 

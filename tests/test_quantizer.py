@@ -1,4 +1,4 @@
-"""The quantizer against independent oracles (ml_dtypes, plain Python), the worked examples of methods.md, and its invariants."""
+"""The quantizer against independent oracles (ml_dtypes, plain Python), worked examples, and its invariants."""
 
 import math
 from itertools import pairwise
@@ -209,7 +209,7 @@ def test_e8m0_rules_by_their_definitions(element, rule):
     assert rule not in ("rceil", "four_thirds") or bool((peaks / step <= unit.limit * (1 + 1e-6))[normal].all())
 
 
-# ---- the worked examples of methods.md ----
+# ---- worked examples ----
 
 
 def test_int4_example():

@@ -1,4 +1,4 @@
-"""Schemes are plain data that cannot contradict themselves; presets, overrides and the accounting of methods.md section 4."""
+"""Schemes are plain data that cannot contradict themselves; presets, overrides and the accounting of bits."""
 
 import json
 

@@ -60,8 +60,8 @@ def test_wider_mx_formats_equal_torchao(torchao, element, of_torchao):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nvfp4_equals_torchao_but_for_small_blocks(torchao, dtype):
-    """torchao raises every block scale to 2**-6, E4M3's smallest normal: blocks below it lose precision. Ours keeps subnormal scales, as
-    methods.md section 3 (iii) chooses, because they cost nothing. torchao also multiplies by a reciprocal, following a GPU kernel, so
+    """torchao raises every block scale to 2**-6, E4M3's smallest normal: blocks below it lose precision. Ours keeps subnormal scales,
+    because they cost nothing. torchao also multiplies by a reciprocal, following a GPU kernel, so
     that a value within an ulp of a tie can take the other neighbour; ours divides."""
     from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize, per_tensor_amax_to_scale
 

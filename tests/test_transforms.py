@@ -1,4 +1,4 @@
-"""Every transform leaves the function as it is, and the statistics that it predicts are those of the transformed model (methods.md §5, §8, §10)."""
+"""Every transform leaves the function as it is, and the statistics that it predicts are those of the transformed model."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_the_function_is_preserved(case, recipe, given):
         assert any(not torch.equal(tensor, result.state[name]) for name, tensor in made.state.items())
 
 
-# -- what must not pass (methods.md §10.2) -------------------------------------------------------------------------------------------------
+# -- what must not pass -----------------------------------------------------------------------------------------------------------------
 
 LLAMA = next(case for case in CASES if case.architecture == "LlamaForCausalLM" and case.heads == 4 and case.tied)
 

@@ -2,7 +2,7 @@
 
 A scale per tensor and a static global scale are taken from the extremes of the transformed statistics, so that a token's result never
 depends on the tokens beside it; what exceeds them while the model runs saturates. Where a site has several candidates, the one of least
-squared error on its token sample is taken (methods.md section 3: signed or unsigned FP4).
+squared error on its token sample is taken: signed or unsigned FP4, for instance.
 """
 
 from __future__ import annotations

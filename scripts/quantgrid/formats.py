@@ -116,7 +116,7 @@ class ScaleFormat(NumberFormat):
     """What scales are stored in; scales are never negative, a signed format keeps its sign bit at 0.
 
     ``global_scale`` is ``never`` (the format covers every range by itself), ``optional``, or ``needed``: the format is so narrow
-    that a second, float32 scale has to centre it (methods.md section 3, "generic scale-format ablation").
+    that a second, float32 scale has to centre it.
     """
 
     global_scale: str = "optional"

@@ -3,7 +3,7 @@
 An order n is reached as n = k * 2**power: Sylvester's doubling of a core of order k, which is one of
 Paley I   k = q + 1,     q = 3 mod 4;
 Paley II  k = 2 (q + 1), q = 1 mod 4 (q a prime or a prime power in both);
-Williamson  k = 172, four symmetric circulants of order 43 (methods.md section 6.4);
+Williamson  k = 172, four symmetric circulants of order 43;
 or 1. Where several cores have the same order a prime q goes before a prime power, and Paley I before Paley II.
 Kronecker products of two cores would reach no further order below 33,000 (counted), so they are not built.
 """

@@ -26,7 +26,7 @@ from .quantizer import QuantScheme
 from .statistics import SiteStatistics, stack
 from .transforms.composition import Transform, layer_state
 
-BUDGET = 1 << 30  # bytes of weights and second moments (float64) held at a time
+BUDGET = 1 << 29  # bytes of weights and second moments (float64) held at a time
 Mitigation = Callable[[Tensor, SiteStatistics, QuantScheme], Compensated]
 Roundings = dict[str, Rounding]  # by site, of one layer
 

@@ -1,7 +1,7 @@
 """Quantization of tensors under a ``QuantScheme``: codes and scales as they are stored, or the rounded values alone.
 
 Tensors are (*batch, rows, n): scale blocks run along the last dimension, every (rows, n) matrix of the batch is a tensor of its own.
-One dimension is one row. Definitions: methods.md sections 2-4. Nothing here carries gradients.
+One dimension is one row. Sources of the definitions: docs/formats.md. Nothing here carries gradients.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The range of every scale block: extremes, percentiles, and the search for the clipping of least error.
 
 Values come as (rows, groups, size), one scale block per (row, group); a per-tensor scale is one row of a single group.
-Definitions: methods.md section 2 (clip ratio, weight clip search of QuaRot and SpinQuant), section 7.2 (MR-GPTQ's observer).
+Sources: clip ratio and weight clip search of QuaRot (arXiv 2404.00456) and SpinQuant (2405.16406), the observer of MR-GPTQ (2509.23202).
 """
 
 from __future__ import annotations

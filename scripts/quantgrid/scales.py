@@ -1,7 +1,7 @@
 """Scales and zero points of scale blocks: from the range of a block to what is stored, and back to the step.
 
-Definitions: methods.md section 2 (integers), section 3 (E8M0 rules of OCP MX v1.0, torchao, NVIDIA and FP-Quant; NVFP4's two
-levels). All shapes broadcast; arithmetic is float32 whatever the tensor's dtype, so that a stored scale means one number.
+Integers as in arXiv 2106.08295; E8M0 rules of OCP MX v1.0, torchao, NVIDIA and FP-Quant; NVFP4's two levels (docs/formats.md).
+All shapes broadcast; arithmetic is float32 whatever the tensor's dtype, so that a stored scale means one number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Quantization schemes: how one tensor is quantized, as plain data, and the named presets of the grid.
 
-A scheme = element format + scale format + granularity + symmetry + how the range of a scale block is found. The definitions are
-those of methods.md sections 2-4. Standard library only: the grid reads this module when it is built.
+A scheme = element format + scale format + granularity + symmetry + how the range of a scale block is found. What each
+format means: docs/formats.md. Standard library only: the grid reads this module when it is built.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 
 from .errors import ConfigError, unknown_name
 from .formats import ELEMENT_FORMATS, SCALE_FORMATS, ElementFormat, ScaleFormat
+from .presets import PRESETS
 from .scheme_rules import check_scheme
 
 FLOAT_BITS = 32  # of a global scale, and of the minimum that is the zero point of an unsigned float
@@ -30,7 +31,7 @@ class QuantScheme:
     symmetric     False stores a zero point per scale: an unsigned code of asymmetric integers, which have them or not; of unsigned
                   floats, which always have one, the block's minimum itself in float32
     qmax          symmetric integers: the code that the block's maximum maps to, 2**(bits-1)-1 (the default) or half a step more
-    scale_rule    ``nearest``; of e8m0 ``floor`` (OCP), ``even``, ``rceil`` or ``four_thirds`` (methods.md section 3)
+    scale_rule    ``nearest``; of e8m0 ``floor`` (OCP), ``even``, ``rceil`` or ``four_thirds`` (see ``scales.py``)
     global_scale  a float32 scale on top: ``none``, per ``tensor``, per ``token`` (row), or ``static`` (given from outside)
     range         ``minmax``; ``mse``: both ends shrunk by the best p of {1 - i/mse_steps, i < mse_grid*mse_steps}, minimizing the
                   block's sum of |x - quantized x|**mse_norm; ``exhaustive``: the best in this measure of all scales that a format of
@@ -134,7 +135,7 @@ class QuantScheme:
         return (*batch, rows if self.global_scale == "token" else 1, 1)
 
     def bits_per_element(self, shape: Sequence[int]) -> float:
-        """Stored bits per element of a tensor of ``shape``: codes and parameters (methods.md section 4)."""
+        """Stored bits per element of a tensor of ``shape``: codes and parameters."""
         elements = math.prod(shape)
         if not elements:
             return 0.0
@@ -157,48 +158,6 @@ class QuantScheme:
         if "element" not in values:
             raise ConfigError("a quantization scheme needs the field 'element'")
         return cls(**values)
-
-
-def _preset(weight: dict | None, activation: dict | None, block: int | None = None) -> dict:
-    grouping = {"granularity": "group", "group_size": block} if block else {}
-    return {"weight": None if weight is None else weight | grouping,
-            "activation": None if activation is None else activation | grouping, "block": block}  # fmt: skip
-
-
-def _integer(bits: int, symmetric: bool = True) -> dict:
-    return {"element": f"int{bits}", "symmetric": symmetric}
-
-
-def _microscaling(element: str) -> dict:
-    return _preset(*[{"element": element, "scale_format": "e8m0", "scale_rule": "floor"}] * 2, block=32)
-
-
-def _two_level(element: str) -> dict:
-    scheme = {"element": element, "scale_format": "e4m3"}
-    return _preset(scheme | {"global_scale": "tensor"}, scheme | {"global_scale": "token"}, block=16)
-
-
-# Preset -> the fields of its weight and its activation scheme (None: left in full precision) and the block that the format fixes.
-PRESETS: dict[str, dict] = {
-    "bf16": _preset(None, None),
-    **{f"int{bits}": _preset(_integer(bits), _integer(bits, symmetric=False)) for bits in (2, 3, 4, 6, 8)},
-    "int4_sym": _preset(_integer(4), _integer(4)),
-    "int4_asym": _preset(_integer(4, symmetric=False), _integer(4, symmetric=False)),
-    "w4a16": _preset(_integer(4), None),
-    "w4a8": _preset(_integer(4), _integer(8)),
-    "w8a8": _preset(_integer(8), _integer(8)),
-    "fp4": _preset({"element": "e2m1"}, {"element": "e2m1"}),
-    "fp8": _preset({"element": "e4m3"}, {"element": "e4m3"}),
-    "nf4": _preset({"element": "nf4"}, None),
-    **{f"kmeans{bits}": _preset({"element": f"kmeans{bits}"}, None) for bits in (2, 3, 4)},
-    **{f"fp4_{element}": _preset({"element": "e2m1"}, {"element": element, "symmetric": False}) for element in ("ue2m2", "ue3m1")},
-    "mxfp4": _microscaling("e2m1"),
-    "mxfp6": _microscaling("e2m3"),
-    "mxfp8": _microscaling("e4m3"),
-    "mxint4": _microscaling("int4"),
-    "nvfp4": _two_level("e2m1"),
-    "nvint4": _two_level("int4"),
-}
 
 
 def scheme(name: str, **overrides) -> QuantScheme:

@@ -84,8 +84,9 @@ class SiteStatistics:
 
     def require_finite(self, where: str) -> None:
         """Raise :class:`NumericalFailure` where calibration met a NaN or an infinity."""
-        for name in ("mean", "second_moment", "minimum", "maximum"):
-            if not torch.isfinite(getattr(self, name)).all():
+        squares = self.second_moment.diagonal(dim1=-2, dim2=-1)  # a product that is not finite has a factor whose square is not
+        for name, values in (("mean", self.mean), ("second_moment", squares), ("minimum", self.minimum), ("maximum", self.maximum)):
+            if not torch.isfinite(values).all():
                 raise NumericalFailure(f"{where}: the calibration statistics hold NaN or infinity ({name})")
 
 

@@ -8,8 +8,9 @@ os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
     # Where the scripts are, so that the workflow also runs from elsewhere (as a module).
     QUANTGRID_SCRIPTS=os.path.relpath(os.path.join(workflow.basedir, "scripts")),
-    # Huge pages for torch's large tensors: fresh 4 KB pages cost more than the arithmetic on them.
-    THP_MEM_ALLOC_ENABLE="1",
+    # Freed memory stays with the process: fresh pages for every large tensor cost up to a third of a quantization.
+    MALLOC_MMAP_MAX_="0",
+    MALLOC_TRIM_THRESHOLD_=str(1 << 40),
 )
 
 from quantgrid.config import check

@@ -17,6 +17,8 @@ from ..hadamard import apply_hadamard, random_orthogonal, random_signs
 from ..statistics import Rows
 from .composition import derived_seed
 
+BLOCK = 512  # rows of an embedding rotated at a time
+
 
 def absorb_norm(layer: DecoderLayer, site: str) -> None:
     """Move the gain of the norm before ``site`` into its linears; a channel of zero gain keeps zero statistics."""
@@ -29,6 +31,14 @@ def absorb_norm(layer: DecoderLayer, site: str) -> None:
 
 def _signed_hadamard(signs: Tensor) -> Rows:
     return lambda x: apply_hadamard(x * signs.to(x))
+
+
+def _in_blocks(x: Tensor, rows: Rows) -> Tensor:
+    """``rows`` of a tall matrix (vocabulary, n), some rows at a time: the steps between stay in the cache."""
+    result = torch.empty_like(x)
+    for part, block in zip(result.split(BLOCK), x.split(BLOCK)):
+        part.copy_(rows(block))
+    return result
 
 
 @dataclass
@@ -70,9 +80,9 @@ class RotateResidual:
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         rows = self._rows(parameters)
-        head = ends.get("lm_head", ends["embedding"])
-        ends["lm_head"] = rows(head * ends["final_norm"])
-        ends["embedding"] = rows(ends["embedding"])
+        head, gain = ends.get("lm_head", ends["embedding"]), ends["final_norm"]
+        ends["lm_head"] = _in_blocks(head, lambda block: rows(block * gain))
+        ends["embedding"] = _in_blocks(ends["embedding"], rows)
         ends["final_norm"] = torch.ones_like(ends["final_norm"])
 
 
