@@ -3,25 +3,21 @@
 from functools import partial
 
 from quantgrid import registry
+from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import save_failed, save_quantized
 from quantgrid.decoders import DecoderFolder
 from quantgrid.errors import NumericalFailure
 from quantgrid.job import arguments, progress, record, run, use_threads
-from quantgrid.key_values import KeyValueScheme
 from quantgrid.quantization import Recipe, quantize_decoder, summarize
-from quantgrid.quantizer import QuantScheme
 from quantgrid.storage import write_json
 from quantgrid.transforms.composition import Transform
 
 
 def recipe(job) -> Recipe:
-    schemes, wanted = job.spec["schemes"], job.spec["mitigation"]
-    weight = QuantScheme.from_dict(schemes["weight"]) if schemes["weight"] else None
-    activation = {site: [QuantScheme.from_dict(fields) for fields in candidates] for site, candidates in schemes["activation"].items()}
-    key_value = KeyValueScheme.from_dict(schemes["key_value"]) if schemes["key_value"] else None
+    schemes, wanted = CellSchemes.from_dict(job.spec["schemes"]), job.spec["mitigation"]
     module = registry.load("mitigations", wanted["method"])
-    mitigation = partial(getattr(module, wanted["method"]), **wanted["options"]) if weight else None
-    return Recipe(Transform.load(job.transform), weight, activation, mitigation, job.statistics, key_value)
+    mitigation = partial(getattr(module, wanted["method"]), **wanted["options"]) if schemes.weight else None
+    return Recipe(Transform.load(job.transform), schemes, mitigation, job.statistics)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from quantgrid import quantization
 from quantgrid.activations import choose, fixed_parameters
 from quantgrid.architecture import SITES
+from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import load_quantized, save_quantized
 from quantgrid.decoders import DecoderFolder
 from quantgrid.granularities import cell_schemes
@@ -136,9 +137,8 @@ def folder(tmp_path_factory) -> Path:
 
 def quantized(folder: Path, preset: str, granularity: str = "channel", **activation) -> Quantized:
     found = cell_schemes({"preset": preset, "activation": activation}, granularity, "test", CASE.head_dim)
-    schemes = {site: [QuantScheme.from_dict(fields) for fields in candidates] for site, candidates in found["activation"].items()}
     transform = fit(random_hadamard.primitives(1), DecoderFolder(folder), None)
-    return quantize_decoder(DecoderFolder(folder), Recipe(transform, QuantScheme.from_dict(found["weight"]), schemes, rtn, folder / "statistics"))
+    return quantize_decoder(DecoderFolder(folder), Recipe(transform, CellSchemes.from_dict(found), rtn, folder / "statistics"))
 
 
 def loaded(done: Quantized, path: Path):

@@ -21,6 +21,7 @@ from quantgrid import linear as linear_module
 from quantgrid import quantization
 from quantgrid.architecture import END_ROLES, LINEARS, SITE_OF, SITES, layer_tensors
 from quantgrid.architecture import linear_module as linear_module_of
+from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import bare_name, load_full_precision, load_quantized, save_failed, save_quantized
 from quantgrid.decoders import DecoderFolder, DecoderLayer
 from quantgrid.errors import ConfigError, NumericalFailure
@@ -88,7 +89,7 @@ def everywhere(scheme: QuantScheme | None) -> dict[str, list[QuantScheme]]:
 def quantized(made: Given, transform="none", preset="int4", granularity="channel", mitigation=rtn) -> Quantized:
     fitted = fit(TRANSFORMS[transform], made.decoder, made.statistics)
     weight, activation = schemes(preset, granularity)
-    return quantize_decoder(made.decoder, Recipe(fitted, weight, everywhere(activation), mitigation, made.statistics))
+    return quantize_decoder(made.decoder, Recipe(fitted, CellSchemes(weight, everywhere(activation)), mitigation, made.statistics))
 
 
 def saved(done: Quantized, folder: Path) -> Path:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from quantgrid.architecture import SITES
+from quantgrid.cell_schemes import KeyValueScheme
 from quantgrid.checkpoints import load_full_precision, load_quantized, save_quantized
 from quantgrid.decoders import DecoderFolder
 from quantgrid.hadamard import hadamard_matrix
-from quantgrid.key_values import KeyValues, KeyValueScheme, round_key_values
+from quantgrid.key_values import KeyValues, round_key_values
 from quantgrid.linear import Rounding
 from quantgrid.mitigations.rtn import rtn
 from quantgrid.quantization import Recipe, quantize_decoder

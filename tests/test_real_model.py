@@ -10,6 +10,7 @@ import torch
 
 from quantgrid import calibration, config, corpora
 from quantgrid.architecture import SITES
+from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import load_full_precision, load_quantized, save_quantized
 from quantgrid.decoders import DecoderFolder
 from quantgrid.evaluation.perplexity import evaluate
@@ -71,7 +72,7 @@ def test_every_transform_leaves_the_logits_as_they_were(method: str, folder: Pat
     """Quantizers off, weights kept in float32: 1e-3 absolute on logits of magnitude 10 to 30, through transformers in float32."""
     monkeypatch.setattr("quantgrid.checkpoints.CheckpointContent.add_plain",
                         lambda self, tensors, dtype=None: self.tensors.update({name: tensor.float() for name, tensor in tensors.items()}))
-    done = quantize_decoder(DecoderFolder(folder), Recipe(transformed(method, folder, statistics), None, {}, None, None))
+    done = quantize_decoder(DecoderFolder(folder), Recipe(transformed(method, folder, statistics), CellSchemes(), None, None))
     save_quantized(done.content, tmp_path / "model.safetensors", tmp_path / "quantgrid.json", {})
     with torch.no_grad():
         logits = load_quantized(tmp_path)(windows).logits
@@ -84,13 +85,13 @@ def test_one_cell_from_codes_on_disk_to_perplexity(folder: Path, statistics: Pat
     measured = {}
     for name, mitigation in (("int8", rtn), ("int4", rtn)):
         everywhere = {site: [activation_scheme(name)] for site in SITES}
-        done = quantize_decoder(decoder, Recipe(identity, scheme(name), everywhere, mitigation, str(statistics)))
+        done = quantize_decoder(decoder, Recipe(identity, CellSchemes(scheme(name), everywhere), mitigation, str(statistics)))
         save_quantized(done.content, tmp_path / "model.safetensors", tmp_path / "quantgrid.json", {})
         losses = evaluate(load_quantized(tmp_path), windows, reference[0], reference[1], batch_size=2)
         measured[name] = perplexity(losses["negative_log_likelihood"])[0], sum(losses["kl_divergence"]) / 2
     assert measured["int8"][1] < 0.5 < measured["int4"][1]
     assert measured["int8"][0] < measured["int4"][0] / 3
-    rounded = quantize_decoder(decoder, Recipe(identity, scheme("int4"), {}, rtn, str(statistics)))
-    solved = quantize_decoder(decoder, Recipe(identity, scheme("int4"), {}, partial(gptq, damping=0.01), str(statistics)))
+    rounded = quantize_decoder(decoder, Recipe(identity, CellSchemes(scheme("int4")), rtn, str(statistics)))
+    solved = quantize_decoder(decoder, Recipe(identity, CellSchemes(scheme("int4")), partial(gptq, damping=0.01), str(statistics)))
     assert all(solved.errors[key]["output_error"] < rounded.errors[key]["output_error"] for key in rounded.errors)
     assert summarize(solved.errors)["output_sqnr_db"] > summarize(rounded.errors)["output_sqnr_db"] + 3

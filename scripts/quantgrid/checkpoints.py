@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from .architecture import END_ROLES, LAYER_PREFIX, SITES, linear_module
 from .calibration import site_name
+from .cell_schemes import CellSchemes, KeyValueScheme
 from .errors import ConfigError, NumericalFailure
-from .key_values import KeyValueScheme, round_key_values
+from .key_values import round_key_values
 from .linear import QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
 from .packing import pack, unpack
@@ -41,8 +42,7 @@ class CheckpointContent:
     """What a checkpoint will hold, while layers are added to it."""
 
     config: Mapping[str, Any]
-    weight: QuantScheme | None
-    key_value: KeyValueScheme | None
+    schemes: CellSchemes
     activations: dict[str, QuantScheme] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     linears: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -69,10 +69,10 @@ class CheckpointContent:
 
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """One linear of several layers: ``solved`` has a leading dimension as long as ``names``."""
-        parts, packed = _parts(solved.quantized), _packed_bits(self.weight)
+        parts, packed = _parts(solved.quantized), _packed_bits(self.schemes.weight)
         low_rank = dict(zip(("left", "right"), solved.low_rank or ()))
         for i, name in enumerate(names):
-            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.weight.element_format.bits)
+            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)
             self.tensors |= {f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
                              for part, tensor in {**parts, **low_rank}.items()}
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), "low_rank": bool(low_rank)}
@@ -92,7 +92,8 @@ def _packed_bits(scheme: QuantScheme) -> dict[str, int]:
 def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any]) -> None:
     """Write tensors, then the manifest with their sha256; ``record`` (axes, versions, inputs) is kept in the manifest."""
     write_tensors(checkpoint, content.tensors)
-    schemes = {name: scheme.to_dict() if scheme else None for name, scheme in (("weight", content.weight), ("key_value", content.key_value))}
+    schemes = {name: scheme.to_dict() if scheme else None for name in ("weight", "key_value")
+               for scheme in [getattr(content.schemes, name)]}
     activations = {name: scheme.to_dict() for name, scheme in content.activations.items()}
     write_json(manifest, {**record, "status": "ok", "format_version": FORMAT_VERSION, "config": content.config, "schemes": schemes,
                           "activations": activations, "linears": content.linears, "online": content.online, "sha256": sha256_of(checkpoint)})

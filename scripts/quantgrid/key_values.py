@@ -8,34 +8,16 @@ the products of queries and keys as they are and spreads the outlier channels of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from .architecture import linear_module
+from .cell_schemes import KeyValueScheme
 from .hadamard import apply_hadamard
 from .linear import Rounding
-from .quantizer import QuantScheme
 
 ATTENTION = "quantgrid"
-
-
-@dataclass(frozen=True)
-class KeyValueScheme:
-    """How keys and values (*batch, tokens, head_dim) are rounded; ``rotate_keys`` turns R3 on."""
-
-    scheme: QuantScheme
-    rotate_keys: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Both fields, ready for JSON."""
-        return {"scheme": self.scheme.to_dict(), "rotate_keys": self.rotate_keys}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> KeyValueScheme:
-        return cls(QuantScheme.from_dict(values["scheme"]), values["rotate_keys"])
 
 
 class KeyValues(nn.Module):

@@ -17,9 +17,9 @@ from torch import Tensor
 from .activations import choose
 from .architecture import LINEARS, SITE_OF, SITES, layer_tensors
 from .calibration import site_name
+from .cell_schemes import CellSchemes
 from .checkpoints import CheckpointContent, bare_name
 from .decoders import DecoderFolder, DecoderLayer
-from .key_values import KeyValueScheme
 from .linear import Rounding
 from .mitigations.compensated import Compensated
 from .quantizer import QuantScheme
@@ -33,15 +33,12 @@ Roundings = dict[str, Rounding]  # by site, of one layer
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every linear: a ``weight`` scheme of None keeps weights in bfloat16, a site that ``activation`` does not name its
-    input in full precision; of several candidates at a site every layer takes the best."""
+    """What is done to every linear: transformed, then rounded by ``mitigation`` (None where weights are not rounded)."""
 
     transform: Transform
-    weight: QuantScheme | None
-    activation: Mapping[str, Sequence[QuantScheme]]
+    schemes: CellSchemes
     mitigation: Mitigation | None
     statistics: str | None
-    key_value: KeyValueScheme | None = None
 
 
 @dataclass
@@ -66,7 +63,7 @@ def chunks(decoder: DecoderFolder) -> list[range]:
 
 def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[[Iterable], Iterable] = iter) -> Quantized:
     """Quantize every linear of ``decoder``; embedding, lm_head, norms and biases stay in 16 or 32 bits."""
-    result = Quantized(CheckpointContent(decoder.config, recipe.weight, recipe.key_value))
+    result = Quantized(CheckpointContent(decoder.config, recipe.schemes))
     groups = chunks(decoder)
     work = [(group, linear) for group in groups for linear in LINEARS]
     layers: list[DecoderLayer] = []
@@ -75,8 +72,8 @@ def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[
     for group, linear in progress(work):
         if linear == LINEARS[0]:
             layers = list(_transformed(decoder, recipe, group))
-            roundings = [_add_layer(result, layer, recipe.activation) for layer in layers]
-        if recipe.weight is None:
+            roundings = [_add_layer(result, layer, recipe.schemes.activation) for layer in layers]
+        if recipe.schemes.weight is None:
             _keep_linear(result, layers, linear)
             continue
         if linear == SITES[SITE_OF[linear]][0]:
@@ -141,10 +138,10 @@ def _keep_linear(result: Quantized, layers: list[DecoderLayer], linear: str) -> 
 def _quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer], linear: str, site: Site) -> None:
     """One linear of all ``layers`` at once: (layers, m, n) through the mitigation, into the checkpoint, errors beside it."""
     weight, names, keys = _stacked(layers, linear)
-    solved = recipe.mitigation(weight, site.statistics, recipe.weight)
+    solved = recipe.mitigation(weight, site.statistics, recipe.schemes.weight)
     result.content.add_linear(names, solved)
     result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
-    measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.weight)
+    measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.schemes.weight)
     result.errors |= {key: {**{name: values[i] for name, values in measures.items()}, **bits, "size": weight[0].numel()}
                       for i, key in enumerate(keys)}
 
