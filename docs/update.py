@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from quantgrid.reporting.costs import read  # noqa: E402 (the library lies besid
 
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 FIGURES = ("transforms-mitigations", "formats", "transforms-formats", "group-size", "symmetry")
+COMMIT = re.compile(r"computed at commit \w+")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
@@ -32,14 +34,17 @@ def costs() -> str:
 
 
 def main() -> None:
-    parts = ["# The default run", "Made by `make run` and `make docs` on 2 cores. Tables are those of `results/tables/`.", ""]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    made = f"Made by `make run` and `make docs` on 2 cores, computed at commit {commit}. Tables are those of `results/tables/`."
+    parts = ["# The default run", made, ""]
     for study in (name for name in FIGURES if (RESULTS / "tables" / f"{name}.md").is_file()):
         shutil.copy(RESULTS / "figures" / f"{study}.png", DOCS / f"{study}.png")
         parts += [table(study), f"![{study}]({study}.png)", ""]
     parts += ["## What it cost", costs()]
     (DOCS / "default-run.md").write_text("\n".join(parts))
     readme = ROOT / "README.md"
-    readme.write_text(MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{table(found[1])}<!-- end -->\n", readme.read_text()))
+    text = MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{table(found[1])}<!-- end -->\n", readme.read_text())
+    readme.write_text(COMMIT.sub(f"computed at commit {commit}", text))
 
 
 if __name__ == "__main__":

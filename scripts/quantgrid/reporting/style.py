@@ -89,6 +89,7 @@ LABELS = {
     ("mitigation", "none"): "not rounded",
     ("mitigation", "rtn"): "RTN",
     ("mitigation", "gptq"): "GPTQ",
+    ("mitigation", "gptq-low-rank"): "GPTQ + low-rank",
     ("granularity", "-"): "–",
 }
 ACRONYMS = ("int", "mxfp", "nvfp", "fp", "bf", "nf", "mxint")
@@ -110,7 +111,7 @@ def value_label(axis: str, value: str) -> str:
     """An axis value for readers: from ``LABELS``, format names such as ``int4`` in capitals, all else as the config names it."""
     if axis == "format" and value.rstrip("0123456789") in ACRONYMS:
         return value.upper()
-    return LABELS.get((axis, value), value)
+    return LABELS.get((axis, value.replace("_", "-")), value)
 
 
 def significant(value: float, digits: int = 3) -> str:
