@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quantgrid.architecture import SITES
-from quantgrid.cell_schemes import KeyValueScheme
+from quantgrid.cell_schemes import CellSchemes, KeyValueScheme
 from quantgrid.checkpoints import load_full_precision, load_quantized, save_quantized
 from quantgrid.decoders import DecoderFolder
 from quantgrid.hadamard import hadamard_matrix
@@ -141,8 +141,8 @@ def test_a_checkpoint_keeps_how_keys_and_values_are_rounded(wanted, tmp_path):
     folder, tokens = save(tmp_path / "model", config, state), random_tokens(config, 4, 16)
     statistics = write_statistics(folder / "statistics", site_inputs(state, config, tokens))
     activation = {site: [activation_scheme("int8")] for site in SITES}
-    recipe = partial(Recipe, Transform(), None, activation, rtn, statistics)
-    plain, done = (quantize_decoder(DecoderFolder(folder), recipe(key_value)) for key_value in (None, wanted))
+    plain, done = (quantize_decoder(DecoderFolder(folder), Recipe(Transform(), CellSchemes(None, activation, key_value), rtn, statistics))
+                   for key_value in (None, wanted))
     for content, name in ((plain.content, "plain"), (done.content, "done")):
         save_quantized(content, tmp_path / name / "model.safetensors", tmp_path / name / "quantgrid.json", {"axes": {}})
     assert read_json(tmp_path / "done" / "quantgrid.json")["schemes"]["key_value"] == (wanted and wanted.to_dict())
