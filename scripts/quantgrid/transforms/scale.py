@@ -14,17 +14,15 @@ from torch import Tensor
 
 from ..architecture import NORM_OF, SITES, ModelShape
 from ..decoders import DecoderLayer
-from ..errors import ConfigError
 
 
 def divide_input(layer: DecoderLayer, site: str, s: Tensor) -> None:
     """Fold x̃ = x / s at ``site``; ``s`` (n,) positive, at ``output_input`` (KV heads x head_dim,).
 
-    After an online operation the division can no longer move into the weights before it: :class:`ConfigError`.
+    An online shift is divided as well. After another online operation the division can no longer move into the weights before it:
+    :class:`ConfigError`.
     """
-    if layer.online[site]:
-        raise ConfigError(f"scaling of '{site}' cannot follow the online '{layer.online[site][-1]['operation']}' there; "
-                          "scale first, or leave out this site")
+    layer.require_foldable(site)
     shape, weights = layer.shape, layer.weights
     columns = s
     if site in NORM_OF:
