@@ -47,7 +47,7 @@ class CheckpointContent:
     activations: dict[str, QuantScheme] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     linears: dict[str, dict[str, Any]] = field(default_factory=dict)
-    online: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    operations: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def add_plain(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         """Tensors kept as they are: norms and biases in float32, embeddings in bfloat16."""
@@ -63,7 +63,7 @@ class CheckpointContent:
         """Online operations of a site, and the scheme that rounds its input with what calibration fixed of it."""
         name = site_name(layer, site)
         if online:
-            self.online[name] = [{key: value for key, value in operation.items() if not isinstance(value, Tensor)} for operation in online]
+            self.operations[name] = online
             for number, operation in enumerate(online):
                 self.tensors |= {_online_name(name, number, part): tensor.float() if tensor.is_floating_point() else tensor.int()
                                  for part, tensor in tensors_of(operation).items()}
@@ -103,9 +103,11 @@ def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest:
     write_tensors(checkpoint, content.tensors)
     schemes = {name: scheme.to_dict() if scheme else None for name in ("weight", "key_value")
                for scheme in [getattr(content.schemes, name)]}
+    online = {site: [{key: value for key, value in operation.items() if not isinstance(value, Tensor)} for operation in listed]
+              for site, listed in content.operations.items()}
     activations = {name: scheme.to_dict() for name, scheme in content.activations.items()}
     write_json(manifest, {**record, "status": "ok", "format_version": FORMAT_VERSION, "config": content.config, "schemes": schemes,
-                          "activations": activations, "linears": content.linears, "online": content.online, "sha256": sha256_of(checkpoint)})
+                          "activations": activations, "linears": content.linears, "online": online, "sha256": sha256_of(checkpoint)})
 
 
 def save_failed(checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any], reason: str) -> None:

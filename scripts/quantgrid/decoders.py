@@ -40,15 +40,16 @@ class DecoderLayer:
                 raise ConfigError(f"what is folded in before '{site}' cannot follow the online '{operation['operation']}' there; "
                                   "list it first (scale first, rotate online afterwards), or leave out this site")
 
-    def map_input(self, site: str, T: Tensor | Rows) -> None:
-        """What is before ``site`` now gives x T (a vector ``T``: a diagonal): its statistics and its online shifts follow.
+    def map_input(self, site: str, T: Tensor | Rows, follow: Callable[[SiteStatistics], SiteStatistics] | None = None) -> None:
+        """What is before ``site`` now gives x T (a vector ``T``: a diagonal): its online shifts follow, and its statistics by ``follow``,
+        by default as :meth:`SiteStatistics.transformed` has it.
 
         Raises :class:`ConfigError` where other online operations are there, as :meth:`require_foldable` does.
         """
         self.require_foldable(site)
         rows: Rows = T if not isinstance(T, Tensor) else (lambda x: x * T) if T.dim() == 1 else (lambda x: x @ T.to(x))
         self.online[site] = [{**operation, "shift": rows(operation["shift"])} for operation in self.online[site]]
-        self._follow(site, lambda statistics: statistics.transformed(T))
+        self._follow(site, follow or (lambda statistics: statistics.transformed(T)))
 
     def shift_input(self, site: str, z: Tensor) -> None:
         """What is before ``site`` now gives x - z; online shifts stay what they are."""

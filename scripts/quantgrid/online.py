@@ -58,6 +58,16 @@ def apply(operation: Operation, x: Tensor) -> Tensor:
     return ONLINE[operation["operation"]](x, **{name: value for name, value in operation.items() if name != "operation"})
 
 
+def as_rows(operation: Operation) -> Callable[[Tensor], Tensor]:
+    """The operation as a map of rows in any dtype, for weights and statistics."""
+    held = tensors_of(operation)
+
+    def rows(x: Tensor) -> Tensor:
+        return apply({**operation, **{name: tensor.to(x) if tensor.is_floating_point() else tensor for name, tensor in held.items()}}, x)
+
+    return rows
+
+
 def tensors_of(operation: Operation) -> dict[str, Tensor]:
     """The parameters that a checkpoint has to hold, by name."""
     return {name: value for name, value in operation.items() if isinstance(value, Tensor)}

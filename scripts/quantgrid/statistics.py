@@ -83,6 +83,12 @@ class SiteStatistics:
         return SiteStatistics(self.count, mean, moment, samples.abs().mean(-2).to(mean), samples.amin(-2).to(mean), samples.amax(-2).to(mean),
                               samples, estimated=True)
 
+    def magnitude(self, kind: str) -> Tensor:
+        """Size of every channel (n,): its ``maximum`` magnitude, its ``mean`` magnitude or its root mean square, ``rms``."""
+        if kind == "rms":
+            return self.second_moment.diagonal(dim1=-2, dim2=-1).double().clamp(min=0).sqrt()
+        return self.mean_absolute if kind == "mean" else self.maximum_absolute
+
     @property
     def maximum_absolute(self) -> Tensor:
         """Largest magnitude per channel (n,)."""

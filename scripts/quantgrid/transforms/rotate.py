@@ -8,7 +8,6 @@ goes onto the input x and onto the rows of the weights, so W R (x R)ᵀ = W xᵀ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..architecture import NORM_OF, SITES, ModelShape
 from ..decoders import DecoderLayer
 from ..hadamard import apply_hadamard, random_orthogonal, random_signs
-from ..online import head_hadamard
+from ..online import Operation, as_rows
 from ..statistics import Rows
 from .composition import derived_seed
 
@@ -30,6 +29,14 @@ def absorb_norm(layer: DecoderLayer, site: str) -> None:
         layer.weights[linear] = layer.weights[linear] * gain
     layer.weights[NORM_OF[site]] = torch.ones_like(gain)
     layer.map_input(site, torch.where(gain == 0, 0.0, 1 / gain))
+
+
+def turn_online(layer: DecoderLayer, site: str, operation: Operation) -> None:
+    """Let the orthogonal ``operation`` act online at ``site`` and undo it in the linears there."""
+    rows = as_rows(operation)
+    for linear in SITES[site]:
+        layer.weights[linear] = rows(layer.weights[linear])
+    layer.add_online(site, dict(operation), lambda statistics: statistics.transformed(rows))
 
 
 def _signed_hadamard(signs: Tensor) -> Rows:
@@ -149,8 +156,7 @@ class RotateDown:
         return {}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
-        layer.weights["down"] = apply_hadamard(layer.weights["down"])
-        layer.add_online("down_input", {"operation": "hadamard"}, lambda statistics: statistics.transformed(apply_hadamard))
+        turn_online(layer, "down_input", {"operation": "hadamard"})
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: this input lives inside the layers."""
@@ -169,10 +175,7 @@ class MixHeads:
         return {}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
-        operation = {"operation": "head_hadamard", "heads": layer.shape.heads}
-        rows = partial(head_hadamard, heads=layer.shape.heads)
-        layer.weights["o"] = rows(layer.weights["o"])
-        layer.add_online("output_input", operation, lambda statistics: statistics.transformed(rows))
+        turn_online(layer, "output_input", {"operation": "head_hadamard", "heads": layer.shape.heads})
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: this input lives inside the layers."""

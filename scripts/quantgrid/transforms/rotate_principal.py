@@ -27,7 +27,6 @@ class RotatePrincipal(RotateResidual):
     """
 
     source: str
-    reads_layer = True
 
     def fit_layers(self, layers: Iterable[DecoderLayer]) -> dict[str, Tensor]:
         """``basis`` (d, d)."""
