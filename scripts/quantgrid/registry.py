@@ -117,7 +117,7 @@ TRANSFORMS: dict[str, Method] = {
     "awq": Method("transforms.awq", "AWQ: scaling by a searched power of the mean magnitude",
                   {"sites": ALL_SITES, "points": Option(20, minimum=1), "round_activations": Option(False), "clip": Option(False),
                    "clip_steps": Option(10, minimum=1)}, calibrated=True, fitted_to_scheme=True),
-    "outlier_suppression_plus": Method("transforms.outlier_suppression_plus", "Outlier Suppression+: channels centred, scaled to a searched threshold",
+    "outlier_suppression_plus": Method("transforms.outlier_suppression_plus", "OS+: channels centred, scaled to a searched threshold",
                                        {"sites": ALL_SITES, "center": CENTER, "points": Option(40, minimum=1),
                                         "lowest": Option(0.1, minimum=1e-6), "round_activations": Option(True)},
                                        calibrated=True, fitted_to_scheme=True),
