@@ -26,8 +26,8 @@ def main() -> None:
     about = record(job.spec, transform=job.transform, statistics=job.statistics)
     try:
         done = quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"))
-        write_json(job.error, {**about, "status": "ok", "summary": summarize(done.errors), "linears": done.errors, "details": done.details,
-                               "choices": done.choices})
+        write_json(job.error, {**about, "status": "ok", "summary": {**summarize(done.errors), **done.costs}, "linears": done.errors,
+                               "details": done.details, "choices": done.choices})
         save_quantized(done.content, job.checkpoint, job.manifest, about)
     except NumericalFailure as failure:
         write_json(job.error, {**about, "status": "failed", "reason": str(failure)})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from quantgrid.calibration import site_name
@@ -33,9 +34,21 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> bool:
 def apply_online(operations: list[dict], x: Tensor) -> Tensor:
     """Online operations by dense matrices."""
     for operation in operations:
-        assert operation == {"operation": "hadamard"}
-        x = x @ hadamard_matrix(x.shape[-1]).to(x) / x.shape[-1] ** 0.5
+        name, given = operation["operation"], {key: value for key, value in operation.items() if key != "operation"}
+        x = x - given.pop("shift").to(x) if name == "subtract" else x @ _dense(name, x.shape[-1], given).to(x)
+        assert not given, (name, given)
     return x
+
+
+def _dense(name: str, n: int, given: dict) -> Tensor:
+    """The matrix T of an operation x -> x T on n channels; takes what it uses out of ``given``."""
+    if name == "gather":
+        return torch.eye(n, dtype=torch.float64)[:, given.pop("order").long()]
+    if name == "block_rotate":
+        return torch.block_diag(*given.pop("blocks").double())
+    order = {"hadamard": lambda: n, "block_hadamard": lambda: given.pop("size"), "head_hadamard": lambda: given.pop("heads")}[name]()
+    matrix, rest = hadamard_matrix(order) / order**0.5, torch.eye(n // order, dtype=torch.float64)
+    return torch.kron(matrix, rest) if name == "head_hadamard" else torch.kron(rest, matrix)
 
 
 def run(state: dict[str, Tensor], config: dict, tokens: Tensor, online: Mapping[tuple[int, str], list[dict]]) -> tuple[Tensor, dict]:

@@ -45,11 +45,12 @@ END_ROLES: dict[str, str] = {
 }
 LAYER_PREFIX = "model.layers.{layer}."
 
-# Architecture (as a checkpoint's config.json names it) -> role -> tensor name below LAYER_PREFIX.
+# Architecture (as a checkpoint's config.json names it) -> role -> tensor name below LAYER_PREFIX. Every linear has a name for a bias,
+# whether or not transformers gives it one: a shift adds biases where there are none.
 ARCHITECTURES: dict[str, dict[str, str]] = {
     "LlamaForCausalLM": {**_LAYER_ROLES, **_BIASES},
-    "MistralForCausalLM": dict(_LAYER_ROLES),
-    "Qwen2ForCausalLM": {**_LAYER_ROLES, **{b: _BIASES[b] for b in ("q_bias", "k_bias", "v_bias")}},
+    "MistralForCausalLM": {**_LAYER_ROLES, **_BIASES},
+    "Qwen2ForCausalLM": {**_LAYER_ROLES, **_BIASES},
     "Qwen3ForCausalLM": {**_LAYER_ROLES, **_BIASES, **_HEAD_NORMS},
 }
 MODEL_TYPES: dict[str, str] = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",

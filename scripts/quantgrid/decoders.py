@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,37 @@ class DecoderLayer:
     statistics: dict[str, SiteStatistics] = field(default_factory=dict)
     online: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {site: [] for site in SITES})
 
-    def map_input(self, site: str, T: Tensor | Rows, z: Tensor | None = None) -> None:
-        """Let the statistics of ``site`` follow x̃ = Tᵀ(x - z)."""
+    def require_foldable(self, site: str) -> None:
+        """Raise :class:`ConfigError` where an online operation that mixes channels stands between ``site`` and the weights before it."""
+        for operation in self.online[site]:
+            if operation["operation"] != "subtract":
+                raise ConfigError(f"what is folded in before '{site}' cannot follow the online '{operation['operation']}' there; "
+                                  "list it first (scale first, rotate online afterwards), or leave out this site")
+
+    def map_input(self, site: str, T: Tensor | Rows, follow: Callable[[SiteStatistics], SiteStatistics] | None = None) -> None:
+        """What is before ``site`` now gives x T (a vector ``T``: a diagonal): its online shifts follow, and its statistics by ``follow``,
+        by default as :meth:`SiteStatistics.transformed` has it.
+
+        Raises :class:`ConfigError` where other online operations are there, as :meth:`require_foldable` does.
+        """
+        self.require_foldable(site)
+        rows: Rows = T if not isinstance(T, Tensor) else (lambda x: x * T) if T.dim() == 1 else (lambda x: x @ T.to(x))
+        self.online[site] = [{**operation, "shift": rows(operation["shift"])} for operation in self.online[site]]
+        self._follow(site, follow or (lambda statistics: statistics.transformed(T)))
+
+    def shift_input(self, site: str, z: Tensor) -> None:
+        """What is before ``site`` now gives x - z; online shifts stay what they are."""
+        self.require_foldable(site)
+        self._follow(site, lambda statistics: statistics.shifted(z))
+
+    def add_online(self, site: str, operation: dict[str, Any], follow: Callable[[SiteStatistics], SiteStatistics]) -> None:
+        """One more online operation at ``site``; ``follow`` gives the statistics after it."""
+        self.online[site].append(operation)
+        self._follow(site, follow)
+
+    def _follow(self, site: str, follow: Callable[[SiteStatistics], SiteStatistics]) -> None:
         if site in self.statistics:
-            self.statistics[site] = self.statistics[site].transformed(T, z)
+            self.statistics[site] = follow(self.statistics[site])
 
 
 class DecoderFolder:

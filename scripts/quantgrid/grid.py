@@ -172,10 +172,9 @@ def _shape(name: str, entry: str) -> ModelShape:
 
 def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     """Refuse a cell that contradicts itself or does not fit its model; the message says what would."""
-    transform = registry.method("transforms", entry(config, "transforms", cell.transform)["method"], f"transforms.{cell.transform}.method")
     mitigation = entry(config, "mitigations", cell.mitigation)["method"]
     registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
-    _check_hadamard(transform, shape(config, cell.model), cell, where)
+    _check_transform(config, cell, shape(config, cell.model), where)
     if (mitigation == "none") != (cell.format == FULL_PRECISION):
         raise ConfigError(f"{where}: mitigation '{cell.mitigation}' with format '{cell.format}'; a quantized format takes one of "
                           f"{', '.join(sorted(set(known_names(config, 'mitigations')) - {'none'}))}, '{FULL_PRECISION}' takes 'none'")
@@ -183,11 +182,28 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
         _check_granularity(config, cell, shape(config, cell.model), where)
 
 
-def _check_hadamard(transform: registry.Method, sizes: ModelShape, cell: Cell, where: str) -> None:
-    for size in transform.hadamard:
+def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:
+    """Refuse a transform that needs a Hadamard matrix that does not exist, or blocks that do not divide a site."""
+    given = {key: value for key, value in entry(config, "transforms", cell.transform).items() if key != "calibration"}
+    transform = registry.method("transforms", given["method"], f"transforms.{cell.transform}.method")
+    options = transform.resolve(given, f"transforms.{cell.transform}")["options"]
+    for size in transform.hadamard_sizes(options):
         if not is_reachable(getattr(sizes, size)):
             raise ConfigError(f"{where}: transform '{cell.transform}' needs a Hadamard matrix of order {getattr(sizes, size)} "
-                              f"({size} of model '{cell.model}'), which no supported construction reaches; use 'scaling' or 'none' for this model")
+                              f"({size} of model '{cell.model}'), which no supported construction reaches; "
+                              f"use {transform.instead} for this model")
+    block = options[transform.block] if transform.block else 1
+    for site in options.get("sites", ()):
+        if sizes.site_size(site) % block:
+            fitting = [n for n in _fitting(transform.options[transform.block]) if all(sizes.site_size(s) % n == 0 for s in options["sites"])]
+            raise ConfigError(f"{where}: blocks of {block} of transform '{cell.transform}' do not divide the {sizes.site_size(site)} inputs of "
+                              f"site '{site}' of model '{cell.model}'; values of {transform.block} that fit its sites: "
+                              f"{', '.join(map(str, fitting)) or 'none, use ' + transform.instead}")
+
+
+def _fitting(option: registry.Option) -> tuple[int, ...]:
+    """Block sizes to propose: those that an option takes, or the usual ones."""
+    return option.choices or (16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:

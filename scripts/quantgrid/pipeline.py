@@ -134,14 +134,14 @@ class Plan:
         method = registry.method("transforms", entry["method"])
         calibration = entry.pop("calibration", "default")
         spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}"), **self._compute}
-        target = "any"
+        options, target = spec["transform"]["options"], "any"
         if method.seeded:
             spec["seed"] = entry.get("seed", self.config["seed"])
-        if method.fitted_to_scheme:
+        if method.is_fitted_to_scheme(options):
             spec["schemes"] = grid.resolved_schemes(self.config, cell)
             target = f"{cell.format}-{cell.granularity}"
         reads = {"model": (self.fetch_model(cell.model), "folder")}
-        if method.calibrated:
+        if method.is_calibrated(options):
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
         return self._step("fit_transform", spec, reads, (method.module,), model=cell.model, transform=cell.transform, target=target)
 

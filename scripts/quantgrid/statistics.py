@@ -50,14 +50,20 @@ class SiteStatistics:
         With leading dimensions a vector and a matrix may have them too; what has the shape of ``mean`` is a diagonal.
         """
         if z is not None:
-            return self._shifted(z).transformed(T)
+            return self.shifted(z).transformed(T)
         if isinstance(T, Tensor) and (T.dim() == 1 or T.shape == self.mean.shape):
             return self._scaled(T)
         rows: Rows = (lambda x: x @ T.to(x.dtype)) if isinstance(T, Tensor) else T
         moment = rows(rows(self.second_moment).mT).mT
         return self._sampled(rows(self.mean.unsqueeze(-2)).squeeze(-2), moment, rows(self.samples))
 
-    def _shifted(self, z: Tensor) -> SiteStatistics:
+    def permuted(self, order: Tensor) -> SiteStatistics:
+        """Statistics of the channels in another ``order`` (n,): all of them as exact as before."""
+        moved = {name: getattr(self, name)[..., order] for name in ("mean", "mean_absolute", "minimum", "maximum", "samples")}
+        return replace(self, memory={}, second_moment=self.second_moment[..., order, :][..., order], **moved)
+
+    def shifted(self, z: Tensor) -> SiteStatistics:
+        """Statistics of x - z: extremes stay exact, the mean absolute value is taken from the sample."""
         z = z.to(self.mean)
         cross = self.mean.unsqueeze(-1) * z.unsqueeze(-2)
         moment = self.second_moment - cross - cross.mT + z.unsqueeze(-1) * z.unsqueeze(-2)
@@ -76,6 +82,12 @@ class SiteStatistics:
         """New exact moments; extremes and mean absolute values from the token sample."""
         return SiteStatistics(self.count, mean, moment, samples.abs().mean(-2).to(mean), samples.amin(-2).to(mean), samples.amax(-2).to(mean),
                               samples, estimated=True)
+
+    def magnitude(self, kind: str) -> Tensor:
+        """Size of every channel (n,): its ``maximum`` magnitude, its ``mean`` magnitude or its root mean square, ``rms``."""
+        if kind == "rms":
+            return self.second_moment.diagonal(dim1=-2, dim2=-1).double().clamp(min=0).sqrt()
+        return self.mean_absolute if kind == "mean" else self.maximum_absolute
 
     @property
     def maximum_absolute(self) -> Tensor:

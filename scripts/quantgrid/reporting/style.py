@@ -82,6 +82,9 @@ METRICS = {
     "weight_sqnr_db": Metric("weight SQNR", "dB", "higher"),
     "output_sqnr_db": Metric("output SQNR, weights rounded", "dB", "higher"),
     "joint_output_sqnr_db": Metric("output SQNR, weights and activations rounded", "dB", "higher"),
+    "online_operations_per_token": Metric("online operations per token"),
+    "added_parameters": Metric("parameters of online operations and new biases"),
+    "untied_parameters": Metric("parameters of an untied lm_head"),
 }
 
 LABELS = {

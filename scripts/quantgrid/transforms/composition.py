@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -43,6 +43,14 @@ class Primitive(Protocol):
         """Change embedding, final norm and lm_head."""
 
 
+@runtime_checkable
+class ReadsAllLayers(Protocol):
+    """A primitive with shared parameters that all layers decide together."""
+
+    def fit_layers(self, layers: Iterable[DecoderLayer]) -> Parameters:
+        """Parameters shared by all layers (float64), from the layers as the primitives before this one leave them."""
+
+
 @dataclass
 class Transform:
     """Primitives in order of application; ``parameters`` named ``{primitive}.model.{name}`` or ``{primitive}.{layer}.{name}``."""
@@ -53,9 +61,17 @@ class Transform:
     def _part(self, *prefixes: str) -> Parameters:
         return {name.removeprefix(prefix): tensor for prefix in prefixes for name, tensor in self.parameters.items() if name.startswith(prefix)}
 
+    def add(self, prefix: str, parameters: Parameters) -> None:
+        """Keep what was fitted: ``prefix`` is ``{primitive}.model`` or ``{primitive}.{layer}``."""
+        self.parameters |= {f"{prefix}.{name}": value for name, value in parameters.items()}
+
+    def fold_one(self, layer: DecoderLayer, number: int) -> None:
+        """Fold the primitive ``number`` alone."""
+        self.primitives[number].fold_layer(layer, self._part(f"{number}.model.", f"{number}.{layer.index}."))
+
     def fold_layer(self, layer: DecoderLayer) -> None:
-        for number, primitive in enumerate(self.primitives):
-            primitive.fold_layer(layer, self._part(f"{number}.model.", f"{number}.{layer.index}."))
+        for number in range(len(self.primitives)):
+            self.fold_one(layer, number)
 
     def fold_ends(self, ends: Parameters) -> None:
         for number, primitive in enumerate(self.primitives):
@@ -90,18 +106,38 @@ def layer_state(decoder: DecoderFolder, index: int, statistics: str | Path | Non
 def fit(primitives: list[Primitive], decoder: DecoderFolder, statistics: str | Path | None,
         progress: Callable[[Iterable], Iterable] = iter) -> Transform:
     """Fit every primitive on every layer, each on what the primitives before it made of the layer."""
-    transform = Transform(primitives)
-    reads = any(primitive.reads_layer for primitive in primitives)
+    transform, begun = Transform(primitives), 0
     for number, primitive in enumerate(primitives):
-        transform.parameters |= {f"{number}.model.{name}": value for name, value in primitive.fit_model(decoder.shape).items()}
-    for index in progress(range(decoder.shape.layers)):
-        layer = layer_state(decoder, index, statistics) if reads else DecoderLayer(index, decoder.shape, {})
-        for number, primitive in enumerate(primitives):
-            fitted = primitive.fit_layer(layer)
-            transform.parameters |= {f"{number}.{index}.{name}": value for name, value in fitted.items()}
-            if reads:
-                primitive.fold_layer(layer, transform._part(f"{number}.model.", f"{number}.{index}."))
+        transform.add(f"{number}.model", primitive.fit_model(decoder.shape))
+        if isinstance(primitive, ReadsAllLayers):
+            _fit_part(transform, range(begun, number), decoder, statistics, progress)
+            layers = (_folded(transform, number, decoder, index, statistics) for index in range(decoder.shape.layers))
+            transform.add(f"{number}.model", primitive.fit_layers(layers))
+            begun = number
+    _fit_part(transform, range(begun, len(primitives)), decoder, statistics, progress)
     return transform
+
+
+def _fit_part(transform: Transform, part: range, decoder: DecoderFolder, statistics: str | Path | None,
+              progress: Callable[[Iterable], Iterable]) -> None:
+    """Fit the primitives ``part`` of ``transform`` layer by layer; those before them are fitted already."""
+    if not part:
+        return
+    reads = any(primitive.reads_layer for primitive in transform.primitives[part.start:part.stop])
+    for index in progress(range(decoder.shape.layers)):
+        layer = _folded(transform, part.start, decoder, index, statistics) if reads else DecoderLayer(index, decoder.shape, {})
+        for number in part:
+            transform.add(f"{number}.{index}", transform.primitives[number].fit_layer(layer))
+            if reads:
+                transform.fold_one(layer, number)
+
+
+def _folded(transform: Transform, count: int, decoder: DecoderFolder, index: int, statistics: str | Path | None) -> DecoderLayer:
+    """Layer ``index`` after the first ``count`` primitives."""
+    layer = layer_state(decoder, index, statistics)
+    for number in range(count):
+        transform.fold_one(layer, number)
+    return layer
 
 
 def derived_seed(seed: int, *stream: object) -> int:

@@ -1,4 +1,5 @@
-"""Primitives: orthogonal changes of basis. R1 of the residual stream, R2 of every KV head, R4 (online) before the down projection.
+"""Primitives: orthogonal changes of basis. R1 of the residual stream, R2 of every KV head, mixed heads (online), R4 (online) before the
+down projection.
 
 A randomized Hadamard rotation is kept as its signs s: R = diag(s) H / sqrt(n), applied as x -> (x * s) H / sqrt(n). The same map
 goes onto the input x and onto the rows of the weights, so W R (x R)ᵀ = W xᵀ whatever the symmetry of H.
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..architecture import NORM_OF, SITES, ModelShape
 from ..decoders import DecoderLayer
 from ..hadamard import apply_hadamard, random_orthogonal, random_signs
+from ..online import Operation, as_rows
 from ..statistics import Rows
 from .composition import derived_seed
 
@@ -27,6 +29,14 @@ def absorb_norm(layer: DecoderLayer, site: str) -> None:
         layer.weights[linear] = layer.weights[linear] * gain
     layer.weights[NORM_OF[site]] = torch.ones_like(gain)
     layer.map_input(site, torch.where(gain == 0, 0.0, 1 / gain))
+
+
+def turn_online(layer: DecoderLayer, site: str, operation: Operation) -> None:
+    """Let the orthogonal ``operation`` act online at ``site`` and undo it in the linears there."""
+    rows = as_rows(operation)
+    for linear in SITES[site]:
+        layer.weights[linear] = rows(layer.weights[linear])
+    layer.add_online(site, dict(operation), lambda statistics: statistics.transformed(rows))
 
 
 def _signed_hadamard(signs: Tensor) -> Rows:
@@ -69,6 +79,7 @@ class RotateResidual:
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         rows, weights = self._rows(parameters), layer.weights
         for site in NORM_OF:
+            layer.require_foldable(site)
             absorb_norm(layer, site)
             for linear in SITES[site]:
                 weights[linear] = rows(weights[linear])
@@ -88,25 +99,40 @@ class RotateResidual:
 
 @dataclass
 class RotateHeads:
-    """R2 (SpinQuant; QuaRot's per-head rotation): every KV head's values rotated, undone in the columns of o. Offline."""
+    """R2 (SpinQuant; QuaRot's per-head rotation): every KV head's values rotated, undone in the columns of o. Offline.
+
+    ``kind``: ``hadamard`` (randomized, signs per KV head), ``plain`` (the Hadamard matrix itself for all heads, as QuaRot has it) or
+    ``orthogonal`` (Haar, one per KV head, any size).
+    """
 
     seed: int
+    kind: str = "hadamard"
     reads_layer = False
 
     def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
         return {}
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        size = layer.shape.kv_heads * layer.shape.head_dim
-        return {"signs": random_signs(size, derived_seed(self.seed, "R2", layer.index))}
+        heads, size = layer.shape.kv_heads, layer.shape.head_dim
+        if self.kind == "plain":
+            return {}
+        if self.kind == "hadamard":
+            return {"signs": random_signs(heads * size, derived_seed(self.seed, "R2", layer.index))}
+        return {"matrices": torch.stack([random_orthogonal(size, derived_seed(self.seed, "R2", layer.index, head)) for head in range(heads)])}
+
+    def _rows(self, shape: ModelShape, parameters: dict[str, Tensor]) -> Rows:
+        """x (..., heads x head_dim or KV heads x head_dim) -> the same shape; the query heads of a group share its rotation."""
+
+        def rotated(x: Tensor) -> Tensor:
+            if "matrices" in parameters:
+                return x @ parameters["matrices"].to(x)
+            return apply_hadamard(x * parameters["signs"].view(shape.kv_heads, 1, -1).to(x) if "signs" in parameters else x)
+
+        return lambda x: rotated(x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))).flatten(-3)
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
-        shape = layer.shape
-        signs = parameters["signs"].view(shape.kv_heads, 1, shape.head_dim)
-
-        def rows(x: Tensor) -> Tensor:
-            return apply_hadamard(x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)) * signs.to(x)).flatten(-3)
-
+        layer.require_foldable("output_input")
+        rows = self._rows(layer.shape, parameters)
         layer.weights["v"] = rows(layer.weights["v"].mT).mT
         if "v_bias" in layer.weights:
             layer.weights["v_bias"] = rows(layer.weights["v_bias"])
@@ -130,9 +156,26 @@ class RotateDown:
         return {}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
-        layer.weights["down"] = apply_hadamard(layer.weights["down"])
-        layer.map_input("down_input", apply_hadamard)
-        layer.online["down_input"].append({"operation": "hadamard"})
+        turn_online(layer, "down_input", {"operation": "hadamard"})
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: this input lives inside the layers."""
+
+
+@dataclass
+class MixHeads:
+    """The heads mixed before o (QuaRot, arXiv 2404.00456, section 4): x (H ⊗ I) online, undone in o. Needs a Hadamard matrix of order heads."""
+
+    reads_layer = False
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        return {}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        return {}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        turn_online(layer, "output_input", {"operation": "head_hadamard", "heads": layer.shape.heads})
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: this input lives inside the layers."""

@@ -14,19 +14,16 @@ from torch import Tensor
 
 from ..architecture import NORM_OF, SITES, ModelShape
 from ..decoders import DecoderLayer
-from ..errors import ConfigError
 
 
 def divide_input(layer: DecoderLayer, site: str, s: Tensor) -> None:
     """Fold x̃ = x / s at ``site``; ``s`` (n,) positive, at ``output_input`` (KV heads x head_dim,).
 
-    After an online operation the division can no longer move into the weights before it: :class:`ConfigError`.
+    An online shift is divided as well. After another online operation the division can no longer move into the weights before it:
+    :class:`ConfigError`.
     """
-    if layer.online[site]:
-        raise ConfigError(f"scaling of '{site}' cannot follow the online '{layer.online[site][-1]['operation']}' there; "
-                          "scale first, or leave out this site")
-    shape, weights = layer.shape, layer.weights
-    columns = s
+    layer.require_foldable(site)
+    weights, columns = layer.weights, widened(s, site, layer.shape)
     if site in NORM_OF:
         weights[NORM_OF[site]] = weights[NORM_OF[site]] / s
     else:
@@ -34,11 +31,16 @@ def divide_input(layer: DecoderLayer, site: str, s: Tensor) -> None:
         weights[source] = weights[source] / s.unsqueeze(-1)
         if f"{source}_bias" in weights:
             weights[f"{source}_bias"] = weights[f"{source}_bias"] / s
-    if site == "output_input":
-        columns = s.view(shape.kv_heads, 1, shape.head_dim).expand(-1, shape.heads // shape.kv_heads, -1).reshape(-1)
     for linear in SITES[site]:
         weights[linear] = weights[linear] * columns
     layer.map_input(site, 1 / columns)
+
+
+def widened(values: Tensor, site: str, shape: ModelShape) -> Tensor:
+    """One value per input channel of ``site``: at ``output_input`` a value per KV channel is repeated for the query heads that share it."""
+    if site != "output_input":
+        return values
+    return values.view(shape.kv_heads, 1, shape.head_dim).expand(-1, shape.heads // shape.kv_heads, -1).reshape(-1)
 
 
 def per_kv_channel(values: Tensor, shape: ModelShape) -> Tensor:
@@ -46,31 +48,43 @@ def per_kv_channel(values: Tensor, shape: ModelShape) -> Tensor:
     return values.view(shape.kv_heads, -1, shape.head_dim).amax(1).reshape(-1)
 
 
+def activation_magnitude(layer: DecoderLayer, site: str, statistic: str) -> Tensor:
+    """Size of the input channels of ``site`` by :meth:`SiteStatistics.magnitude`; at ``output_input`` of KV channels, the largest of a group."""
+    values = layer.statistics[site].magnitude(statistic)
+    return per_kv_channel(values, layer.shape) if site == "output_input" else values
+
+
+def weight_magnitude(layer: DecoderLayer, site: str) -> Tensor:
+    """max_i|W_ij| over the linears of ``site``; at ``output_input`` per KV channel."""
+    values = torch.cat([layer.weights[linear].abs() for linear in SITES[site]]).amax(0)
+    return per_kv_channel(values, layer.shape) if site == "output_input" else values
+
+
+def smoothing_factors(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
+    """s = activation^alpha / weight^(1-alpha), at least 1e-5; 1 where either is zero."""
+    s = (activation ** alpha / weight ** (1 - alpha)).clamp(min=1e-5)
+    return torch.where((activation > 0) & (weight > 0), s, torch.ones_like(s))
+
+
 @dataclass
 class Scale:
     """SmoothQuant (arXiv 2211.10438): s_j = max|x_j|^alpha / max_i|W_ij|^(1-alpha) over the weights that share the site.
 
-    A channel that is zero in the calibration or in all weights keeps s = 1. After a rotation max|x_j| is an estimate from the
-    token sample.
+    ``statistic``: ``maximum`` as published, or the ``mean`` magnitude or ``rms`` of the channel in its place. A channel that is zero in the
+    calibration or in all weights keeps s = 1. After a rotation maximum and mean are estimates from the token sample.
     """
 
     alpha: float
     sites: list[str]
+    statistic: str = "maximum"
     reads_layer = True
 
     def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
         return {}
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        return {site: self._factors(layer, site) for site in self.sites}
-
-    def _factors(self, layer: DecoderLayer, site: str) -> Tensor:
-        activation = layer.statistics[site].maximum_absolute
-        weight = torch.cat([layer.weights[linear].abs() for linear in SITES[site]]).amax(0)
-        if site == "output_input":
-            activation, weight = per_kv_channel(activation, layer.shape), per_kv_channel(weight, layer.shape)
-        s = (activation ** self.alpha / weight ** (1 - self.alpha)).clamp(min=1e-5)
-        return torch.where((activation > 0) & (weight > 0), s, torch.ones_like(s))
+        return {site: smoothing_factors(activation_magnitude(layer, site, self.statistic), weight_magnitude(layer, site), self.alpha)
+                for site in self.sites}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for site in self.sites:

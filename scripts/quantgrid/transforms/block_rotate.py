@@ -1,0 +1,126 @@
+"""Primitives: rotations of blocks of neighbouring channels, online at every site: T = I ⊗ H, or a matrix per block found from the tokens.
+
+A rotation of the whole input spreads one outlier over all groups of a weight or activation; a block rotation keeps it in its block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..architecture import ModelShape
+from ..decoders import DecoderLayer
+from ..errors import ConfigError
+from ..online import as_rows
+from .composition import derived_seed
+from .rotate import turn_online
+
+
+def require_blocks(shape: ModelShape, site: str, size: int) -> None:
+    """:class:`ConfigError` where blocks of ``size`` do not divide the inputs of ``site``."""
+    if shape.site_size(site) % size:
+        raise ConfigError(f"blocks of {size} do not divide the {shape.site_size(site)} inputs of site '{site}'; choose a size that does")
+
+
+@dataclass
+class BlockHadamard:
+    """I ⊗ H with a Hadamard matrix of order ``size`` (MR-GPTQ, arXiv 2509.23202): online at all ``sites``, no norm gain moved.
+
+    ``fold_heads``: at ``output_input`` it moves into v, exactly, where ``size`` divides the head size.
+    """
+
+    size: int
+    sites: list[str]
+    fold_heads: bool
+    reads_layer = False
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        for site in self.sites:
+            require_blocks(shape, site, self.size)
+        return {}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        return {}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        operation = {"operation": "block_hadamard", "size": self.size}
+        for site in self.sites:
+            if self.fold_heads and site == "output_input" and layer.shape.head_dim % self.size == 0 and not layer.online[site]:
+                rows, weights = as_rows(operation), layer.weights
+                weights["v"], weights["o"] = rows(weights["v"].mT).mT, rows(weights["o"])
+                if "v_bias" in weights:
+                    weights["v_bias"] = rows(weights["v_bias"])
+                layer.map_input(site, rows)
+            else:
+                turn_online(layer, site, operation)
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: all of it happens inside the layers."""
+
+
+@dataclass
+class GreedyBlocks:
+    """DuQuant's rotation of blocks (arXiv 2406.01721): step by step the channel with the largest magnitude is spread over its block.
+
+    A step is E M E with E the exchange of that channel and the first, M a fixed orthogonal matrix whose first row is uniform (the others
+    Haar; the published one is redrawn where ours is not). Of up to ``steps`` steps the prefix with the least largest magnitude on the token sample
+    is kept per block, none if none helps. ``stream`` tells the rotations of one recipe apart.
+    """
+
+    size: int
+    sites: list[str]
+    steps: int
+    seed: int
+    stream: int
+    reads_layer = True
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        for site in self.sites:
+            require_blocks(shape, site, self.size)
+        return {}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        """Per site (n / size, size, size)."""
+        spread = spreading_matrix(self.size, derived_seed(self.seed, "blocks", self.stream))
+        return {site: greedy_rotation(layer.statistics[site].samples, spread, self.steps) for site in self.sites}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in self.sites:
+            turn_online(layer, site, {"operation": "block_rotate", "blocks": parameters[site]})
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: all of it happens inside the layers."""
+
+
+def spreading_matrix(size: int, seed: int) -> Tensor:
+    """An orthogonal (size, size) matrix, float64, with first row 1 / sqrt(size) and the rest Haar among those."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    columns[:, 0] = 1
+    q, r = torch.linalg.qr(columns)
+    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).mT.contiguous()
+
+
+def greedy_rotation(samples: Tensor, spread: Tensor, steps: int) -> Tensor:
+    """Orthogonal blocks (n / size, size, size), float64, from tokens (tokens, n) and the matrix of a step (size, size)."""
+    size = len(spread)
+    x = samples.float().unflatten(-1, (-1, size)).transpose(0, 1)
+    blocks = len(x)
+    rotation = torch.eye(size, dtype=torch.float64).repeat(blocks, 1, 1)
+    best, least = rotation, x.abs().amax((1, 2))
+    every, spread32 = torch.arange(blocks), spread.float()
+    for _ in range(steps):
+        peak, order = x.abs().amax(1).argmax(1), torch.arange(size).repeat(blocks, 1)
+        order[every, peak], order[:, 0] = 0, peak
+        x = _exchanged(_exchanged(x, order) @ spread32, order)
+        rotation = _exchanged(_exchanged(rotation, order) @ spread, order)
+        found = x.abs().amax((1, 2))
+        best, least = torch.where((found < least)[:, None, None], rotation, best), torch.minimum(found, least)
+    return best
+
+
+def _exchanged(x: Tensor, order: Tensor) -> Tensor:
+    """Columns of every block of x (blocks, rows, size) in the ``order`` (blocks, size)."""
+    return x.gather(-1, order.unsqueeze(1).expand_as(x))

@@ -1,0 +1,72 @@
+"""Primitive: weights clipped to the range with the least output error (AWQ, arXiv 2306.00978, its second search).
+
+It is the one primitive that changes the function of the unrounded model: it decides the ranges that the weights are rounded in, as AWQ's code
+does, by clipping the weights themselves. Nothing is clipped in a cell that leaves weights unrounded. Put it last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass
+
+import torch
+from torch import Tensor
+
+from ..architecture import SITE_OF, ModelShape
+from ..cell_schemes import CellSchemes
+from ..decoders import DecoderLayer
+from ..quantizer import fake_quantize
+
+
+@dataclass
+class ClipWeights:
+    """Per row and group of a weight the fraction p of its largest magnitude, from 1 in ``steps`` equal steps towards 1/2, with the least
+    e C eᵀ, e the error of the clipped and rounded group and C the second moment of its inputs (the diagonal block: groups by themselves,
+    as published). A scheme with one scale per tensor gets one p. ``schemes`` serve the fit alone and are not kept.
+    """
+
+    linears: list[str]
+    steps: int
+    schemes: InitVar[CellSchemes | None] = None
+    reads_layer = True
+
+    def __post_init__(self, schemes: CellSchemes | None) -> None:
+        self.cell = schemes
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        return {}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        """``{linear}``: the largest magnitude left, (rows or 1, groups), float32."""
+        if self.cell is None or self.cell.weight is None:
+            return {}
+        return {linear: self._bounds(layer.weights[linear].float(), layer.statistics[SITE_OF[linear]].second_moment.float())
+                for linear in self.linears}
+
+    def _bounds(self, weight: Tensor, moment: Tensor) -> Tensor:
+        rows, groups = self.cell.weight.scale_shape(weight.shape)[-2:]
+        size = weight.shape[-1] // groups
+        blocks = torch.stack([moment[i: i + size, i: i + size] for i in range(0, weight.shape[-1], size)])
+        largest = weight.abs().unflatten(-1, (groups, size)).amax(-1)
+        largest = largest.amax(0, keepdim=True) if rows == 1 else largest
+        best, bounds = torch.full_like(largest, torch.inf), largest
+        for step in range(self.steps):
+            bound = largest * (1 - step / (2 * self.steps))
+            error = (fake_quantize(clipped(weight, bound), self.cell.weight) - weight).unflatten(-1, (groups, size)).transpose(0, 1)
+            found = ((error @ blocks) * error).sum(-1).mT
+            found = found.sum(0, keepdim=True) if rows == 1 else found
+            best, bounds = torch.minimum(best, found), torch.where(found < best, bound, bounds)
+        return bounds
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for linear in self.linears:
+            if linear in parameters:
+                layer.weights[linear] = clipped(layer.weights[linear], parameters[linear].double())
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: all of it happens inside the layers."""
+
+
+def clipped(weight: Tensor, bounds: Tensor) -> Tensor:
+    """``weight`` (m, n) within +- ``bounds`` (m or 1, groups)."""
+    limit = bounds.unsqueeze(-1)
+    return weight.unflatten(-1, (bounds.shape[-1], -1)).clamp(-limit, limit).flatten(-2)

@@ -1,0 +1,16 @@
+"""Outlier Suppression+ (arXiv 2304.09145): channels centred, then those beyond a threshold scaled down to it, the threshold searched.
+
+Deviations: on a decoder of RMSNorm the shift is our own extension (``shift.py``; the published LLaMA code leaves it out), thresholds are
+in geometric steps, and the error of the linears' outputs decides, not that of the block behind them (``search_objective.py``).
+"""
+
+from __future__ import annotations
+
+from ..cell_schemes import CellSchemes
+from .searched_scale import SearchedThreshold
+from .shift import Shift
+
+
+def primitives(sites: list[str], center: str, points: int, lowest: float, round_activations: bool, seed: int | None = None,
+               schemes: CellSchemes | None = None) -> list:
+    return [Shift(center, sites), SearchedThreshold(sites, points, round_activations, schemes, lowest=lowest)]
