@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from quantgrid.errors import NumericalFailure
+from quantgrid.mitigations import columns as columns_module
 from quantgrid.mitigations import gptq as gptq_module
 from quantgrid.mitigations.gptq import gptq, inverse_factor, invert_upper
 from quantgrid.mitigations.gptq_low_rank import gptq_low_rank
-from quantgrid.mitigations.low_rank import compensation, leading_directions, low_rank
+from quantgrid.mitigations.low_rank import low_rank, term
 from quantgrid.mitigations.rtn import rtn
+from quantgrid.mitigations.singular import leading_directions
 from quantgrid.quantizer import codebooks, find_parameters, quantize, round_values, scheme, step_size, zero_points
 from quantgrid.statistics import SiteStatistics, stack
 from reference_statistics import statistics_of
@@ -127,7 +129,7 @@ def test_the_sum_of_errors_is_the_layer_error(name, order, monkeypatch):
         gaps.append((column - rounded).double())
         return rounded
 
-    monkeypatch.setattr(gptq_module, "round_values", spy)
+    monkeypatch.setattr(columns_module, "round_values", spy)
     weight, statistics = weight_of(), statistics_of(inputs())
     solved = gptq(weight, statistics, SCHEMES[name], activation_order=order)
     hessian = damped(statistics.second_moment)
@@ -321,16 +323,16 @@ def test_leading_directions_leave_the_tail_singular_values(shape, rank):
 
 def factor_of(metric, statistics):
     """M of the metric |(E - L) M|."""
-    return torch.linalg.cholesky(statistics.second_moment) if metric == "exact" else torch.eye(N, dtype=torch.float64)
+    return torch.linalg.cholesky(statistics.second_moment) if metric == "qera_exact" else torch.eye(N, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_the_term_is_the_best_of_its_rank(metric, rank):
     """The residual in the metric that is minimized is that of the truncated SVD of E M, to the accuracy of bfloat16."""
     error, statistics = normal(M, N, seed=7), statistics_of(inputs())
-    left, right = compensation(error, statistics, rank, metric)
-    assert left.shape == (M, rank) and right.shape == (rank, N) and left.dtype == right.dtype == torch.bfloat16
+    left, right = (factor.to(torch.bfloat16) for factor in term(error, statistics, rank, metric)[:2])
+    assert left.shape == (M, rank) and right.shape == (rank, N)
     found = error - left.double() @ right.double()
     metric_factor = factor_of(metric, statistics)
     wanted = torch.linalg.svdvals(error @ metric_factor)[rank:].square().sum().item()
@@ -340,13 +342,13 @@ def test_the_term_is_the_best_of_its_rank(metric, rank):
 def test_each_metric_wins_where_it_is_measured():
     weight, statistics = weight_of(), statistics_of(inputs())
     for method in (low_rank, gptq_low_rank):
-        plain, exact = (weight - method(weight, statistics, SCHEMES["int4"], rank=6, metric=metric).dequantized() for metric in ("plain", "exact"))
+        plain, exact = (weight - method(weight, statistics, SCHEMES["int4"], rank=6, metric=metric).dequantized() for metric in ("plain", "qera_exact"))
         assert energy(exact, statistics.second_moment) < 0.9 * energy(plain, statistics.second_moment)
         assert plain.square().sum() < 0.99 * exact.square().sum()
 
 
 @pytest.mark.parametrize("method, base", [(low_rank, rtn), (gptq_low_rank, gptq)], ids=["low_rank", "gptq_low_rank"])
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 def test_the_error_falls_with_the_rank(method, base, metric):
     weight, statistics = weight_of(), statistics_of(inputs())
     metric_factor = factor_of(metric, statistics)
@@ -358,7 +360,7 @@ def test_the_error_falls_with_the_rank(method, base, metric):
 
 
 @pytest.mark.parametrize("method, base", [(low_rank, rtn), (gptq_low_rank, gptq)], ids=["low_rank", "gptq_low_rank"])
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("name", ["int4", "int4 asymmetric group-32", "nvfp4"])
 def test_rank_zero_is_the_base(method, base, metric, name):
     weight, statistics = weight_of(), statistics_of(inputs())
@@ -369,7 +371,7 @@ def test_rank_zero_is_the_base(method, base, metric, name):
 
 
 @pytest.mark.parametrize("method", [low_rank, gptq_low_rank])
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("rank", [M, 1000])
 def test_full_rank_recovers_the_weight(method, metric, rank):
     weight, statistics = weight_of(), statistics_of(inputs())
@@ -391,7 +393,7 @@ def test_the_branch_computes_what_the_merged_weight_does(method):
     assert torch.allclose(branch, merged, atol=1e-5 * merged.abs().max().item())
 
 
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("method", [low_rank, gptq_low_rank])
 def test_low_rank_of_a_batch_is_one_by_one(method, metric):
     weights, statistics = [weight_of(seed) for seed in (0, 10)], [statistics_of(inputs(seed)) for seed in (0, 10)]
@@ -411,7 +413,7 @@ def test_the_exact_metric_takes_a_moment_of_few_tokens(tokens, stored):
     moment = statistics_of(x).second_moment
     statistics = with_moment(moment if stored == "float64" else moment.float().double())
     nearest = rtn(weight, statistics, SCHEMES["int4"]).dequantized() - weight
-    left = [energy(low_rank(weight, statistics, SCHEMES["int4"], rank=rank, metric="exact").dequantized() - weight, moment) for rank in (1, M - 1)]
+    left = [energy(low_rank(weight, statistics, SCHEMES["int4"], rank=rank, metric="qera_exact").dequantized() - weight, moment) for rank in (1, M - 1)]
     assert left[1] < left[0] < energy(nearest, moment)
     if tokens == 3:
         assert left[1] < 1e-3 * energy(nearest, moment)
@@ -419,4 +421,4 @@ def test_the_exact_metric_takes_a_moment_of_few_tokens(tokens, stored):
 
 def test_a_moment_without_a_factor_fails_the_cell():
     with pytest.raises(NumericalFailure, match="Cholesky"):
-        compensation(normal(3, 2), with_moment([[1.0, 100.0], [100.0, 1.0]]), 1, "exact")
+        term(normal(3, 2), with_moment([[1.0, 100.0], [100.0, 1.0]]), 1, "qera_exact")
