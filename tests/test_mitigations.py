@@ -342,7 +342,8 @@ def test_the_term_is_the_best_of_its_rank(metric, rank):
 def test_each_metric_wins_where_it_is_measured():
     weight, statistics = weight_of(), statistics_of(inputs())
     for method in (low_rank, gptq_low_rank):
-        plain, exact = (weight - method(weight, statistics, SCHEMES["int4"], rank=6, metric=metric).dequantized() for metric in ("plain", "qera_exact"))
+        plain, exact = (weight - method(weight, statistics, SCHEMES["int4"], rank=6, metric=metric).dequantized()
+                        for metric in ("plain", "qera_exact"))
         assert energy(exact, statistics.second_moment) < 0.9 * energy(plain, statistics.second_moment)
         assert plain.square().sum() < 0.99 * exact.square().sum()
 
@@ -413,7 +414,8 @@ def test_the_exact_metric_takes_a_moment_of_few_tokens(tokens, stored):
     moment = statistics_of(x).second_moment
     statistics = with_moment(moment if stored == "float64" else moment.float().double())
     nearest = rtn(weight, statistics, SCHEMES["int4"]).dequantized() - weight
-    left = [energy(low_rank(weight, statistics, SCHEMES["int4"], rank=rank, metric="qera_exact").dequantized() - weight, moment) for rank in (1, M - 1)]
+    left = [energy(low_rank(weight, statistics, SCHEMES["int4"], rank=rank, metric="qera_exact").dequantized() - weight, moment)
+            for rank in (1, M - 1)]
     assert left[1] < left[0] < energy(nearest, moment)
     if tokens == 3:
         assert left[1] < 1e-3 * energy(nearest, moment)

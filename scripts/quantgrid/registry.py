@@ -152,6 +152,22 @@ def method(axis: str, name: str, where: str = "") -> Method:
     return METHODS[axis][name]
 
 
+SEQUENTIAL = "propagation"  # the module that propagates; only cells that ask for it depend on it
+
+
+def split_propagation(resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A resolved mitigation without the options that its function does not take, and how sequential propagation runs; None: cached.
+
+    ``paired``: the unquantized model has to run beside, as GPTAQ asks for.
+    """
+    options = {name: value for name, value in resolved["options"].items() if name not in PROPAGATION}
+    own = {**resolved, "options": options}
+    if resolved["options"].get("propagation") != "sequential":
+        return own, None
+    paired = "gptaq" in (resolved["method"], options.get("base"))
+    return own, {"quantized_activations": resolved["options"]["quantized_activations"], "paired": paired}
+
+
 def load(axis: str, name: str) -> ModuleType:
     """Import the module of one method."""
     return import_module(f"quantgrid.{method(axis, name).module}")
