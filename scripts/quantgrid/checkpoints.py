@@ -2,8 +2,8 @@
 
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
 ``.codebook``, and what ``compensation_storage.py`` lists (low-rank factors, outliers); scales and zero points of fewer than 8 bits are
-packed as codes are; all other tensors under their own names. ``quantgrid.json`` holds the model's config, the schemes (``activations`` per site), the shapes of
-the linears, the online operations, and the sha256 of the tensors' file.
+packed as codes are; all other tensors under their own names. ``quantgrid.json`` holds the model's config, the schemes (``activations``
+per site), the shapes of the linears, the online operations, and the sha256 of the tensors' file.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from .cell_schemes import CellSchemes
 from .checkpoints import CheckpointContent, bare_name
 from .decoders import DecoderFolder, DecoderLayer
 from .layer_errors import Roundings, Site, accounted_bits, measure, ratio
-from .linear import Rounding
 from .mitigations.compensated import Compensated
 from .quantizer import QuantScheme
 from .statistics import SiteStatistics
