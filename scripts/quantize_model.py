@@ -1,6 +1,7 @@
 """Fold the transform, quantize every linear, write the packed checkpoint and the errors of its layers."""
 
 from functools import partial
+from importlib import import_module
 
 from quantgrid import registry
 from quantgrid.cell_schemes import CellSchemes
@@ -8,7 +9,8 @@ from quantgrid.checkpoints import save_failed, save_quantized
 from quantgrid.decoders import DecoderFolder
 from quantgrid.errors import NumericalFailure
 from quantgrid.job import arguments, progress, record, run, use_threads
-from quantgrid.quantization import Recipe, quantize_decoder, summarize
+from quantgrid.linear import compute_device, compute_dtype
+from quantgrid.quantization import Quantized, Recipe, quantize_decoder, summarize
 from quantgrid.storage import write_json
 from quantgrid.transforms.composition import Transform
 
@@ -20,14 +22,26 @@ def recipe(job) -> Recipe:
     return Recipe(Transform.load(job.transform), schemes, mitigation, job.statistics)
 
 
+def quantized(job) -> Quantized:
+    """From cached statistics, or layer by layer with inputs from the quantized layers before."""
+    if "propagation" not in job.spec:
+        return quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"))
+    sequential = import_module(f"quantgrid.{registry.SEQUENTIAL}")  # not by name: only cells that use it shall depend on it
+    device = compute_device(job.spec["compute"]["device"])
+    how = sequential.Sequential.load(job.windows, dtype=compute_dtype(job.spec["compute"]["dtype"], device), device=device,
+                                     **job.spec["propagation"])
+    return sequential.quantize_sequentially(DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"))
+
+
 def main() -> None:
-    job = arguments("model", "transform", "statistics", "checkpoint", "manifest", "error", optional=("statistics",))
+    job = arguments("model", "transform", "statistics", "windows", "checkpoint", "manifest", "error", optional=("statistics", "windows"))
     use_threads(job.spec)
-    about = record(job.spec, transform=job.transform, statistics=job.statistics)
+    about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
     try:
-        done = quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"))
+        done = quantized(job)
         write_json(job.error, {**about, "status": "ok", "summary": {**summarize(done.errors), **done.costs}, "linears": done.errors,
-                               "details": done.details, "choices": done.choices})
+                               "details": done.details, "choices": done.choices,
+                               "propagation": "sequential" if "propagation" in job.spec else "cached"})
         save_quantized(done.content, job.checkpoint, job.manifest, about)
     except NumericalFailure as failure:
         write_json(job.error, {**about, "status": "failed", "reason": str(failure)})

@@ -167,7 +167,7 @@ RUNS = [("llama", "none", preset, granularity, rtn) for preset, granularity in (
 RUNS += [(case, transform, preset, "channel", rtn) for case in CASE_OF for transform in ("scaling", "hadamard") for preset in ("int4", "bf16")]
 RUNS += [("llama", "hadamard", "nvfp4", "channel", rtn), ("qwen2", "hadamard", "int4", "tensor", rtn), ("mistral", "scaling", "int4", "tensor", rtn),
          ("llama", "hadamard", "int4", "channel", partial(low_rank, rank=4)),
-         ("qwen3", "none", "mxfp4", "channel", partial(low_rank, rank=4, metric="exact"))]
+         ("qwen3", "none", "mxfp4", "channel", partial(low_rank, rank=4, metric="qera_exact"))]
 
 
 @pytest.mark.parametrize("case, transform, preset, granularity, mitigation", RUNS, ids=lambda value: getattr(value, "__name__", None) or

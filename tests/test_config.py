@@ -157,7 +157,7 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
     "text for a truth": (changed("mitigations", "solved", activation_order="yes"),
         ["mitigations.solved.activation_order: 'yes' is not accepted; expected true or false"]),
     "choice of an option": (changed("mitigations", "lr8", metric="plane"),
-        ["mitigations.lr8.metric: 'plane' is not accepted; expected one of plain, exact"]),
+        ["mitigations.lr8.metric: 'plane' is not accepted; expected one of plain, lqer, qera_approx, qera_exact"]),
     "site of an option": (changed("transforms", "smooth", sites=["attention"]),
         ["transforms.smooth.sites: ['attention'] is not accepted; expected a list of attention_input"]),
     "scheme out of range": (entry("formats", "x", {"preset": "int4", "weight": {"clip_ratio": 2}}),

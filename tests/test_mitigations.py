@@ -9,88 +9,30 @@ import numpy as np
 import pytest
 import torch
 
+from mitigation_cases import (
+    SCHEMES,
+    M,
+    N,
+    damped,
+    energy,
+    inputs,
+    normal,
+    plain_gptq,
+    rows_that_differ,
+    weight_of,
+    with_moment,
+)  # fmt: skip
 from quantgrid.errors import NumericalFailure
+from quantgrid.mitigations import columns as columns_module
 from quantgrid.mitigations import gptq as gptq_module
 from quantgrid.mitigations.gptq import gptq, inverse_factor, invert_upper
 from quantgrid.mitigations.gptq_low_rank import gptq_low_rank
-from quantgrid.mitigations.low_rank import compensation, leading_directions, low_rank
+from quantgrid.mitigations.low_rank import low_rank, term
 from quantgrid.mitigations.rtn import rtn
-from quantgrid.quantizer import codebooks, find_parameters, quantize, round_values, scheme, step_size, zero_points
-from quantgrid.statistics import SiteStatistics, stack
+from quantgrid.mitigations.singular import leading_directions
+from quantgrid.quantizer import find_parameters, quantize, round_values, scheme
+from quantgrid.statistics import stack
 from reference_statistics import statistics_of
-
-M, N, TOKENS = 24, 96, 400
-SCHEMES = {
-    "int4": scheme("int4"), "int4 asymmetric": scheme("int4_asym"), "int4 tensor": scheme("int4", granularity="tensor"),
-    "int4 group-16": scheme("int4", group_size=16), "int4 asymmetric group-32": scheme("int4_asym", group_size=32), "int3": scheme("int3"),
-    "int8": scheme("int8"), "mse": scheme("int4", range="mse", mse_steps=20), "fp4": scheme("fp4"), "nf4": scheme("nf4"), "mxfp4": scheme("mxfp4"),
-    "nvfp4": scheme("nvfp4"), "kmeans": scheme("kmeans4"), "kmeans groups": scheme("kmeans2", group_size=32),
-    "exhaustive": scheme("mxfp4", range="exhaustive"), "unsigned": scheme("fp4", element="ue2m2", group_size=32),
-}
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def weight_of(seed=0, m=M, n=N):
-    """(m, n) float32, heavy-tailed."""
-    return (normal(m, n, seed=seed) * normal(m, n, seed=seed + 1).exp()).float()
-
-
-def inputs(seed=0, n=N, tokens=TOKENS):
-    """(tokens, n) float64: correlated channels, some of them large."""
-    mixing = torch.eye(n, dtype=torch.float64) + 0.3 * normal(n, n, seed=seed + 1) / n**0.5 + 0.5
-    return normal(tokens, n, seed=seed) @ mixing * (1 + 9 * (torch.arange(n) % 17 == 3))
-
-
-def with_moment(moment) -> SiteStatistics:
-    """Statistics of this second moment; the rest does not matter."""
-    moment = torch.as_tensor(moment, dtype=torch.float64)
-    none = torch.zeros(moment.shape[:-1], dtype=torch.float64)
-    return SiteStatistics(1, none, moment, none, none, none, none.unsqueeze(-2))
-
-
-def damped(moment, damping=0.01):
-    return moment + damping * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
-
-
-def energy(error, moment):
-    """tr(E H Eᵀ) in float64."""
-    error = error.double()
-    return ((error @ moment) * error).sum().item()
-
-
-def rows_that_differ(one, other) -> int:
-    """Rows whose codes differ: one rounding that falls the other way changes the rest of its row."""
-    return int((one.quantized.codes != other.quantized.codes).any(-1).sum())
-
-
-def plain_gptq(weight, moment, of_scheme, damping=0.01, order=None):
-    """Algorithm 1 of arXiv 2210.17323, column by column in float64 numpy, scales fixed beforehand: (rounded weight, its codes' tensor)."""
-    n = weight.shape[1]
-    order = np.arange(n) if order is None else order.numpy()
-    parameters = find_parameters(weight, of_scheme)
-    groups = step_size(parameters, of_scheme, weight.shape).shape[-1]
-    steps = step_size(parameters, of_scheme, weight.shape).repeat_interleave(n // groups, -1)
-    zeros = zero_points(parameters, of_scheme, weight.shape)
-    zeros = None if zeros is None else zeros.repeat_interleave(n // groups, -1)
-    books = codebooks(parameters, of_scheme, weight.shape)
-    hessian = damped(moment, damping).numpy()[np.ix_(order, order)]
-    inverse = np.linalg.inv(hessian)
-    working, rounded = weight.double().numpy()[:, order].copy(), np.empty(weight.shape)
-    for i, column in enumerate(order):
-        zero = None if zeros is None else zeros[:, column]
-        book = None if books is None else books[:, column * groups // n]
-        zero = None if zero is None else zero[:, None]
-        rounded[:, i] = round_values(torch.from_numpy(working[:, i: i + 1].copy()), steps[:, column, None], zero, of_scheme, book).numpy()[:, 0]
-        error = (working[:, i] - rounded[:, i]) / inverse[i, i]
-        working[:, i + 1:] -= np.outer(error, inverse[i, i + 1:])
-        inverse = inverse - np.outer(inverse[:, i], inverse[i, :]) / inverse[i, i]
-    result = np.empty(weight.shape)
-    result[:, order] = rounded
-    return quantize(torch.from_numpy(result).float(), of_scheme, parameters)
-
 
 # -- GPTQ ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -127,7 +69,7 @@ def test_the_sum_of_errors_is_the_layer_error(name, order, monkeypatch):
         gaps.append((column - rounded).double())
         return rounded
 
-    monkeypatch.setattr(gptq_module, "round_values", spy)
+    monkeypatch.setattr(columns_module, "round_values", spy)
     weight, statistics = weight_of(), statistics_of(inputs())
     solved = gptq(weight, statistics, SCHEMES[name], activation_order=order)
     hessian = damped(statistics.second_moment)
@@ -321,16 +263,16 @@ def test_leading_directions_leave_the_tail_singular_values(shape, rank):
 
 def factor_of(metric, statistics):
     """M of the metric |(E - L) M|."""
-    return torch.linalg.cholesky(statistics.second_moment) if metric == "exact" else torch.eye(N, dtype=torch.float64)
+    return torch.linalg.cholesky(statistics.second_moment) if metric == "qera_exact" else torch.eye(N, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_the_term_is_the_best_of_its_rank(metric, rank):
     """The residual in the metric that is minimized is that of the truncated SVD of E M, to the accuracy of bfloat16."""
     error, statistics = normal(M, N, seed=7), statistics_of(inputs())
-    left, right = compensation(error, statistics, rank, metric)
-    assert left.shape == (M, rank) and right.shape == (rank, N) and left.dtype == right.dtype == torch.bfloat16
+    left, right = (factor.to(torch.bfloat16) for factor in term(error, statistics, rank, metric)[:2])
+    assert left.shape == (M, rank) and right.shape == (rank, N)
     found = error - left.double() @ right.double()
     metric_factor = factor_of(metric, statistics)
     wanted = torch.linalg.svdvals(error @ metric_factor)[rank:].square().sum().item()
@@ -340,13 +282,14 @@ def test_the_term_is_the_best_of_its_rank(metric, rank):
 def test_each_metric_wins_where_it_is_measured():
     weight, statistics = weight_of(), statistics_of(inputs())
     for method in (low_rank, gptq_low_rank):
-        plain, exact = (weight - method(weight, statistics, SCHEMES["int4"], rank=6, metric=metric).dequantized() for metric in ("plain", "exact"))
+        plain, exact = (weight - method(weight, statistics, SCHEMES["int4"], rank=6, metric=metric).dequantized()
+                        for metric in ("plain", "qera_exact"))
         assert energy(exact, statistics.second_moment) < 0.9 * energy(plain, statistics.second_moment)
         assert plain.square().sum() < 0.99 * exact.square().sum()
 
 
 @pytest.mark.parametrize("method, base", [(low_rank, rtn), (gptq_low_rank, gptq)], ids=["low_rank", "gptq_low_rank"])
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 def test_the_error_falls_with_the_rank(method, base, metric):
     weight, statistics = weight_of(), statistics_of(inputs())
     metric_factor = factor_of(metric, statistics)
@@ -358,7 +301,7 @@ def test_the_error_falls_with_the_rank(method, base, metric):
 
 
 @pytest.mark.parametrize("method, base", [(low_rank, rtn), (gptq_low_rank, gptq)], ids=["low_rank", "gptq_low_rank"])
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("name", ["int4", "int4 asymmetric group-32", "nvfp4"])
 def test_rank_zero_is_the_base(method, base, metric, name):
     weight, statistics = weight_of(), statistics_of(inputs())
@@ -369,7 +312,7 @@ def test_rank_zero_is_the_base(method, base, metric, name):
 
 
 @pytest.mark.parametrize("method", [low_rank, gptq_low_rank])
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("rank", [M, 1000])
 def test_full_rank_recovers_the_weight(method, metric, rank):
     weight, statistics = weight_of(), statistics_of(inputs())
@@ -391,7 +334,7 @@ def test_the_branch_computes_what_the_merged_weight_does(method):
     assert torch.allclose(branch, merged, atol=1e-5 * merged.abs().max().item())
 
 
-@pytest.mark.parametrize("metric", ["plain", "exact"])
+@pytest.mark.parametrize("metric", ["plain", "qera_exact"])
 @pytest.mark.parametrize("method", [low_rank, gptq_low_rank])
 def test_low_rank_of_a_batch_is_one_by_one(method, metric):
     weights, statistics = [weight_of(seed) for seed in (0, 10)], [statistics_of(inputs(seed)) for seed in (0, 10)]
@@ -411,7 +354,8 @@ def test_the_exact_metric_takes_a_moment_of_few_tokens(tokens, stored):
     moment = statistics_of(x).second_moment
     statistics = with_moment(moment if stored == "float64" else moment.float().double())
     nearest = rtn(weight, statistics, SCHEMES["int4"]).dequantized() - weight
-    left = [energy(low_rank(weight, statistics, SCHEMES["int4"], rank=rank, metric="exact").dequantized() - weight, moment) for rank in (1, M - 1)]
+    left = [energy(low_rank(weight, statistics, SCHEMES["int4"], rank=rank, metric="qera_exact").dequantized() - weight, moment)
+            for rank in (1, M - 1)]
     assert left[1] < left[0] < energy(nearest, moment)
     if tokens == 3:
         assert left[1] < 1e-3 * energy(nearest, moment)
@@ -419,4 +363,4 @@ def test_the_exact_metric_takes_a_moment_of_few_tokens(tokens, stored):
 
 def test_a_moment_without_a_factor_fails_the_cell():
     with pytest.raises(NumericalFailure, match="Cholesky"):
-        compensation(normal(3, 2), with_moment([[1.0, 100.0], [100.0, 1.0]]), 1, "exact")
+        term(normal(3, 2), with_moment([[1.0, 100.0], [100.0, 1.0]]), 1, "qera_exact")

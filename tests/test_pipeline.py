@@ -126,7 +126,7 @@ def test_every_rule_has_steps_and_every_path_one_key():
     (lambda c: c["transforms"]["smooth"].update(sites=["mlp_input"]), "smooth"),
     (lambda c: c["transforms"]["turn"].update(seed=5), "turn"),
     (lambda c: c["mitigations"]["lr8"].update(rank=16), "lr8"),
-    (lambda c: c["mitigations"]["lr8"].update(metric="exact"), "lr8"),
+    (lambda c: c["mitigations"]["lr8"].update(metric="qera_exact"), "lr8"),
     (lambda c: c["mitigations"]["solved"].update(damping=0.02), "solved"),
     (lambda c: c["formats"]["int4-mse"]["weight"].update(mse_norm=2.0), "int4-mse"),
     (lambda c: c["formats"]["int4-mse"].update(activation=None), "int4-mse"),

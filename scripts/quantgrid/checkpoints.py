@@ -1,9 +1,10 @@
 """Packed checkpoints: 4-bit codes two to a byte, scales in their own dtype, and a manifest that says how to run them.
 
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
-``.codebook``, ``.left`` and ``.right`` (low-rank factors); scales and zero points of fewer than 8 bits are packed as codes are; the tensors
-of the online operations as ``{site}.online.{number}.{name}``; all other tensors under their own names. ``quantgrid.json`` holds the
-model's config, the schemes (``activations`` per site), the shapes of the linears, the online operations, and the sha256 of the tensors' file.
+``.codebook``, and what ``compensation_storage.py`` lists (low-rank factors, outliers); scales and zero points of fewer than 8 bits are
+packed as codes are; the tensors of the online operations as ``{site}.online.{number}.{name}``; all other tensors under their own names.
+``quantgrid.json`` holds the model's config, the schemes (``activations`` per site), the shapes of the linears, the online operations, and
+the sha256 of the tensors' file.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from .architecture import END_ROLES, LAYER_PREFIX, SITES, linear_module
 from .calibration import site_name
 from .cell_schemes import CellSchemes, KeyValueScheme
+from .compensation_storage import read_low_rank, side_entry, side_tensors, with_outliers
 from .errors import ConfigError, NumericalFailure
 from .key_values import round_key_values
 from .linear import QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
-from .online import tensors_of
+from .online import cast, tensors_of
 from .packing import pack, unpack
 from .quantizer import QuantizedTensor, QuantScheme
 from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
@@ -74,12 +76,12 @@ class CheckpointContent:
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """One linear of several layers: ``solved`` has a leading dimension as long as ``names``."""
         parts, packed = _parts(solved.quantized), _packed_bits(self.schemes.weight)
-        low_rank = dict(zip(("left", "right"), solved.low_rank or ()))
         for i, name in enumerate(names):
             self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)
             self.tensors |= {f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
-                             for part, tensor in {**parts, **low_rank}.items()}
-            self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), "low_rank": bool(low_rank)}
+                             for part, tensor in parts.items()}
+            self.tensors |= {f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()}
+            self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), **side_entry(solved)}
 
 
 def _online_name(site: str, number: int, part: str) -> str:
@@ -174,17 +176,19 @@ def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[st
                 module = bare_name(index, linear)
                 weight, low_rank = _weight(module, about, tensors, weights, dtype)
                 bias = tensors.get(f"{module}.bias")
-                replacement = QuantizedLinear(weight, None if bias is None else bias.to(dtype), site_input, low_rank)
+                term = about["linears"].get(module, {}).get("low_rank")
+                fed = term["input"] if term else "quantized"
+                replacement = QuantizedLinear(weight, None if bias is None else bias.to(dtype), site_input, low_rank, fed)
                 model.set_submodule(module, replacement)
 
 
 def _online(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> list[dict[str, Any]]:
-    """The online operations of the site ``name``, their tensors in ``dtype`` (orders of channels stay whole numbers)."""
+    """The online operations of the site ``name``, their tensors in ``dtype``."""
     found = []
     for number, operation in enumerate(about["online"].get(name, [])):
         prefix = _online_name(name, number, "")
         parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        found.append({**operation, **{part: tensor.to(dtype) if tensor.is_floating_point() else tensor for part, tensor in parts.items()}})
+        found.append(cast({**operation, **parts}, dtype))
     return found
 
 
@@ -207,6 +211,6 @@ def _weight(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], sch
     for part, bits in _packed_bits(scheme).items():
         scale_shape = scheme.scale_shape(shape)
         parts[part] = unpack(parts[part], bits, (math.prod(scale_shape),), signed=False).reshape(scale_shape)
-    weight = QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts).dequantize().to(dtype)
-    low_rank = (tensors[f"{name}.left"].to(dtype), tensors[f"{name}.right"].to(dtype)) if about["linears"][name]["low_rank"] else None
-    return weight, low_rank
+    entry = about["linears"][name]
+    weight = with_outliers(name, entry, tensors, QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts).dequantize())
+    return weight.to(dtype), read_low_rank(name, entry, tensors, dtype)

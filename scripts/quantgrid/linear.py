@@ -41,7 +41,8 @@ class SiteInput(nn.Module):
     """Prepares the input of a site: online operations in order, then the rounding of its activation scheme, if it has one.
 
     ``online`` is a list as :mod:`quantgrid.online` describes; its tensors, in the dtype of the running model, become buffers.
-    ``consumers`` linears ask for the same tensor one after another; the prepared one is kept until the last has it.
+    ``consumers`` linears ask for the same tensor one after another; the prepared one is kept until the last has it, and beside it what
+    it was before it was rounded, for the branches that are fed with that.
     """
 
     def __init__(self, online: list[dict[str, Any]], rounding: Rounding | None, consumers: int):
@@ -53,13 +54,14 @@ class SiteInput(nn.Module):
             for name, tensor in tensors_of(operation).items():
                 self.register_buffer(f"online_{number}_{name}", tensor, persistent=False)
         self._source: Tensor | None = None
-        self._prepared: Tensor | None = None
+        self._prepared: tuple[Tensor, Tensor] | None = None
         self._asked = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` (*batch, tokens, n) -> the same shape and dtype."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` (*batch, tokens, n) -> (rounded, not rounded), both in the same shape and dtype."""
         if self._source is not x:
-            self._source, self._prepared, self._asked = x, self.prepare(x), 0
+            exact = self.transform(x)
+            self._source, self._prepared, self._asked = x, (self.round(exact), exact), 0
         prepared = self._prepared
         self._asked += 1
         if self._asked == self.consumers:
@@ -67,25 +69,38 @@ class SiteInput(nn.Module):
         return prepared
 
     def prepare(self, x: Tensor) -> Tensor:
+        """What the codes of a linear are multiplied with."""
+        return self.round(self.transform(x))
+
+    def transform(self, x: Tensor) -> Tensor:
         for number, operation in enumerate(self.online):
             x = apply({**operation, **{name: getattr(self, f"online_{number}_{name}") for name in self.held[number]}}, x)
+        return x
+
+    def round(self, x: Tensor) -> Tensor:
         return x if self.rounding is None else self.rounding(x)
 
 
 class QuantizedLinear(nn.Module):
-    """y = Ŵ x̂ + left (right x̂) + bias with x̂ the site's prepared input; ``weight`` (m, n) holds the dequantized codes."""
+    """y = Ŵ x̂ + left (right x̂) + bias with x̂ the site's prepared input; ``weight`` (m, n) holds the dequantized codes.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, site_input: SiteInput, low_rank: tuple[Tensor, Tensor] | None = None):
+    ``branch_input`` ``unquantized`` feeds the low-rank branch with the input as it was before it was rounded.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, site_input: SiteInput, low_rank: tuple[Tensor, Tensor] | None = None,
+                 branch_input: str = "quantized"):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.left, self.right = (nn.Parameter(factor, requires_grad=False) for factor in low_rank) if low_rank else (None, None)
-        self.site_input = site_input
+        self.site_input, self.branch_input = site_input, branch_input
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.site_input(x)
+        x, exact = self.site_input(x)
         y = linear(x, self.weight, self.bias)
-        return y if self.left is None else y.add_(linear(linear(x, self.right), self.left))
+        if self.left is None:
+            return y
+        return y.add_(linear(linear(exact if self.branch_input == "unquantized" else x, self.right), self.left))
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

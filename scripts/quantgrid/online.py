@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .hadamard import apply_hadamard, hadamard_factors
@@ -58,14 +59,14 @@ def apply(operation: Operation, x: Tensor) -> Tensor:
     return ONLINE[operation["operation"]](x, **{name: value for name, value in operation.items() if name != "operation"})
 
 
+def cast(operation: Operation, dtype: torch.dtype, device: torch.device | str = "cpu") -> Operation:
+    """The operation with its tensors on ``device`` in ``dtype``; orders of channels stay whole numbers."""
+    return {**operation, **{name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors_of(operation).items()}}
+
+
 def as_rows(operation: Operation) -> Callable[[Tensor], Tensor]:
     """The operation as a map of rows in any dtype, for weights and statistics."""
-    held = tensors_of(operation)
-
-    def rows(x: Tensor) -> Tensor:
-        return apply({**operation, **{name: tensor.to(x) if tensor.is_floating_point() else tensor for name, tensor in held.items()}}, x)
-
-    return rows
+    return lambda x: apply(cast(operation, x.dtype, x.device), x)
 
 
 def tensors_of(operation: Operation) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
     "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
 }
-OPTIONAL_INPUTS = {"fit_transform": ("statistics",), "quantize_model": ("statistics",)}
+OPTIONAL_INPUTS = {"fit_transform": ("statistics",), "quantize_model": ("statistics", "windows")}
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,13 @@ class Plan:
         reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform")}
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
-        spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
-                **self._compute}
-        return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
+        mitigation, propagation = registry.split_propagation(method.resolve(entry, f"mitigations.{cell.mitigation}"))
+        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell), **self._compute}
+        if propagation is None or spec["schemes"]["weight"] is None:
+            return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
+        reads["windows"] = (self.tokenize_corpus(cell.model, self.config["calibrations"][calibration]["corpus"]), "windows")
+        return self._step("quantize_model", {**spec, "propagation": propagation}, reads, (method.module, registry.SEQUENTIAL),
+                          packages=("torch", "transformers"), **cell.axes)
 
     def evaluate_reference(self, model: str, corpus: str) -> Step:
         return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},

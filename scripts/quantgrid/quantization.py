@@ -20,16 +20,15 @@ from .calibration import site_name
 from .cell_schemes import CellSchemes
 from .checkpoints import CheckpointContent, bare_name
 from .decoders import DecoderFolder, DecoderLayer
-from .linear import Rounding
+from .layer_errors import Roundings, Site, accounted_bits, measure, ratio
 from .mitigations.compensated import Compensated
 from .online import arithmetic
 from .quantizer import QuantScheme
-from .statistics import SiteStatistics, stack
+from .statistics import SiteStatistics
 from .transforms.composition import Transform, layer_state
 
 BUDGET = 1 << 29  # bytes of weights and second moments (float64) held at a time
 Mitigation = Callable[[Tensor, SiteStatistics, QuantScheme], Compensated]
-Roundings = dict[str, Rounding]  # by site, of one layer
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[
     site: Site | None = None
     for group, linear in progress(work):
         if linear == LINEARS[0]:
-            layers = list(_transformed(decoder, recipe, group))
-            roundings = [_add_layer(result, layer, recipe.schemes.activation) for layer in layers]
+            layers = list(transformed(decoder, recipe, group))
+            roundings = [add_layer(result, layer, recipe.schemes.activation) for layer in layers]
         if recipe.schemes.weight is None:
             _keep_linear(result, layers, linear)
             continue
         if linear == SITES[SITE_OF[linear]][0]:
             site = Site.of(layers, roundings, SITE_OF[linear])
-        _quantize_linear(result, recipe, layers, linear, site)
+        quantize_linear(result, recipe, layers, linear, site)
     ends = decoder.ends()
     recipe.transform.fold_ends(ends)
     result.content.add_ends(ends)
@@ -98,14 +97,15 @@ def transform_costs(content: CheckpointContent, decoder: DecoderFolder) -> dict[
             "untied_parameters": added.get(END_ROLES["lm_head"], 0)}
 
 
-def _transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterator[DecoderLayer]:
+def transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterator[DecoderLayer]:
+    """The layers of ``group`` one by one, with their statistics, as the transform leaves them."""
     for index in group:
         layer = layer_state(decoder, index, recipe.statistics)
         recipe.transform.fold_layer(layer)
         yield layer
 
 
-def _add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, Sequence[QuantScheme]]) -> Roundings:
+def add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, Sequence[QuantScheme]]) -> Roundings:
     """What is not a linear's weight: norms, biases, online operations, and how the inputs of the sites are rounded, which is returned."""
     names = layer_tensors(layer.shape.architecture, layer.index)
     result.content.add_plain({names[role]: tensor for role, tensor in layer.weights.items() if role not in LINEARS})
@@ -119,21 +119,6 @@ def _add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, 
     return roundings
 
 
-@dataclass(frozen=True)
-class Site:
-    """A site of several layers: stacked statistics, and the token sample as the running model would round it (layers, tokens, n)."""
-
-    statistics: SiteStatistics
-    rounded: Tensor
-
-    @classmethod
-    def of(cls, layers: list[DecoderLayer], roundings: list[Roundings], site: str) -> Site:
-        found = [layer.statistics[site] for layer in layers]
-        samples = [statistics.samples.float() for statistics in found]
-        rounded = [of_layer[site](tokens) if site in of_layer else tokens for tokens, of_layer in zip(samples, roundings)]
-        return cls(stack(found), torch.stack(rounded))
-
-
 def _stacked(layers: list[DecoderLayer], linear: str) -> tuple[Tensor, list[str], list[str]]:
     """Weight (layers, m, n) in float32, names in the checkpoint and keys in the result of one linear of all layers."""
     weight = torch.stack([layer.weights[linear].float() for layer in layers])
@@ -144,57 +129,29 @@ def _keep_linear(result: Quantized, layers: list[DecoderLayer], linear: str) -> 
     """One linear left in bfloat16, with the error of that."""
     weight, names, keys = _stacked(layers, linear)
     result.content.add_plain({f"{name}.weight": w for name, w in zip(names, weight)}, torch.bfloat16)
-    errors = [_ratio((w - w.bfloat16().float()).square().sum(), w.square().sum()) for w in weight]
+    errors = [ratio((w - w.bfloat16().float()).square().sum(), w.square().sum()) for w in weight]
     result.errors |= {key: {"bits": 16.0, "stored_bits": 16.0, "size": weight[0].numel(), "weight_error": error} for key, error in zip(keys, errors)}
 
 
-def _quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer], linear: str, site: Site) -> None:
-    """One linear of all ``layers`` at once: (layers, m, n) through the mitigation, into the checkpoint, errors beside it."""
+def quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer], linear: str, site: Site,
+                    statistics: SiteStatistics | None = None) -> Compensated:
+    """One linear of all ``layers`` at once: (layers, m, n) through the mitigation, into the checkpoint, errors beside it.
+
+    The mitigation sees ``statistics``, by default those of ``site``, on which the errors are measured in any case.
+    """
     weight, names, keys = _stacked(layers, linear)
-    solved = recipe.mitigation(weight, site.statistics, recipe.schemes.weight)
+    solved = recipe.mitigation(weight, site.statistics if statistics is None else statistics, recipe.schemes.weight)
     result.content.add_linear(names, solved)
     result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
     measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.schemes.weight)
     result.errors |= {key: {**{name: values[i] for name, values in measures.items()}, **bits, "size": weight[0].numel()}
                       for i, key in enumerate(keys)}
+    return solved
 
 
-def measure(weight: Tensor, solved: Compensated, site: Site) -> dict[str, list[float]]:
-    """Relative squared errors per layer: of the weight, of the output for exact inputs (from the second moment), and of the output
-    with the input rounded as well (on the token sample). ``weight`` (layers, m, n)."""
-    statistics = site.statistics
-    found = [_layer_errors(*layer) for layer in zip(weight, solved.dequantized(), statistics.second_moment, statistics.samples, site.rounded)]
-    return {name: [errors[name] for errors in found] for name in found[0]}
-
-
-def _layer_errors(weight: Tensor, used: Tensor, moment: Tensor, samples: Tensor, rounded: Tensor) -> dict[str, float]:
-    """The measures of one layer; ``used`` is the weight (m, n) that the model computes with."""
-    error, moment, samples = weight - used, moment.float(), samples.float()
-    wanted = samples @ weight.mT
-    joint = rounded @ used.mT - wanted
-    return {"weight_error": _ratio(error.square().sum(), weight.square().sum()),
-            "output_error": _ratio(((error @ moment) * error).sum(), ((weight @ moment) * weight).sum()),
-            "joint_output_error": _ratio(joint.square().sum(), wanted.square().sum())}
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    return (part.double() / whole.double()).item() if whole > 0 else 0.0
-
-
-def accounted_bits(solved: Compensated, scheme: QuantScheme) -> dict[str, float]:
-    """Bits per weight of one linear: ``bits`` as the paper counts (float32 scales where a format does not fix them, no zero points,
-    16-bit low-rank factors), ``stored_bits`` as the checkpoint holds it."""
-    m, n = solved.quantized.codes.shape[-2:]
-    low_rank = 16 * solved.low_rank[0].shape[-1] * (m + n) / (m * n) if solved.low_rank else 0.0
-    shape = (m, n)
-    zero_points = scheme.zero_point_bits * math.prod(scheme.scale_shape(shape)) / (m * n)
-    stored = scheme.bits_per_element(shape)
-    return {"bits": stored - zero_points + low_rank, "stored_bits": stored + low_rank}
-
-
-def decibel(ratio: float) -> float | None:
+def decibel(error: float) -> float | None:
     """Signal-to-error ratio in dB of a relative squared error; None where there is no error."""
-    return -10 * math.log10(ratio) if ratio > 0 else None
+    return -10 * math.log10(error) if error > 0 else None
 
 
 def summarize(errors: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -102,13 +102,26 @@ class SiteStatistics:
                 raise NumericalFailure(f"{where}: the calibration statistics hold NaN or infinity ({name})")
 
 
+@dataclass(frozen=True)
+class PairedStatistics(SiteStatistics):
+    """Statistics of inputs x that stand in for those x* of the full-precision model: ``cross`` (n, n) = E[(x* - x) xᵀ] besides.
+
+    Both are taken token by token, so ``cross`` exists only where both models ran side by side; it does not follow a transform.
+    """
+
+    cross: Tensor | None = None
+
+
 _TENSORS = ("mean", "second_moment", "mean_absolute", "minimum", "maximum", "samples")
 
 
 def stack(statistics: Sequence[SiteStatistics]) -> SiteStatistics:
     """Statistics of several layers as one, with a leading layer dimension."""
     tensors = {name: torch.stack([getattr(s, name) for s in statistics]) for name in _TENSORS}
-    return SiteStatistics(count=statistics[0].count, estimated=any(s.estimated for s in statistics), **tensors)
+    about = {"count": statistics[0].count, "estimated": any(s.estimated for s in statistics)}
+    if all(isinstance(s, PairedStatistics) for s in statistics):
+        return PairedStatistics(**about, **tensors, cross=torch.stack([s.cross for s in statistics]))
+    return SiteStatistics(**about, **tensors)
 
 
 def to_tensors(name: str, statistics: SiteStatistics) -> dict[str, Tensor]:

@@ -42,5 +42,6 @@ rule quantize_model:
         spec=PLAN.spec("quantize_model"),
     shell:
         'python "$QUANTGRID_SCRIPTS"/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
-        " --statistics {input.statistics:q} --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
+        " --statistics {input.statistics:q} --windows {input.windows:q}"
+        " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
         " > {log:q} 2>&1"

@@ -1,25 +1,24 @@
-"""GPTQ, then a low-rank term for what GPTQ left: W - Q of the original weight (the paper's combination).
+"""GPTQ, then a low-rank term for what it left: W - Q of the original weight (the combination of arXiv 2507.17417).
 
-``plain`` is the paper's. It lowers |W - Q|_F and usually, not provably, the output error; ``exact`` never raises the output error
-(but for the rounding of its factors to bfloat16) and is an extension.
+``base`` may be any of the GPTQ family: LoRC on top of it. ``plain`` is the paper's metric. It lowers |W - Q|_F and usually, not
+provably, the output error; ``qera_exact`` never raises the output error (but for the rounding of its factors) and is an extension.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..quantizer import QuantScheme
 from ..statistics import SiteStatistics
+from .bases import solve_base
 from .compensated import Compensated
-from .gptq import gptq
-from .low_rank import compensation
+from .low_rank import compensated
 
 
-def gptq_low_rank(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, rank: int = 32, metric: str = "plain",
-                  **gptq_options: Any) -> Compensated:
-    """``weight`` (*batch, m, n) by GPTQ with ``gptq_options``, its remaining error by a term of rank ``rank``."""
-    solved = gptq(weight, statistics, scheme, **gptq_options)
-    return replace(solved, low_rank=compensation(weight - solved.dequantized(), statistics, rank, metric))
+def gptq_low_rank(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, rank: int | float = 32, metric: str = "plain",
+                  factors: str = "bf16", branch_input: str = "quantized", base: str = "gptq", **base_options: Any) -> Compensated:
+    """``weight`` (*batch, m, n) by ``base`` with ``base_options``, its remaining error by a term of rank ``rank``."""
+    solved = solve_base(base, weight, statistics, scheme, **base_options)
+    return compensated(weight, solved, statistics, rank, metric, factors, branch_input)

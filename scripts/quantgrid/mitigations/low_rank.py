@@ -1,13 +1,17 @@
-"""Round to nearest plus a low-rank term for the error: Ŵ = Q + L with rank(L) <= r (ZeroQuant-V2's LoRC, QERA).
+"""Round to nearest plus a low-rank term for the error: Ŵ = Q + L with rank(L) <= r.
 
-With E = W - Q the term that minimizes |(E - L) M|_F is L = U Uᵀ E, U the r leading left singular vectors of E M. ``plain`` takes
-M = I (ZeroQuant-V2, arXiv 2303.08302, and the paper); ``exact`` takes M Mᵀ = E[xxᵀ] (QERA-exact, arXiv 2410.06040), which minimizes
-the layer's output error. The branch reads the same quantized activation as Q does; its factors are stored in bfloat16.
+With E = W - Q the term that minimizes |(E - L) M|_F is L = U Uᵀ E, U the r leading left singular vectors of E M. The metrics:
+
+``plain``        M = I (ZeroQuant-V2's LoRC, arXiv 2303.08302, and arXiv 2507.17417)
+``lqer``         M = diag(E|x_j|) (L²QER, arXiv 2402.02446, which takes the largest mean of a batch; here the mean of all tokens)
+``qera_approx``  M = diag(sqrt(E[x_j²])) (QERA, arXiv 2410.06040)
+``qera_exact``   M Mᵀ = E[xxᵀ] (QERA, ibid.): the least output error. A Cholesky factor instead of the square root: the same optimum
 """
 
 from __future__ import annotations
 
-import scipy.linalg
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -16,51 +20,71 @@ from ..quantizer import QuantScheme
 from ..statistics import SiteStatistics
 from .cholesky import damped_cholesky
 from .compensated import Compensated
+from .factors import stored_term
 from .rtn import rtn
+from .singular import leading_directions
 
-RIDGE = 1e-10  # damping of E[xxᵀ] under the exact metric: enough for a second moment of fewer tokens than channels
-
-
-def leading_directions(matrix: Tensor, rank: int) -> Tensor:
-    """The ``rank`` leading left singular vectors (m, rank) of ``matrix`` (m, n), from the smaller Gram matrix."""
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    gram = matrix.mT @ matrix if tall else matrix @ matrix.mT
-    try:
-        vectors = _top_eigenvectors(gram, rank)
-    except (torch.linalg.LinAlgError, scipy.linalg.LinAlgError, ValueError) as error:
-        raise NumericalFailure(f"low-rank: the singular vectors of the error cannot be found ({error})") from None
-    return torch.linalg.qr(matrix @ vectors).Q if tall else vectors
+RIDGE = 1e-10  # damping of E[xxᵀ] under qera_exact: enough for a second moment of fewer tokens than channels
+SMALLEST_MEAN = 1e-4  # of lqer, as published
 
 
-def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
-    """The ``rank`` leading eigenvectors (n, rank) of a symmetric (n, n): a third of the time where LAPACK finds no others."""
-    if gram.is_cuda:
-        return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(-1)
-    wanted = [len(gram) - rank, len(gram) - 1]
-    return torch.from_numpy(scipy.linalg.eigh(gram.numpy(), subset_by_index=wanted, driver="evr")[1]).flip(-1)
+def low_rank(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, rank: int | float = 32, metric: str = "plain",
+             factors: str = "bf16", branch_input: str = "quantized") -> Compensated:
+    """Round ``weight`` (*batch, m, n) to nearest and compensate the error by a term of rank ``rank`` (:func:`compensated`)."""
+    return compensated(weight, rtn(weight, statistics, scheme), statistics, rank, metric, factors, branch_input)
 
 
-def compensation(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> tuple[Tensor, Tensor] | None:
-    """(left (*batch, m, r), right (*batch, r, n)) in bfloat16 for ``error`` (*batch, m, n); None at rank 0."""
-    rank = min(rank, *error.shape[-2:])
+def compensated(weight: Tensor, solved: Compensated, statistics: SiteStatistics, rank: int | float, metric: str, factors: str,
+                branch_input: str) -> Compensated:
+    """``solved`` with a low-rank term for what it leaves of ``weight`` (*batch, m, n); as it is at rank 0.
+
+    ``rank`` is a number or, below 1, a share of the smaller dimension; ``factors`` a name of ``factors.FACTORS``.
+    """
+    rank = rank_of(rank, weight.shape)
     if rank == 0:
-        return None
+        return solved
+    error = (weight - solved.weight()).double()
+    left, right, record = term(error, statistics, rank, metric)
+    values, stored = stored_term(left, right, error, factors)
+    details = solved.details | ({"svd": record} if any(record) else {})
+    return replace(solved, low_rank=values, factors=stored, branch_input=branch_input, details=details)
+
+
+def rank_of(rank: int | float, shape: torch.Size) -> int:
+    """The rank for a weight of ``shape`` (*batch, m, n): a share is of the smaller dimension, and at least 1."""
+    smaller = min(shape[-2:])
+    return min(rank, smaller) if isinstance(rank, int) else max(1, round(rank * smaller))
+
+
+def term(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> tuple[Tensor, Tensor, list[str]]:
+    """(left (*batch, m, r), right (*batch, r, n), how large ones were solved) in float64, the best term for ``error`` (*batch, m, n)."""
     matrices = error.reshape(-1, *error.shape[-2:]).double()
-    halves: list[Tensor] | Tensor = [torch.ones(())] * len(matrices)
-    if metric == "exact":
-        halves = statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment, RIDGE)[0])
-        halves = halves.reshape(-1, *halves.shape[-2:])
-    factors = []
+    halves = _metric(statistics, metric)
+    halves = [None] * len(matrices) if halves is None else halves.reshape(-1, *halves.shape[-(2 if metric == "qera_exact" else 1):])
+    found, record = [], []
     for matrix, half in zip(matrices, halves):  # one at a time: it stays in the cache
-        left = leading_directions(matrix @ half if half.dim() else matrix, rank)
-        factors.append((left, left.mT @ matrix))
-    left, right = (torch.stack(parts).reshape(*error.shape[:-2], *parts[0].shape) for parts in zip(*factors))
+        about: dict[str, str] = {}
+        left = leading_directions(matrix if half is None else matrix @ half if half.dim() == 2 else matrix * half, rank, about)
+        found.append((left, left.mT @ matrix))
+        record.append(about.get("svd", ""))
+    left, right = (torch.stack(parts).reshape(*error.shape[:-2], *parts[0].shape) for parts in zip(*found))
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NumericalFailure("low-rank: the singular vectors hold NaN or infinity")
-    return left.to(torch.bfloat16), right.to(torch.bfloat16)
+    return left, right, record
 
 
-def low_rank(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, rank: int = 32, metric: str = "plain") -> Compensated:
-    """Round ``weight`` (*batch, m, n) to nearest and compensate the error by a term of rank ``rank``."""
-    rounded = rtn(weight, statistics, scheme)
-    return Compensated(rounded.quantized, compensation(weight - rounded.dequantized(), statistics, rank, metric))
+def column_weights(statistics: SiteStatistics, metric: str) -> Tensor:
+    """The diagonal (*batch, n) of M under a metric that has one; float64."""
+    if metric == "lqer":
+        return statistics.mean_absolute.double().clamp(min=SMALLEST_MEAN)
+    diagonal = statistics.second_moment.diagonal(dim1=-2, dim2=-1).double()
+    return diagonal.clamp(min=0).sqrt() if metric == "qera_approx" else torch.ones_like(diagonal)
+
+
+def _metric(statistics: SiteStatistics, metric: str) -> Tensor | None:
+    """M: a diagonal (*batch, n), a lower triangle (*batch, n, n), or None for the identity."""
+    if metric == "plain":
+        return None
+    if metric != "qera_exact":
+        return column_weights(statistics, metric)
+    return statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment, RIDGE)[0])

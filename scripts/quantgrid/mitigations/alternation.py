@@ -1,0 +1,71 @@
+"""Codes and a low-rank term fitted in turns, the best pair by output error kept: what ``low_rank_first`` and ``caldera`` share.
+
+The output error of a layer is tr((W - Ŵ) E[xxᵀ] (W - Ŵ)ᵀ). Layers of a batch keep their own best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..quantizer import QuantizedTensor
+from ..statistics import SiteStatistics
+from .compensated import Compensated
+
+Term = tuple[tuple[Tensor, Tensor], tuple[QuantizedTensor, QuantizedTensor] | None]  # as ``factors.stored_term`` gives it
+
+def alternate(weight: Tensor, statistics: SiteStatistics, round_rest: Callable[[Tensor], Compensated], fit: Callable[[Compensated], Compensated],
+              term: Term | None, iterations: int, early_stop: bool) -> Compensated:
+    """The best of ``iterations`` turns for ``weight`` (*batch, m, n).
+
+    ``round_rest`` rounds what a term leaves of the weight; ``fit`` gives rounded codes the term for what they leave. With a first
+    ``term`` a turn is judged by its codes beside the term that they were rounded for (low rank first), without one by its codes and the
+    term fitted to them (codes first). ``early_stop``: a layer is done once a turn did not lower its error.
+    """
+    judged_first, best, lowest = term is not None, None, None
+    open_layers = torch.ones(weight.shape[:-2], dtype=torch.bool, device=weight.device)
+    turn_of, turns = torch.zeros_like(open_layers, dtype=torch.int64), torch.zeros_like(open_layers, dtype=torch.int64)
+    for turn in range(1, iterations + 1):
+        rest = weight if term is None else weight - term[0][0].float() @ term[0][1].float()
+        rounded = round_rest(rest)
+        if not judged_first or turn < iterations:
+            fitted = fit(rounded)
+        found = replace(rounded, low_rank=term[0], factors=term[1]) if judged_first else fitted
+        error = output_errors(weight - found.dequantized(), statistics)
+        better = open_layers if lowest is None else open_layers & (error < lowest)
+        best, lowest = (found, error) if best is None else (pick(better, found, best), torch.where(better, error, lowest))
+        turns, turn_of = torch.where(open_layers, turn, turns), torch.where(better, turn, turn_of)
+        open_layers = open_layers & better if early_stop else open_layers
+        if not open_layers.any():
+            break
+        term = (fitted.low_rank, fitted.factors)
+    return replace(best, details=best.details | {"turn": turn_of.flatten().tolist(), "turns": turns.flatten().tolist()})
+
+
+def output_errors(error: Tensor, statistics: SiteStatistics) -> Tensor:
+    """tr(E C Eᵀ) (*batch,) float64 of ``error`` (*batch, m, n)."""
+    moments = statistics.second_moment.reshape(-1, *statistics.second_moment.shape[-2:])
+    matrices = error.reshape(-1, *error.shape[-2:])
+    found = [((matrix.double() @ moment.double()) * matrix).sum() for matrix, moment in zip(matrices, moments)]
+    return torch.stack(found).reshape(error.shape[:-2])
+
+
+def pick(mask: Tensor, one: Any, other: Any) -> Any:
+    """Layer by layer ``one`` where ``mask`` (*batch,) is set, else ``other``: of tensors, of what holds them, of lists with an entry per layer."""
+    if isinstance(one, Tensor):
+        chosen = mask.reshape(*mask.shape, *[1] * (one.dim() - mask.dim()))
+        bits = (tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor for tensor in (one, other))
+        return torch.where(chosen, *bits).view(one.dtype)
+    if isinstance(one, (Compensated, QuantizedTensor)):
+        return replace(one, **{field.name: pick(mask, getattr(one, field.name), getattr(other, field.name)) for field in fields(one)})
+    if isinstance(one, tuple):
+        return tuple(pick(mask, *pair) for pair in zip(one, other))
+    if isinstance(one, dict):
+        return {key: pick(mask, one[key], other[key]) for key in one}
+    if isinstance(one, list):
+        return [a if use else b for use, a, b in zip(mask.flatten().tolist(), one, other)]
+    return one

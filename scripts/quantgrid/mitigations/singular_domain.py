@@ -1,0 +1,76 @@
+"""Round to nearest of a weight whose singular values were changed a little, by learning, so that rounding it errs less in the output.
+
+Learnable Singular-value Increment (arXiv 2406.16299) learns increments of the singular values, Singular-value Diagonal Expansion (arXiv
+2407.15508) those of a band around their diagonal. Here W' = U (Σ + B) Vᵀ, B banded, and Q = round(W'). The publications train through
+whole blocks together with clipping and smoothing; this learns every linear for itself, from its second moment: the loss is
+tr((Q - W) E[xxᵀ] (Q - W)ᵀ), the gradient passes the rounding straight through, and the best step is kept. It adds no bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import NumericalFailure
+from ..quantizer import QuantScheme, fake_quantize, quantize
+from ..statistics import SiteStatistics
+from .compensated import Compensated
+
+DECAY, SQUARED_DECAY, SMALLEST = 0.9, 0.999, 1e-8  # of Adam (arXiv 1412.6980)
+
+
+def singular_domain(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, steps: int = 50, learning_rate: float = 0.002,
+                    bandwidth: int = 1) -> Compensated:
+    """``weight`` (*batch, m, n) rounded after ``steps`` steps on a band of ``bandwidth`` diagonals either side; step 0 is round to nearest.
+
+    ``learning_rate`` is in units of the geometric mean of the two singular values that an entry of the band lies between.
+    """
+    matrices = weight.float().reshape(-1, *weight.shape[-2:])
+    moments = statistics.second_moment.float().reshape(-1, *statistics.second_moment.shape[-2:])
+    found = [_learned(*layer, scheme, steps, learning_rate, bandwidth) for layer in zip(matrices, moments)]
+    changed = torch.stack([best for best, _, _ in found]).reshape(weight.shape)
+    details = {"step": [step for _, step, _ in found], "error_to_rounding": [ratio for _, _, ratio in found]}
+    return Compensated(quantize(changed, scheme), details=details)
+
+
+def _learned(weight: Tensor, moment: Tensor, scheme: QuantScheme, steps: int, learning_rate: float, bandwidth: int) -> tuple[Tensor, int, float]:
+    """(the changed weight (m, n) of least loss, its step, its loss relative to round to nearest) of one layer."""
+    left, values, right = _decomposed(weight)
+    offsets = [offset for offset in range(-bandwidth, bandwidth + 1) if abs(offset) < len(values)]
+    units = [(values[max(0, -d): len(values) - max(0, d)] * values[max(0, d): len(values) - max(0, -d)]).sqrt() for d in offsets]
+    band, means, squares = ([torch.zeros_like(unit) for unit in units] for _ in range(3))
+    best, least, first, at = weight, float("inf"), 0.0, 0
+    for step in range(steps + 1):
+        changed = weight + _increment(left, right, [b * unit for b, unit in zip(band, units)], offsets)
+        error = fake_quantize(changed, scheme) - weight
+        pulled = error @ moment
+        loss = (pulled.double() * error).sum().item()
+        first = loss if step == 0 else first
+        if loss < least:
+            best, least, at = changed, loss, step
+        if step == steps or first <= 0:
+            break
+        gradient = left.mT @ pulled @ right.mT
+        for b, mean, square, unit, d in zip(band, means, squares, units, offsets):
+            slope = gradient.diagonal(d) * unit / first
+            mean.lerp_(slope, 1 - DECAY)
+            square.lerp_(slope.square(), 1 - SQUARED_DECAY)
+            scale = (square / (1 - SQUARED_DECAY ** (step + 1))).sqrt_().add_(SMALLEST)
+            b.sub_(learning_rate * mean / (1 - DECAY ** (step + 1)) / scale)
+    return best, at, least / first if first > 0 else 1.0
+
+
+def _decomposed(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        return torch.linalg.svd(weight, full_matrices=False)
+    except torch.linalg.LinAlgError as error:
+        raise NumericalFailure(f"singular domain: the weight has no singular value decomposition ({error})") from None
+
+
+def _increment(left: Tensor, right: Tensor, band: list[Tensor], offsets: list[int]) -> Tensor:
+    """U B Vᵀ (m, n) of the banded B whose diagonals ``band`` lie at ``offsets``; U (m, r), Vᵀ (r, n)."""
+    mixed = torch.zeros_like(left)
+    for diagonal, d in zip(band, offsets):
+        rows, columns = slice(max(0, -d), left.shape[1] - max(0, d)), slice(max(0, d), left.shape[1] - max(0, -d))
+        mixed[:, columns] += left[:, rows] * diagonal
+    return mixed @ right
