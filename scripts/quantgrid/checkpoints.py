@@ -1,9 +1,9 @@
 """Packed checkpoints: 4-bit codes two to a byte, scales in their own dtype, and a manifest that says how to run them.
 
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
-``.codebook``, ``.left`` and ``.right`` (low-rank factors); scales and zero points of fewer than 8 bits are packed as codes are; all
-other tensors under their own names. ``quantgrid.json`` holds the model's config, the schemes (``activations`` per site), the shapes of
-the linears, the online operations, and the sha256 of the tensors' file.
+``.codebook``, ``.left`` and ``.right`` (low-rank factors); scales and zero points of fewer than 8 bits are packed as codes are; the tensors
+of the online operations as ``{site}.online.{number}.{name}``; all other tensors under their own names. ``quantgrid.json`` holds the
+model's config, the schemes (``activations`` per site), the shapes of the linears, the online operations, and the sha256 of the tensors' file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from .errors import ConfigError, NumericalFailure
 from .key_values import round_key_values
 from .linear import QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
+from .online import tensors_of
 from .packing import pack, unpack
 from .quantizer import QuantizedTensor, QuantScheme
 from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
 
 
@@ -62,7 +63,10 @@ class CheckpointContent:
         """Online operations of a site, and the scheme that rounds its input with what calibration fixed of it."""
         name = site_name(layer, site)
         if online:
-            self.online[name] = online
+            self.online[name] = [{key: value for key, value in operation.items() if not isinstance(value, Tensor)} for operation in online]
+            for number, operation in enumerate(online):
+                self.tensors |= {_online_name(name, number, part): tensor.float() if tensor.is_floating_point() else tensor.int()
+                                 for part, tensor in tensors_of(operation).items()}
         if rounding is not None:
             self.activations[name] = rounding.scheme
             self.tensors |= {f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()}
@@ -76,6 +80,11 @@ class CheckpointContent:
             self.tensors |= {f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
                              for part, tensor in {**parts, **low_rank}.items()}
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), "low_rank": bool(low_rank)}
+
+
+def _online_name(site: str, number: int, part: str) -> str:
+    """Where a checkpoint keeps a tensor of the online operation ``number`` of a site."""
+    return f"{site}.online.{number}.{part}"
 
 
 def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
@@ -158,13 +167,23 @@ def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[st
     for index in range(len(model.model.layers)):
         for site, linears in SITES.items():
             name = site_name(index, site)
-            site_input = SiteInput(about["online"].get(name, []), _rounding(name, about, tensors), len(linears))
+            site_input = SiteInput(_online(name, about, tensors, dtype), _rounding(name, about, tensors), len(linears))
             for linear in linears:
                 module = bare_name(index, linear)
                 weight, low_rank = _weight(module, about, tensors, weights, dtype)
                 bias = tensors.get(f"{module}.bias")
                 replacement = QuantizedLinear(weight, None if bias is None else bias.to(dtype), site_input, low_rank)
                 model.set_submodule(module, replacement)
+
+
+def _online(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> list[dict[str, Any]]:
+    """The online operations of the site ``name``, their tensors in ``dtype`` (orders of channels stay whole numbers)."""
+    found = []
+    for number, operation in enumerate(about["online"].get(name, [])):
+        prefix = _online_name(name, number, "")
+        parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        found.append({**operation, **{part: tensor.to(dtype) if tensor.is_floating_point() else tensor for part, tensor in parts.items()}})
+    return found
 
 
 def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rounding | None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,28 @@ EMBEDDING_PARTS = ("embedding", "lm_head")
 
 @dataclass
 class DecoderLayer:
-    """One decoder layer while it is transformed: ``weights`` role -> float64 tensor, ``statistics`` and ``online`` per site."""
+    """One decoder layer while it is transformed: ``weights`` role -> float64 tensor, ``statistics`` and ``online`` per site.
+
+    ``clips`` holds, by linear, what limits the range of its weight before it is rounded; the folded weight itself is not clipped.
+    """
 
     index: int
     shape: ModelShape
     weights: dict[str, Tensor]
     statistics: dict[str, SiteStatistics] = field(default_factory=dict)
     online: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {site: [] for site in SITES})
+    clips: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def map_input(self, site: str, T: Tensor | Rows, z: Tensor | None = None) -> None:
         """Let the statistics of ``site`` follow x̃ = Tᵀ(x - z)."""
         if site in self.statistics:
             self.statistics[site] = self.statistics[site].transformed(T, z)
+
+    def add_online(self, site: str, operation: dict[str, Any], follow: Callable[[SiteStatistics], SiteStatistics]) -> None:
+        """One more online operation at ``site``; ``follow`` gives the statistics after it."""
+        self.online[site].append(operation)
+        if site in self.statistics:
+            self.statistics[site] = follow(self.statistics[site])
 
 
 class DecoderFolder:

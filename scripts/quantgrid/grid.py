@@ -19,6 +19,7 @@ from .architecture import SITES, ModelShape
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes, parse_granularity
 from .hadamard_orders import is_reachable
+from .kronecker_sizes import has_kronecker_sizes
 from .model_shapes import shape_of
 
 AXES = {"models": "model", "transforms": "transform", "mitigations": "mitigation", "granularities": "granularity", "formats": "format"}
@@ -176,6 +177,7 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     mitigation = entry(config, "mitigations", cell.mitigation)["method"]
     registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
     _check_hadamard(transform, shape(config, cell.model), cell, where)
+    _check_kronecker(transform, shape(config, cell.model), cell, where)
     if (mitigation == "none") != (cell.format == FULL_PRECISION):
         raise ConfigError(f"{where}: mitigation '{cell.mitigation}' with format '{cell.format}'; a quantized format takes one of "
                           f"{', '.join(sorted(set(known_names(config, 'mitigations')) - {'none'}))}, '{FULL_PRECISION}' takes 'none'")
@@ -188,6 +190,13 @@ def _check_hadamard(transform: registry.Method, sizes: ModelShape, cell: Cell, w
         if not is_reachable(getattr(sizes, size)):
             raise ConfigError(f"{where}: transform '{cell.transform}' needs a Hadamard matrix of order {getattr(sizes, size)} "
                               f"({size} of model '{cell.model}'), which no supported construction reaches; use 'scaling' or 'none' for this model")
+
+
+def _check_kronecker(transform: registry.Method, sizes: ModelShape, cell: Cell, where: str) -> None:
+    for size in transform.kronecker:
+        if not has_kronecker_sizes(getattr(sizes, size)):
+            raise ConfigError(f"{where}: transform '{cell.transform}' splits {size} of model '{cell.model}' into a Kronecker product, and "
+                              f"{getattr(sizes, size)} = 2 mod 4 has no such split; use 'optimized_scaling' or 'optimized_rotation' for this model")
 
 
 def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:

@@ -5,17 +5,15 @@ The linears of one site (q, k, v; gate, up) share one :class:`SiteInput`, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .hadamard import apply_hadamard
+from .online import apply, tensors_of
 from .quantizer import QuantizationParameters, QuantScheme, fake_quantize, find_parameters
-
-ONLINE: dict[str, Callable[[Tensor], Tensor]] = {"hadamard": apply_hadamard}
 
 
 class Rounding(nn.Module):
@@ -42,12 +40,18 @@ class Rounding(nn.Module):
 class SiteInput(nn.Module):
     """Prepares the input of a site: online operations in order, then the rounding of its activation scheme, if it has one.
 
+    ``online`` is a list as :mod:`quantgrid.online` describes; its tensors, in the dtype of the running model, become buffers.
     ``consumers`` linears ask for the same tensor one after another; the prepared one is kept until the last has it.
     """
 
     def __init__(self, online: list[dict[str, Any]], rounding: Rounding | None, consumers: int):
         super().__init__()
-        self.online, self.rounding, self.consumers = online, rounding, consumers
+        self.rounding, self.consumers = rounding, consumers
+        self.online = [{name: value for name, value in operation.items() if not isinstance(value, Tensor)} for operation in online]
+        self.held = [tuple(tensors_of(operation)) for operation in online]  # names of the tensors of each operation
+        for number, operation in enumerate(online):
+            for name, tensor in tensors_of(operation).items():
+                self.register_buffer(f"online_{number}_{name}", tensor, persistent=False)
         self._source: Tensor | None = None
         self._prepared: Tensor | None = None
         self._asked = 0
@@ -63,8 +67,8 @@ class SiteInput(nn.Module):
         return prepared
 
     def prepare(self, x: Tensor) -> Tensor:
-        for operation in self.online:
-            x = ONLINE[operation["operation"]](x)
+        for number, operation in enumerate(self.online):
+            x = apply({**operation, **{name: getattr(self, f"online_{number}_{name}") for name in self.held[number]}}, x)
         return x if self.rounding is None else self.rounding(x)
 
 

@@ -138,7 +138,8 @@ def _keep_linear(result: Quantized, layers: list[DecoderLayer], linear: str) -> 
 def _quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer], linear: str, site: Site) -> None:
     """One linear of all ``layers`` at once: (layers, m, n) through the mitigation, into the checkpoint, errors beside it."""
     weight, names, keys = _stacked(layers, linear)
-    solved = recipe.mitigation(weight, site.statistics, recipe.schemes.weight)
+    clipped = torch.stack([layer.clips[linear](w) if linear in layer.clips else w for layer, w in zip(layers, weight)])
+    solved = recipe.mitigation(clipped, site.statistics, recipe.schemes.weight)
     result.content.add_linear(names, solved)
     result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
     measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.schemes.weight)

@@ -53,16 +53,20 @@ class Method:
 
     ``hadamard`` names the sizes of the model that must have a Hadamard matrix; ``calibrated`` says that it is fitted to the
     statistics of calibration, ``fitted_to_scheme`` that its parameters depend on the scheme they were searched or learned
-    against, ``seeded`` that they depend on a seed.
+    against, ``seeded`` that they depend on a seed. ``kronecker`` names the sizes that must split into a Kronecker product. A ``learned``
+    transform is trained after it was fitted, on the token windows of calibration if it is ``trained_on_windows``.
     """
 
     module: str
     summary: str
     options: Mapping[str, Option] = field(default_factory=dict)
     hadamard: tuple[str, ...] = ()
+    kronecker: tuple[str, ...] = ()
     calibrated: bool = False
     fitted_to_scheme: bool = False
     seeded: bool = False
+    learned: bool = False
+    trained_on_windows: bool = False
 
     def resolve(self, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The entry with every option filled in; ``method`` and, for a seeded method, ``seed`` stay beside the options."""
@@ -76,6 +80,20 @@ class Method:
 
 SCALING_SITES = Option(["attention_input", "mlp_input"], choices=("attention_input", "mlp_input", "output_input", "down_input"))
 GPTQ = {"damping": Option(0.01, minimum=0.0), "block_size": Option(128, minimum=1), "activation_order": Option(False)}
+HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
+LEARNED = {"seeded": True, "learned": True}
+ON_WINDOWS = {**LEARNED, "fitted_to_scheme": True, "trained_on_windows": True}
+
+
+def training(steps: int, batch_size: int, **rates: float) -> dict[str, Option]:
+    """Options of every learned transform; ``steps`` of all parameters together or, where layers are trained one by one, of each layer."""
+    return {"steps": Option(steps, minimum=0), "batch_size": Option(batch_size, minimum=1), "schedule": Option("cosine", choices=("cosine", "linear")),
+            **{name: Option(rate, minimum=0.0) for name, rate in rates.items()}}
+
+
+ERROR = Option("squared", choices=("squared", "relative"))
+OBJECTIVE = {"objective": Option("end_to_end", choices=("end_to_end", "layer_wise")), "top": Option(1000, minimum=1), "round_weights": Option(False)}
+LOSSES = ("cross_entropy", "kl_top")
 LOW_RANK = {"rank": Option(32, minimum=0), "metric": Option("plain", choices=("plain", "exact"))}
 
 TRANSFORMS: dict[str, Method] = {
@@ -83,7 +101,23 @@ TRANSFORMS: dict[str, Method] = {
     "scaling": Method("transforms.scaling", "SmoothQuant: channels scaled between activation and weight",
                       {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "sites": SCALING_SITES}, calibrated=True),
     "random_hadamard": Method("transforms.random_hadamard", "randomized Hadamard rotations R1, R2 offline and R4 online (QuaRot, SpinQuant)",
-                              hadamard=("hidden_size", "head_dim", "intermediate_size"), seeded=True),
+                              hadamard=HADAMARD, seeded=True),
+    "optimized_scaling": Method("transforms.optimized_scaling", "OmniQuant: channel scales and weight clipping learned layer by layer",
+                                {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "error": ERROR,
+                                 **training(400, 1, learning_rate=5e-3, clip_learning_rate=1e-2)}, calibrated=True, **ON_WINDOWS),
+    "optimized_rotation": Method("transforms.optimized_rotation", "SpinQuant: rotations R1, R2 learned, R4 a fixed Hadamard transform",
+                                 {**OBJECTIVE, "loss": Option("cross_entropy", choices=LOSSES), **training(100, 8, learning_rate=2e-3)},
+                                 hadamard=HADAMARD, **ON_WINDOWS),
+    "optimized_rotation_scaling": Method("transforms.optimized_rotation_scaling", "OSTQuant: rotations and channel scales learned together",
+                                         {**OBJECTIVE, "loss": Option("kl_top", choices=LOSSES),
+                                          **training(100, 8, learning_rate=2e-3, scale_learning_rate=2e-3)}, hadamard=HADAMARD, **ON_WINDOWS),
+    "flatquant": Method("transforms.flatquant", "FlatQuant: Kronecker products, channel scales and weight clipping learned layer by layer",
+                        {"alpha": Option(0.3, minimum=0.0, maximum=1.0), "error": ERROR,
+                         **training(480, 4, learning_rate=5e-3, clip_learning_rate=5e-2)},
+                        kronecker=("hidden_size", "intermediate_size"), calibrated=True, **ON_WINDOWS),
+    "data_free_rotation": Method("transforms.data_free_rotation", "rotations R1, R2 learned from the weights alone, R4 a fixed Hadamard transform",
+                                 {"goal": Option("minimize", choices=("minimize", "maximize")), **training(100, 4, learning_rate=2e-3)},
+                                 hadamard=HADAMARD, **LEARNED),
 }
 
 MITIGATIONS: dict[str, Method] = {

@@ -53,9 +53,13 @@ class Transform:
     def _part(self, *prefixes: str) -> Parameters:
         return {name.removeprefix(prefix): tensor for prefix in prefixes for name, tensor in self.parameters.items() if name.startswith(prefix)}
 
+    def fold_one(self, layer: DecoderLayer, number: int) -> None:
+        """Fold the primitive ``number`` alone."""
+        self.primitives[number].fold_layer(layer, self._part(f"{number}.model.", f"{number}.{layer.index}."))
+
     def fold_layer(self, layer: DecoderLayer) -> None:
-        for number, primitive in enumerate(self.primitives):
-            primitive.fold_layer(layer, self._part(f"{number}.model.", f"{number}.{layer.index}."))
+        for number in range(len(self.primitives)):
+            self.fold_one(layer, number)
 
     def fold_ends(self, ends: Parameters) -> None:
         for number, primitive in enumerate(self.primitives):

@@ -1,0 +1,87 @@
+"""Operations that a transform leaves on the input of a site while the model runs, and what they cost per token.
+
+An operation is a dict: ``operation`` names it, the other entries are its options and tensors, ``{"operation": "subtract", "shift": z}``. Its
+function takes the input (*batch, n), n channels, and these entries; the result has the shape and the dtype of the input. A transform that
+can be folded into the weights leaves none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .hadamard import apply_hadamard, hadamard_factors
+from .kronecker import apply_kronecker
+
+Operation = Mapping[str, Any]
+
+
+def block_hadamard(x: Tensor, size: int) -> Tensor:
+    """Every run of ``size`` channels through its own Hadamard matrix: x (I ⊗ H)."""
+    return apply_hadamard(x.unflatten(-1, (-1, size))).flatten(-2)
+
+
+def head_hadamard(x: Tensor, heads: int) -> Tensor:
+    """The same channel of all ``heads`` heads mixed by a Hadamard matrix: x (H ⊗ I)."""
+    return apply_hadamard(x.unflatten(-1, (heads, -1)).mT).mT.flatten(-2)
+
+
+def subtract(x: Tensor, shift: Tensor) -> Tensor:
+    """x - z, ``shift`` (n,)."""
+    return x - shift
+
+
+def gather(x: Tensor, order: Tensor) -> Tensor:
+    """Channel ``order[j]`` of x in place j; ``order`` (n,) holds every channel once."""
+    return x.index_select(-1, order)
+
+
+def block_rotate(x: Tensor, blocks: Tensor) -> Tensor:
+    """Every run of k channels through a matrix of its own, ``blocks`` (n / k, k, k)."""
+    parts = x.unflatten(-1, (blocks.shape[0], 1, blocks.shape[1]))
+    return (parts @ blocks).flatten(-3)
+
+
+ONLINE: dict[str, Callable[..., Tensor]] = {
+    "hadamard": apply_hadamard,
+    "block_hadamard": block_hadamard,
+    "head_hadamard": head_hadamard,
+    "subtract": subtract,
+    "gather": gather,
+    "block_rotate": block_rotate,
+    "kronecker": apply_kronecker,
+}
+
+
+def apply(operation: Operation, x: Tensor) -> Tensor:
+    """``x`` after one operation."""
+    return ONLINE[operation["operation"]](x, **{name: value for name, value in operation.items() if name != "operation"})
+
+
+def tensors_of(operation: Operation) -> dict[str, Tensor]:
+    """The parameters that a checkpoint has to hold, by name."""
+    return {name: value for name, value in operation.items() if isinstance(value, Tensor)}
+
+
+def _fast_hadamard(order: int) -> int:
+    core, power = hadamard_factors(order)
+    return power + (core if core > 1 else 0)
+
+
+# Additions and multiplications per channel of a token; a Hadamard matrix counts as fast transform, its core as dense.
+_PER_CHANNEL: dict[str, Callable[[int, Operation], int]] = {
+    "hadamard": lambda n, operation: _fast_hadamard(n),
+    "block_hadamard": lambda n, operation: _fast_hadamard(operation["size"]),
+    "head_hadamard": lambda n, operation: _fast_hadamard(operation["heads"]),
+    "subtract": lambda n, operation: 1,
+    "gather": lambda n, operation: 0,
+    "block_rotate": lambda n, operation: 2 * operation["blocks"].shape[-1],
+    "kronecker": lambda n, operation: 2 * sum(factor.shape[-1] for factor in tensors_of(operation).values()),
+}
+
+
+def arithmetic(operation: Operation, n: int) -> int:
+    """Additions and multiplications that one operation takes per token of ``n`` channels; moving data counts nothing."""
+    return n * _PER_CHANNEL[operation["operation"]](n, operation)
