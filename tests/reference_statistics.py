@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from quantgrid.calibration import site_name
@@ -33,6 +34,10 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> bool:
 def apply_online(operations: list[dict], x: Tensor) -> Tensor:
     """Online operations by dense matrices."""
     for operation in operations:
+        if operation["operation"] == "kronecker":
+            right = operation.get("right", torch.eye(x.shape[-1] // len(operation["left"]), dtype=torch.float64))
+            x = x @ torch.kron(operation["left"].double(), right.double()).to(x)
+            continue
         assert operation == {"operation": "hadamard"}
         x = x @ hadamard_matrix(x.shape[-1]).to(x) / x.shape[-1] ** 0.5
     return x

@@ -18,7 +18,7 @@ def kronecker_sizes(n: int) -> tuple[int, int]:
     :class:`ConfigError` for n = 2 mod 4, which is no difference of squares (the published code never returns there).
     """
     if not has_kronecker_sizes(n):
-        raise ConfigError(f"{n} inputs have no Kronecker split: {n} = 2 mod 4 is no difference of two squares; sizes divisible by 4 and odd ones have")
+        raise ConfigError(f"no Kronecker split of {n}: 2 mod 4 is no difference of two squares; sizes divisible by 4 and odd ones are")
     a = isqrt(n - 1) + 1
     while isqrt(a * a - n) ** 2 != a * a - n:
         a += 1

@@ -87,7 +87,8 @@ ON_WINDOWS = {**LEARNED, "fitted_to_scheme": True, "trained_on_windows": True}
 
 def training(steps: int, batch_size: int, **rates: float) -> dict[str, Option]:
     """Options of every learned transform; ``steps`` of all parameters together or, where layers are trained one by one, of each layer."""
-    return {"steps": Option(steps, minimum=0), "batch_size": Option(batch_size, minimum=1), "schedule": Option("cosine", choices=("cosine", "linear")),
+    return {"steps": Option(steps, minimum=0), "batch_size": Option(batch_size, minimum=1),
+            "schedule": Option("cosine", choices=("cosine", "linear")),
             **{name: Option(rate, minimum=0.0) for name, rate in rates.items()}}
 
 
