@@ -46,6 +46,9 @@ def _dense(name: str, n: int, given: dict) -> Tensor:
         return torch.eye(n, dtype=torch.float64)[:, given.pop("order").long()]
     if name == "block_rotate":
         return torch.block_diag(*given.pop("blocks").double())
+    if name == "kronecker":
+        left = given.pop("left").double()
+        return torch.kron(left, given.pop("right", torch.eye(n // len(left))).double())
     order = {"hadamard": lambda: n, "block_hadamard": lambda: given.pop("size"), "head_hadamard": lambda: given.pop("heads")}[name]()
     matrix, rest = hadamard_matrix(order) / order**0.5, torch.eye(n // order, dtype=torch.float64)
     return torch.kron(matrix, rest) if name == "head_hadamard" else torch.kron(rest, matrix)

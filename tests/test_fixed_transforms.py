@@ -18,13 +18,13 @@ from quantgrid.online import ONLINE, apply, arithmetic, as_rows
 from quantgrid.quantizer import activation_scheme, fake_quantize, scheme
 from quantgrid.transforms import block_hadamard, quarot, random_hadamard, random_orthogonal, reordering, shifting
 from quantgrid.transforms.block_rotate import BlockHadamard, GreedyBlocks, greedy_rotation, spreading_matrix
-from quantgrid.transforms.clip import ClipWeights, clipped
 from quantgrid.transforms.composition import Transform, fit, layer_state
 from quantgrid.transforms.reorder import Reorder, zigzag
 from quantgrid.transforms.rotate import MixHeads, RotateDown, RotateHeads, RotateResidual
 from quantgrid.transforms.rotate_principal import RotatePrincipal
 from quantgrid.transforms.scale import Scale, smoothing_factors, widened
 from quantgrid.transforms.search_objective import OutputError
+from quantgrid.transforms.searched_clip import SearchedClip, clipped
 from quantgrid.transforms.searched_scale import SearchedPower, SearchedSmoothing, SearchedThreshold
 from quantgrid.transforms.shift import Shift
 from reference_statistics import apply_online, close, run, statistics_of
@@ -210,7 +210,7 @@ def test_thresholds_cut_the_extremes(layer):
 
 def test_the_schemes_of_the_cell_are_not_kept(given, tmp_path):  # noqa: F811
     made = given(LLAMA)
-    transform = made.fitted([SearchedPower(ALL, 2, False, INT4), ClipWeights(["o"], 2, INT4)])
+    transform = made.fitted([SearchedPower(ALL, 2, False, INT4), SearchedClip(["o"], 2, INT4)])
     transform.save(tmp_path / "transform.safetensors")
     loaded = Transform.load(tmp_path / "transform.safetensors")
     assert loaded.primitives == transform.primitives and loaded.primitives[0].cell is None and transform.primitives[0].cell is INT4
@@ -228,7 +228,7 @@ def group_errors(used: Tensor, weight: Tensor, moment: Tensor, size: int, scheme
 @pytest.mark.parametrize("schemes", [INT4, GROUPS, CellSchemes(scheme("int4", granularity="tensor"))], ids=["channel", "group", "tensor"])
 def test_clipped_weights_lose_less_of_the_output(schemes, layer):
     layer.weights["down"][3, 4] = 40.0  # an outlier weight whose row rounds to nothing unless it is clipped
-    primitive = ClipWeights(["down", "o"], 10, schemes)
+    primitive = SearchedClip(["down", "o"], 10, schemes)
     bounds = primitive.fit_layer(layer)
     for linear, site in (("down", "down_input"), ("o", "output_input")):
         weight, moment = layer.weights[linear].float(), layer.statistics[site].second_moment
@@ -241,13 +241,16 @@ def test_clipped_weights_lose_less_of_the_output(schemes, layer):
         if rows == 1:
             before, after = before.sum(0), after.sum(0)
         assert bool((after <= before * (1 + 1e-3) + 1e-9).all()) and after.sum() < before.sum()
-    assert ClipWeights(["down"], 10, NOTHING).fit_layer(layer) == {}
+    assert SearchedClip(["down"], 10, NOTHING).fit_layer(layer) == {}
 
 
-def test_clipping_is_no_transform_but_clips_nothing_where_nothing_is_rounded(given):  # noqa: F811
+def test_clipping_limits_what_is_rounded_and_nothing_else(given):  # noqa: F811
     made = given(LLAMA)
-    assert changed(made, folded(made, made.fitted([ClipWeights(["up", "down"], 4, INT4)]))) > 1e-6
-    assert changed(made, folded(made, made.fitted([ClipWeights(["up", "down"], 4, NOTHING)]))) == 0
+    done = folded(made, made.fitted([SearchedClip(["up", "down"], 4, INT4)]))
+    assert changed(made, done) == 0
+    layer = done.layers[0]
+    assert set(layer.clips) == {"up", "down"} and not torch.equal(layer.clips["up"](layer.weights["up"]), layer.weights["up"])
+    assert not folded(made, made.fitted([SearchedClip(["up", "down"], 4, NOTHING)])).layers[0].clips
 
 
 # -- rotations -----------------------------------------------------------------------------------------------------------------------------

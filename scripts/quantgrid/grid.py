@@ -19,6 +19,7 @@ from .architecture import SITES, ModelShape
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes, parse_granularity
 from .hadamard_orders import is_reachable
+from .kronecker_sizes import has_kronecker_sizes
 from .model_shapes import shape_of
 
 AXES = {"models": "model", "transforms": "transform", "mitigations": "mitigation", "granularities": "granularity", "formats": "format"}
@@ -183,7 +184,7 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
 
 
 def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:
-    """Refuse a transform that needs a Hadamard matrix that does not exist, or blocks that do not divide a site."""
+    """Refuse a transform that needs a Hadamard matrix or a Kronecker product that does not exist, or blocks that do not divide a site."""
     given = {key: value for key, value in entry(config, "transforms", cell.transform).items() if key != "calibration"}
     transform = registry.method("transforms", given["method"], f"transforms.{cell.transform}.method")
     options = transform.resolve(given, f"transforms.{cell.transform}")["options"]
@@ -192,6 +193,10 @@ def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, w
             raise ConfigError(f"{where}: transform '{cell.transform}' needs a Hadamard matrix of order {getattr(sizes, size)} "
                               f"({size} of model '{cell.model}'), which no supported construction reaches; "
                               f"use {transform.instead} for this model")
+    for size in transform.kronecker:
+        if not has_kronecker_sizes(getattr(sizes, size)):
+            raise ConfigError(f"{where}: transform '{cell.transform}' splits {size} of model '{cell.model}' into a Kronecker product, and "
+                              f"{getattr(sizes, size)} = 2 mod 4 has no such split; use 'optimized_scaling' or 'optimized_rotation' for this model")
     block = options[transform.block] if transform.block else 1
     for site in options.get("sites", ()):
         if sizes.site_size(site) % block:

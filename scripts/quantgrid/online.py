@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .hadamard import apply_hadamard, hadamard_factors
+from .kronecker import apply_kronecker
 
 Operation = Mapping[str, Any]
 
@@ -51,6 +52,7 @@ ONLINE: dict[str, Callable[..., Tensor]] = {
     "subtract": subtract,
     "gather": gather,
     "block_rotate": block_rotate,
+    "kronecker": apply_kronecker,
 }
 
 
@@ -87,6 +89,7 @@ _PER_CHANNEL: dict[str, Callable[[int, Operation], int]] = {
     "subtract": lambda n, operation: 1,
     "gather": lambda n, operation: 0,
     "block_rotate": lambda n, operation: 2 * operation["blocks"].shape[-1],
+    "kronecker": lambda n, operation: 2 * sum(factor.shape[-1] for factor in tensors_of(operation).values()),
 }
 
 

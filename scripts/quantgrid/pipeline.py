@@ -22,7 +22,8 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "fetch_model": {"folder": "models/{model}/{key}"},
     "tokenize_corpus": {"windows": "corpora/{model}/{corpus}/{key}.safetensors"},
     "calibrate_model": {"statistics": "calibration/{model}/{calibration}/{key}/statistics.safetensors"},
-    "fit_transform": {"transform": "transforms/{model}/{transform}/{target}/{key}/transform.safetensors"},
+    "fit_transform": {"transform": "transforms/{model}/{transform}/{target}/{key}/transform.safetensors",
+                      "losses": "transforms/{model}/{transform}/{target}/{key}/losses.csv"},
     "quantize_model": {"checkpoint": f"quantized/{CELL_PATH}/{{key}}/model.safetensors",
                        "manifest": f"quantized/{CELL_PATH}/{{key}}/quantgrid.json",
                        "error": f"evaluations/{CELL_PATH}/error/{{key}}.json"},
@@ -30,7 +31,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
     "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
 }
-OPTIONAL_INPUTS = {"fit_transform": ("statistics",), "quantize_model": ("statistics", "windows")}
+OPTIONAL_INPUTS = {"fit_transform": ("statistics", "windows"), "quantize_model": ("statistics", "windows")}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,10 @@ class Plan:
         reads = {"model": (self.fetch_model(cell.model), "folder")}
         if method.is_calibrated(options):
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
-        return self._step("fit_transform", spec, reads, (method.module,), model=cell.model, transform=cell.transform, target=target)
+        if method.trained_on_windows:
+            reads["windows"] = (self.tokenize_corpus(cell.model, self.config["calibrations"][calibration]["corpus"]), "windows")
+        return self._step("fit_transform", spec, reads, (method.module,), packages=("torch", "transformers") if "windows" in reads else ("torch",),
+                          model=cell.model, transform=cell.transform, target=target)
 
     def quantize_model(self, cell: Cell) -> Step:
         entry = grid.entry(self.config, "mitigations", cell.mitigation)

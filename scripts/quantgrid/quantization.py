@@ -140,7 +140,8 @@ def quantize_linear(result: Quantized, recipe: Recipe, layers: list[DecoderLayer
     The mitigation sees ``statistics``, by default those of ``site``, on which the errors are measured in any case.
     """
     weight, names, keys = _stacked(layers, linear)
-    solved = recipe.mitigation(weight, site.statistics if statistics is None else statistics, recipe.schemes.weight)
+    clipped = torch.stack([layer.clips[linear](w) if linear in layer.clips else w for layer, w in zip(layers, weight)])
+    solved = recipe.mitigation(clipped, site.statistics if statistics is None else statistics, recipe.schemes.weight)
     result.content.add_linear(names, solved)
     result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
     measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.schemes.weight)

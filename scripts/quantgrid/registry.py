@@ -6,113 +6,12 @@ in a config. The code hash behind every path never covers this file, so that a n
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 from .errors import ConfigError, unknown_name
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method: its default, and what values it takes (type of the default, range or choices).
-
-    ``share``: a whole number that may also be given as a share between 0 and 1. ``needs`` lists (value, or None for any; another option;
-    the values of that option without which this one would have no meaning), for an option that an entry states.
-    """
-
-    default: Any
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[Any, ...] | None = None
-    share: bool = False
-    needs: tuple[tuple[Any, str, tuple[Any, ...]], ...] = ()
-
-    def check(self, value: Any, where: str) -> Any:
-        """``value`` in the default's type; raises :class:`ConfigError` that says what would be accepted."""
-        kind = type(self.default)
-        if self.share and type(value) is float and 0 < value < 1:
-            return value
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
-        if self.choices is not None and any(item not in self.choices for item in (value if kind is list else [value])):
-            raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
-        finite = kind is not float or math.isfinite(value)
-        if not finite or (self.minimum is not None and value < self.minimum) or (self.maximum is not None and value > self.maximum):
-            raise ConfigError(f"{where}: {value!r} is out of range; expected {self.describe()}")
-        return value
-
-    def describe(self) -> str:
-        kind = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", list: "a list"}[type(self.default)]
-        if self.choices:
-            return ("a list of " if type(self.default) is list else "one of ") + ", ".join(map(str, self.choices))
-        bounds = [f">= {self.minimum}" if self.minimum is not None else "", f"<= {self.maximum}" if self.maximum is not None else ""]
-        return " ".join([kind, *filter(None, bounds), *["or a share between 0 and 1"] * self.share])
-
-    def check_needs(self, value: Any, resolved: Mapping[str, Any], where: str) -> None:
-        """Refuse ``value`` beside other options, ``resolved``, with which it means nothing."""
-        for given, other, accepted in self.needs:
-            if given in (None, value) and resolved[other] not in accepted:
-                wanted = " or ".join(map(repr, accepted))
-                raise ConfigError(f"{where}: {value!r} has no meaning with {other} {resolved[other]!r}; set {other} to {wanted}, or leave it out")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A transform or a mitigation: the module that holds it, its options, and what it asks of a model.
-
-    ``hadamard`` names the sizes of the model that must have a Hadamard matrix, ``hadamard_of`` those that an option asks for: option ->
-    its value, or one of its values, -> size. ``block`` names the option whose value must divide the inputs of the option ``sites``.
-    ``instead`` says what to use where that does not fit. ``calibrated`` says that it is fitted to the statistics of calibration,
-    ``fitted_to_scheme`` that its parameters depend on the scheme they were searched or learned against; either may be a mapping, option
-    -> the values with which that is so. ``seeded`` says that its parameters depend on a seed.
-    """
-
-    module: str
-    summary: str
-    options: Mapping[str, Option] = field(default_factory=dict)
-    hadamard: tuple[str, ...] = ()
-    hadamard_of: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
-    block: str = ""
-    instead: str = "'scaling' or 'none'"
-    calibrated: bool | Mapping[str, tuple[Any, ...]] = False
-    fitted_to_scheme: bool | Mapping[str, tuple[Any, ...]] = False
-    seeded: bool = False
-
-    def is_calibrated(self, options: Mapping[str, Any]) -> bool:
-        """Whether it reads the statistics of calibration with these resolved ``options``."""
-        return _holds(self.calibrated, options)
-
-    def is_fitted_to_scheme(self, options: Mapping[str, Any]) -> bool:
-        """Whether its parameters depend on the schemes of the cell with these resolved ``options``."""
-        return _holds(self.fitted_to_scheme, options)
-
-    def hadamard_sizes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """The sizes of the model that must have a Hadamard matrix with these resolved ``options``."""
-        asked = [size for option, sizes in self.hadamard_of.items() for value, size in sizes.items()
-                 if value == options[option] or (isinstance(options[option], list) and value in options[option])]
-        return (*self.hadamard, *asked)
-
-    def resolve(self, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The entry with every option filled in; ``method`` and, for a seeded method, ``seed`` stay beside the options."""
-        given = {key: value for key, value in entry.items() if key not in ("method", "note") and not (key == "seed" and self.seeded)}
-        for key in given:
-            if key not in self.options:
-                raise ConfigError(f"{where}: {unknown_name('option', key, self.options or ['(none)'])}")
-        resolved = {name: option.check(given.get(name, option.default), f"{where}.{name}") for name, option in self.options.items()}
-        for name in given:
-            self.options[name].check_needs(resolved[name], resolved, f"{where}.{name}")
-        return {"method": entry["method"], "options": resolved}
-
-
-def _holds(condition: bool | Mapping[str, tuple[Any, ...]], options: Mapping[str, Any]) -> bool:
-    return condition if isinstance(condition, bool) else any(options[option] in values for option, values in condition.items())
-
+from .methods import Method, Option
 
 SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
 ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)
@@ -120,6 +19,12 @@ SCALING_SITES = Option(["attention_input", "mlp_input"], choices=SITE_NAMES)
 STATISTIC = ("maximum", "mean", "rms")
 CENTER = Option("midrange", choices=("midrange", "mean"))
 ROTATIONS = {"rotations": Option(["R1", "R2", "R4"], choices=("R1", "R2", "R4")), "basis": Option("none", choices=("none", "activations", "weights"))}
+HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
+LEARNED = {"seeded": True, "learned": True}
+ON_WINDOWS = {**LEARNED, "fitted_to_scheme": True, "trained_on_windows": True}
+ERROR = Option("squared", choices=("squared", "relative"))
+OBJECTIVE = {"objective": Option("end_to_end", choices=("end_to_end", "layer_wise")), "top": Option(1000, minimum=1), "round_weights": Option(False)}
+LOSSES = ("cross_entropy", "kl_top")
 METRICS = ("plain", "lqer", "qera_approx", "qera_exact")
 PROPAGATION = {"propagation": Option("cached", choices=("cached", "sequential")),
                "quantized_activations": Option(False, needs=((None, "propagation", ("sequential",)),))}
@@ -130,6 +35,13 @@ RANK = {"rank": Option(32, minimum=0, share=True)}
 METRIC = {"metric": Option("plain", choices=METRICS)}
 BRANCH = {"factors": Option("bf16", choices=("bf16", "fp8", "int8", "int4")),
           "branch_input": Option("quantized", choices=("quantized", "unquantized"))}
+
+
+def training(steps: int, batch_size: int, **rates: float) -> dict[str, Option]:
+    """Options of every learned transform; ``steps`` of all parameters together or, where layers are trained one by one, of each layer."""
+    return {"steps": Option(steps, minimum=0), "batch_size": Option(batch_size, minimum=1),
+            "schedule": Option("cosine", choices=("cosine", "linear")),
+            **{name: Option(rate, minimum=0.0) for name, rate in rates.items()}}
 
 
 def _on(*bases: str) -> dict[str, Option]:
@@ -177,7 +89,23 @@ TRANSFORMS: dict[str, Method] = {
     "rotation_then_scaling": Method("transforms.rotation_then_scaling", "random Hadamard rotations, then SmoothQuant scaling of the rotated model",
                                     {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "statistic": Option("maximum", choices=STATISTIC),
                                      "sites": Option(["attention_input", "mlp_input"], choices=SITE_NAMES[:3])},
-                                    hadamard=("hidden_size", "head_dim", "intermediate_size"), calibrated=True, seeded=True),
+                                    hadamard=HADAMARD, calibrated=True, seeded=True),
+    "optimized_scaling": Method("transforms.optimized_scaling", "OmniQuant: channel scales and weight clipping learned layer by layer",
+                                {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "error": ERROR,
+                                 **training(400, 1, learning_rate=5e-3, clip_learning_rate=1e-2)}, calibrated=True, **ON_WINDOWS),
+    "optimized_rotation": Method("transforms.optimized_rotation", "SpinQuant: rotations R1, R2 learned, R4 a fixed Hadamard transform",
+                                 {**OBJECTIVE, "loss": Option("cross_entropy", choices=LOSSES), **training(100, 8, learning_rate=2e-3)},
+                                 hadamard=HADAMARD, **ON_WINDOWS),
+    "optimized_rotation_scaling": Method("transforms.optimized_rotation_scaling", "OSTQuant: rotations and channel scales learned together",
+                                         {**OBJECTIVE, "loss": Option("kl_top", choices=LOSSES),
+                                          **training(100, 8, learning_rate=2e-3, scale_learning_rate=2e-3)}, hadamard=HADAMARD, **ON_WINDOWS),
+    "flatquant": Method("transforms.flatquant", "FlatQuant: Kronecker products, channel scales and weight clipping learned layer by layer",
+                        {"alpha": Option(0.3, minimum=0.0, maximum=1.0), "error": ERROR,
+                         **training(480, 4, learning_rate=5e-3, clip_learning_rate=5e-2)},
+                        kronecker=("hidden_size", "intermediate_size"), calibrated=True, **ON_WINDOWS),
+    "data_free_rotation": Method("transforms.data_free_rotation", "rotations R1, R2 learned from the weights alone, R4 a fixed Hadamard transform",
+                                 {"goal": Option("minimize", choices=("minimize", "maximize")), **training(100, 4, learning_rate=2e-3)},
+                                 hadamard=HADAMARD, **LEARNED),
 }
 
 MITIGATIONS: dict[str, Method] = {

@@ -1,4 +1,4 @@
-# Per (model, transform): the transform's parameters. Per cell: the packed checkpoint and the errors of its layers.
+# Per (model, transform): the transform's parameters and, of a learned one, the losses of its training (an empty table of any other). Per cell: the packed checkpoint and the errors of its layers.
 
 
 rule fit_transform:
@@ -6,6 +6,7 @@ rule fit_transform:
         unpack(PLAN.inputs("fit_transform")),
     output:
         transform=PLAN.pattern("fit_transform", "transform"),
+        losses=PLAN.pattern("fit_transform", "losses"),
     log:
         f"{RESULTS}/logs/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
     benchmark:
@@ -19,7 +20,7 @@ rule fit_transform:
         spec=PLAN.spec("fit_transform"),
     shell:
         'python "$QUANTGRID_SCRIPTS"/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}'
-        " --transform {output.transform:q} > {log:q} 2>&1"
+        " --windows {input.windows:q} --transform {output.transform:q} --losses {output.losses:q} > {log:q} 2>&1"
 
 
 rule quantize_model:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from ..architecture import LINEARS
 from ..cell_schemes import CellSchemes
-from .clip import ClipWeights
+from .searched_clip import SearchedClip
 from .searched_scale import SearchedPower
 
 
 def primitives(sites: list[str], points: int, round_activations: bool, clip: bool, clip_steps: int = 10, seed: int | None = None,
                schemes: CellSchemes | None = None) -> list:
-    clipping = [ClipWeights([linear for linear in LINEARS if linear not in ("q", "k")], clip_steps, schemes)] if clip else []
+    clipping = [SearchedClip([linear for linear in LINEARS if linear not in ("q", "k")], clip_steps, schemes)] if clip else []
     return [SearchedPower(sites, points, round_activations, schemes), *clipping]

@@ -46,8 +46,8 @@ def _signed_hadamard(signs: Tensor) -> Rows:
 def _in_blocks(x: Tensor, rows: Rows) -> Tensor:
     """``rows`` of a tall matrix (vocabulary, n), some rows at a time: the steps between stay in the cache."""
     result = torch.empty_like(x)
-    for part, block in zip(result.split(BLOCK), x.split(BLOCK)):
-        part.copy_(rows(block))
+    for start in range(0, len(x), BLOCK):
+        result[start : start + BLOCK] = rows(x[start : start + BLOCK])
     return result
 
 

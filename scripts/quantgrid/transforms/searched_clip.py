@@ -1,12 +1,13 @@
 """Primitive: weights clipped to the range with the least output error (AWQ, arXiv 2306.00978, its second search).
 
-It is the one primitive that changes the function of the unrounded model: it decides the ranges that the weights are rounded in, as AWQ's code
-does, by clipping the weights themselves. Nothing is clipped in a cell that leaves weights unrounded. Put it last.
+Clipping does not preserve the function, so it is no part of the folded weight: it limits what the mitigation rounds, as learned clipping
+does (``learned_clip.py``). Put it last: a later change of the weights would not know of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..quantizer import fake_quantize
 
 
 @dataclass
-class ClipWeights:
+class SearchedClip:
     """Per row and group of a weight the fraction p of its largest magnitude, from 1 in ``steps`` equal steps towards 1/2, with the least
     e C eᵀ, e the error of the clipped and rounded group and C the second moment of its inputs (the diagonal block: groups by themselves,
     as published). A scheme with one scale per tensor gets one p. ``schemes`` serve the fit alone and are not kept.
@@ -60,7 +61,7 @@ class ClipWeights:
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for linear in self.linears:
             if linear in parameters:
-                layer.weights[linear] = clipped(layer.weights[linear], parameters[linear].double())
+                layer.clips[linear] = partial(clipped, bounds=parameters[linear])
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: all of it happens inside the layers."""
@@ -68,5 +69,5 @@ class ClipWeights:
 
 def clipped(weight: Tensor, bounds: Tensor) -> Tensor:
     """``weight`` (m, n) within +- ``bounds`` (m or 1, groups)."""
-    limit = bounds.unsqueeze(-1)
+    limit = bounds.to(weight).unsqueeze(-1)
     return weight.unflatten(-1, (bounds.shape[-1], -1)).clamp(-limit, limit).flatten(-2)

@@ -1,0 +1,79 @@
+"""What a training leaves behind: losses step by step, how each part of it ended, and a state file from which an interrupted one goes on.
+
+The state is one safetensors file: free parameters and the optimizer's moments as tensors, all else as JSON in its header. No pickle.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..storage import read_metadata, read_tensors, write_tensors
+from ..transforms.composition import Parameters
+
+COLUMNS = ("part", "step", "loss", "learning_rate")
+
+
+class Session:
+    """``rows``: [part, step, loss, learning rate] of every step; ``ends``: part -> start and end loss; ``finished``: parameters of parts
+    that are done. A part is ``all`` or a layer."""
+
+    def __init__(self, path: Path | None = None, save_seconds: float = 30.0):
+        self.path, self.save_seconds, self._saved = path, save_seconds, time.monotonic()
+        self.rows: list[list[Any]] = []
+        self.ends: dict[str, dict[str, Any]] = {}
+        self.finished: Parameters = {}
+        self._interrupted: dict[str, Any] = {}
+        self._tensors: dict[str, Tensor] = {}
+        if path and path.is_file():
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        about, tensors = read_metadata(path), read_tensors(path)
+        self.rows, self.ends, self._interrupted = about["rows"], about["ends"], about["current"]
+        self.finished = {name.removeprefix("finished."): tensor for name, tensor in tensors.items() if name.startswith("finished.")}
+        self._tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("finished.")}
+
+    def resume(self, part: str, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
+        """(steps done, start loss) of ``part``; (0, None) unless it was interrupted. Parameters and moments are put back."""
+        if self._interrupted.get("part") != part:
+            return 0, None
+        with torch.no_grad():
+            for number, parameter in enumerate(trainables.parameters()):
+                parameter.copy_(self._tensors[f"free.{number}"])
+        state = optimizer.state_dict()
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        state["state"] = {number: {name.removeprefix(f"moment.{number}."): tensor for name, tensor in self._tensors.items()
+                                   if name.startswith(f"moment.{number}.")} for number in numbers}
+        optimizer.load_state_dict(state)
+        done, self._interrupted = self._interrupted, {}
+        return done["step"], done["start"]
+
+    def step(self, part: str, row: list[Any], start: float, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the row of a step that is done, and now and then the state after it."""
+        self.rows.append([part, *row])
+        if self.path and time.monotonic() - self._saved >= self.save_seconds:
+            free = {f"free.{number}": parameter.detach().cpu() for number, parameter in enumerate(trainables.parameters())}
+            moments = {f"moment.{number}.{name}": value.cpu() for number, entry in optimizer.state_dict()["state"].items()
+                       for name, value in entry.items()}
+            self._write({"part": part, "step": row[0], "start": start}, {**free, **moments})
+
+    def finish(self, part: str, parameters: Parameters, start: float, end: float) -> None:
+        """A part is done, with the parameters that it leaves."""
+        self.ends[part] = {"start": start, "end": end, "kept": "learned" if end < start else "start"}
+        self.finished |= parameters
+        if self.path and time.monotonic() - self._saved >= self.save_seconds:
+            self._write({}, {})
+
+    def _write(self, current: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        finished = {f"finished.{name}": tensor for name, tensor in self.finished.items()}
+        write_tensors(self.path, {**finished, **tensors}, {"rows": self.rows, "ends": self.ends, "current": current})
+        self._saved = time.monotonic()
+
+    def table(self) -> str:
+        """The losses as CSV."""
+        return "\n".join([",".join(COLUMNS), *(",".join(map(str, row)) for row in self.rows)]) + "\n"

@@ -1,0 +1,93 @@
+"""The learned parameters of a transform in free form: what an optimizer may move without leaving the set they belong to.
+
+orthogonal  start x Q with Q = cayley(A), A skew-symmetric and at first 0 (``torch.nn.utils.parametrizations``, trivialization of arXiv 1909.09501)
+positive    exp(theta)
+fraction    sigmoid(gamma), within (0, 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from ..transforms.composition import Parameters, Transform
+
+
+class Orthogonal(nn.Module):
+    """Square orthogonal matrices (*batch, n, n)."""
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.matrix = nn.Parameter(start)
+        parametrizations.orthogonal(self, "matrix", "cayley")
+
+    def forward(self) -> Tensor:
+        return self.matrix
+
+    def exported(self) -> Tensor:
+        """The nearest orthogonal matrix in float64: float32 steps drift by about 1e-6."""
+        u, _, v = torch.linalg.svd(self.matrix.detach().double().cpu())
+        return u @ v
+
+
+class Positive(nn.Module):
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.logarithm = nn.Parameter(start.log())
+
+    def forward(self) -> Tensor:
+        return self.logarithm.exp()
+
+    def exported(self) -> Tensor:
+        return self.logarithm.detach().double().cpu().exp()
+
+
+class Fraction(nn.Module):
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.logit = nn.Parameter(torch.logit(start))
+
+    def forward(self) -> Tensor:
+        return self.logit.sigmoid()
+
+    def exported(self) -> Tensor:
+        return self.logit.detach().double().cpu().sigmoid()
+
+
+KINDS: dict[str, type[nn.Module]] = {"orthogonal": Orthogonal, "positive": Positive, "fraction": Fraction}
+
+
+def learned_kinds(transform: Transform, layers: Iterable[int] | None = None) -> dict[str, str]:
+    """Kind of every learned parameter by its name, of all layers and the shared ones or of ``layers`` alone."""
+    found, scopes = {}, None if layers is None else {str(layer) for layer in layers}
+    for name in transform.parameters:
+        number, scope, rest = name.split(".", 2)
+        kind = getattr(transform.primitives[int(number)], "learns", {}).get(rest.rpartition(".")[2])
+        if kind and (scopes is None or scope in scopes):
+            found[name] = kind
+    return found
+
+
+class Trainables(nn.Module):
+    """Named parameters in free form (float32), at first at ``start``."""
+
+    def __init__(self, start: Parameters, kinds: Mapping[str, str], device: torch.device | str = "cpu"):
+        super().__init__()
+        self.kinds = dict(kinds)
+        self.forms = nn.ModuleList(KINDS[kind](start[name].to(device, torch.float32)) for name, kind in kinds.items())
+
+    def values(self) -> Parameters:
+        """The parameters by name, differentiable with respect to their free form."""
+        return {name: form() for name, form in zip(self.kinds, self.forms)}
+
+    def exported(self) -> Parameters:
+        """The parameters in float64 as a transform keeps them; rotations are orthogonal to float64 accuracy."""
+        return {name: form.exported() for name, form in zip(self.kinds, self.forms)}
+
+    def groups(self, rates: Mapping[str, float]) -> list[dict]:
+        """Parameter groups of an optimizer: one per kind that occurs, with its learning rate."""
+        by_kind = {kind: [p for form, of in zip(self.forms, self.kinds.values()) if of == kind for p in form.parameters()] for kind in KINDS}
+        return [{"params": parameters, "lr": rates[kind], "initial_lr": rates[kind]} for kind, parameters in by_kind.items() if parameters]

@@ -1,0 +1,90 @@
+"""Primitives whose parameters are learned: rotations that start as the identity, scales that start at one or where SmoothQuant puts them.
+
+They fold as the fixed ones do (``rotate.py``, ``scale.py``). ``learns`` says how the last part of a parameter's name is kept in its set
+while it is trained (``learning/trainables.py``); ``fit_model`` and ``fit_layer`` give the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..architecture import SITES, ModelShape
+from ..decoders import DecoderLayer
+from .rotate import RotateResidual
+from .scale import Scale, divide_input
+
+
+@dataclass
+class TurnResidual(RotateResidual):
+    """A learned R1 on top of the fixed one before it: ``matrix`` (d, d) orthogonal, at first the identity."""
+
+    kind: str = "learned"
+    seed: int | None = None
+    learns: ClassVar[dict[str, str]] = {"matrix": "orthogonal"}
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        return {"matrix": torch.eye(shape.hidden_size, dtype=torch.float64)}
+
+
+@dataclass
+class TurnHeads:
+    """A learned R2 on top of the fixed one before it: ``matrix`` (KV heads, head_dim, head_dim) orthogonal, at first identities. Offline."""
+
+    reads_layer = False
+    learns: ClassVar[dict[str, str]] = {"matrix": "orthogonal"}
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        return {}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        shape = layer.shape
+        return {"matrix": torch.eye(shape.head_dim, dtype=torch.float64).repeat(shape.kv_heads, 1, 1)}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        shape, weights = layer.shape, layer.weights
+
+        def rows(x: Tensor) -> Tensor:
+            return (x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)) @ parameters["matrix"].to(x)).flatten(-3)
+
+        weights["v"] = rows(weights["v"].mT).mT
+        if "v_bias" in weights:
+            weights["v_bias"] = rows(weights["v_bias"])
+        weights["o"] = rows(weights["o"])
+        layer.map_input("output_input", rows)
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: values live inside the layers."""
+
+
+@dataclass
+class LearnedScale:
+    """Channel scales at ``sites``, started at SmoothQuant's for ``alpha``, or at one where ``alpha`` is None."""
+
+    alpha: float | None
+    sites: list[str]
+    learns: ClassVar[dict[str, str]] = dict.fromkeys(SITES, "positive")
+
+    @property
+    def reads_layer(self) -> bool:
+        return self.alpha is not None
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        return {}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        if self.alpha is not None:
+            return Scale(self.alpha, self.sites).fit_layer(layer)
+        shape = layer.shape
+        sizes = {site: shape.kv_heads * shape.head_dim if site == "output_input" else shape.site_size(site) for site in self.sites}
+        return {site: torch.ones(size, dtype=torch.float64) for site, size in sizes.items()}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in self.sites:
+            divide_input(layer, site, parameters[site])
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: scales live inside the layers."""
