@@ -6,9 +6,11 @@ in a config. The code hash behind every path never covers this file, so that a n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from .errors import ConfigError, unknown_name
 from .methods import Method, Option
