@@ -27,6 +27,11 @@ def head_hadamard(x: Tensor, heads: int) -> Tensor:
     return apply_hadamard(x.unflatten(-1, (heads, -1)).mT).mT.flatten(-2)
 
 
+def head_rotate(x: Tensor, matrix: Tensor) -> Tensor:
+    """The same channel of all heads mixed by ``matrix`` (heads, heads): x (M ⊗ I)."""
+    return (matrix.mT @ x.unflatten(-1, (matrix.shape[0], -1))).flatten(-2)
+
+
 def subtract(x: Tensor, shift: Tensor) -> Tensor:
     """x - z, ``shift`` (n,)."""
     return x - shift
@@ -47,6 +52,7 @@ ONLINE: dict[str, Callable[..., Tensor]] = {
     "hadamard": apply_hadamard,
     "block_hadamard": block_hadamard,
     "head_hadamard": head_hadamard,
+    "head_rotate": head_rotate,
     "subtract": subtract,
     "gather": gather,
     "block_rotate": block_rotate,
@@ -83,6 +89,7 @@ _PER_CHANNEL: dict[str, Callable[[int, Operation], int]] = {
     "hadamard": lambda n, operation: _fast_hadamard(n),
     "block_hadamard": lambda n, operation: _fast_hadamard(operation["size"]),
     "head_hadamard": lambda n, operation: _fast_hadamard(operation["heads"]),
+    "head_rotate": lambda n, operation: 2 * operation["matrix"].shape[-1],
     "subtract": lambda n, operation: 1,
     "gather": lambda n, operation: 0,
     "block_rotate": lambda n, operation: 2 * operation["blocks"].shape[-1],
