@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .hadamard import apply_hadamard, hadamard_factors
@@ -77,6 +78,24 @@ def as_rows(operation: Operation) -> Callable[[Tensor], Tensor]:
 def tensors_of(operation: Operation) -> dict[str, Tensor]:
     """The parameters that a checkpoint has to hold, by name."""
     return {name: value for name, value in operation.items() if isinstance(value, Tensor)}
+
+
+def stored(site: str, operations: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The operations of ``site`` as a checkpoint keeps them: without their tensors, ready for JSON, and these in float32, orders of channels
+    in int32, under ``{site}.online.{number}.{name}``."""
+    listed = [{name: value for name, value in operation.items() if not isinstance(value, Tensor)} for operation in operations]
+    return listed, {f"{site}.online.{number}.{name}": tensor.float() if tensor.is_floating_point() else tensor.int()
+                    for number, operation in enumerate(operations) for name, tensor in tensors_of(operation).items()}
+
+
+def restored(site: str, listed: list[dict[str, Any]], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
+    """What :func:`stored` took apart, with tensors in ``dtype``; orders of channels stay whole numbers."""
+    found = []
+    for number, operation in enumerate(listed):
+        prefix = f"{site}.online.{number}."
+        parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        found.append({**operation, **{part: tensor.to(dtype) if tensor.is_floating_point() else tensor for part, tensor in parts.items()}})
+    return found
 
 
 def _fast_hadamard(order: int) -> int:
