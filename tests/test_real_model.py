@@ -53,7 +53,8 @@ def statistics(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # What fits 9 heads and 576 channels, and searches that end soon.
-OPTIONS = {"quarot": {"mixing": "orthogonal"}, "duquant": {"block_size": 64, "steps": 8}, "awq": {"points": 3}, "outlier_suppression_plus": {"points": 3}}
+OPTIONS = {"quarot": {"mixing": "orthogonal"}, "duquant": {"block_size": 64, "steps": 8}, "awq": {"points": 3},
+           "outlier_suppression_plus": {"points": 3}}
 
 
 def transformed(method: str, folder: Path, statistics: Path):
