@@ -44,6 +44,9 @@ def _dense(name: str, n: int, given: dict) -> Tensor:
     """The matrix T of an operation x -> x T on n channels; takes what it uses out of ``given``."""
     if name == "gather":
         return torch.eye(n, dtype=torch.float64)[:, given.pop("order").long()]
+    if name == "head_rotate":
+        matrix = given.pop("matrix").double()
+        return torch.kron(matrix.contiguous(), torch.eye(n // len(matrix), dtype=torch.float64))
     if name == "block_rotate":
         return torch.block_diag(*given.pop("blocks").double())
     if name == "kronecker":

@@ -33,7 +33,7 @@ from quantgrid.mitigations.rtn import rtn
 from quantgrid.quantization import Quantized, Recipe, quantize_decoder, summarize
 from quantgrid.quantizer import PRESETS, QuantScheme, fake_quantize
 from quantgrid.storage import read_json, sha256_of, write_json
-from quantgrid.transforms import random_hadamard, scaling
+from quantgrid.transforms import block_hadamard, duquant, quarot, random_hadamard, reordering, scaling, shifting
 from quantgrid.transforms.composition import Transform, fit, layer_state
 from reference_decoder import logits, site_inputs
 from reference_statistics import apply_online, close, write_statistics
@@ -43,7 +43,10 @@ SCRIPTS = Path(quantization.__file__).parents[1]
 LLAMA = next(case for case in CASES if case.bias and case.tied)
 CASE_OF = {"llama": LLAMA, **{name: next(case for case in CASES if case.architecture.lower().startswith(name) and want(case)) for name, want in (
     ("mistral", lambda c: c.head_dim == 32), ("qwen2", lambda c: not c.tied and c.heads == 4), ("qwen3", lambda c: c.bias))}}
-TRANSFORMS = {"none": [], "scaling": scaling.primitives(0.5, list(SITES)), "hadamard": random_hadamard.primitives(1)}
+TRANSFORMS = {"none": [], "scaling": scaling.primitives(0.5, list(SITES)), "hadamard": random_hadamard.primitives(1),
+              "shifting": [*shifting.primitives("midrange", list(SITES)), *quarot.primitives(2, "orthogonal")],
+              "blocks": [*reordering.primitives("rms", list(SITES), "across"), *block_hadamard.primitives(16, list(SITES), False)],
+              "duquant": duquant.primitives(3, 0.6, 16, 4, list(SITES))}
 QUANTIZED = [name for name in PRESETS if name != "bf16"]
 GRANULAR = [*((name, "channel") for name in QUANTIZED), ("int4", "tensor"), ("int4_asym", "tensor"), ("int4_asym", "group-16"), ("int3", "group-32"),
             ("fp4", "group-16"), ("kmeans4", "group-32"), ("fp4_ue2m2", "group-16")]
@@ -126,6 +129,11 @@ def logits_and_inputs(model: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, d
         return model(tokens).logits.double(), seen
 
 
+def as_stored(operation: dict) -> dict:
+    """An online operation with its tensors as a checkpoint keeps them: float32."""
+    return {name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in operation.items()}
+
+
 def expected_logits(made: Given, transform: str, preset: str, granularity: str, done: Quantized, seen: dict | None = None) -> Tensor:
     """The reference decoder on weights rounded by definition, inputs prepared by a hook, norms and biases in float32, ends in bfloat16.
 
@@ -151,7 +159,7 @@ def expected_logits(made: Given, transform: str, preset: str, granularity: str, 
         if seen is not None:
             assert close(seen[index, site], x, 2e-6), (index, site)
             x = seen[index, site]
-        x = apply_online(layers[index].online[site], x)
+        x = apply_online([as_stored(operation) for operation in layers[index].online[site]], x)
         if activation is None:
             return x
         if activation.granularity == "tensor":
@@ -165,6 +173,9 @@ def expected_logits(made: Given, transform: str, preset: str, granularity: str, 
 RUNS = [("llama", "none", preset, granularity, rtn) for preset, granularity in (*GRANULAR, ("bf16", "channel"))
         if granularity != "tensor" or preset == "int4"]
 RUNS += [(case, transform, preset, "channel", rtn) for case in CASE_OF for transform in ("scaling", "hadamard") for preset in ("int4", "bf16")]
+RUNS += [(case, transform, preset, "channel", rtn) for case in ("llama", "mistral") for transform in ("shifting", "blocks", "duquant")
+         for preset in ("int4", "bf16")]
+RUNS += [("qwen3", "shifting", "int4", "tensor", rtn)]
 RUNS += [("llama", "hadamard", "nvfp4", "channel", rtn), ("qwen2", "hadamard", "int4", "tensor", rtn), ("mistral", "scaling", "int4", "tensor", rtn),
          ("llama", "hadamard", "int4", "channel", partial(low_rank, rank=4)),
          ("qwen3", "none", "mxfp4", "channel", partial(low_rank, rank=4, metric="qera_exact"))]
@@ -191,6 +202,44 @@ def test_a_token_does_not_depend_on_its_batch(preset, granularity, given, tmp_pa
 def test_the_online_hadamard_is_recorded_for_one_site(given, tmp_path):
     saved(quantized(given["llama"], "hadamard"), tmp_path)
     assert read_json(tmp_path / "quantgrid.json")["online"] == {f"layers.{layer}.down_input": [{"operation": "hadamard"}] for layer in range(2)}
+
+
+def test_the_tensors_of_online_operations_are_kept_with_the_weights(given, tmp_path):
+    done = quantized(given["llama"], "blocks")
+    tensors, about = load_file(saved(done, tmp_path) / "model.safetensors"), read_json(tmp_path / "quantgrid.json")
+    assert about["online"]["layers.0.mlp_input"] == [{"operation": "gather"}, {"operation": "block_hadamard", "size": 16}]
+    assert about["online"]["layers.0.down_input"] == [{"operation": "block_hadamard", "size": 16}]
+    order = tensors["layers.0.mlp_input.online.0.order"]
+    assert order.dtype == torch.int32 and sorted(order.tolist()) == list(range(64))
+    assert {name for name in tensors if ".online." in name} == {
+        f"layers.{layer}.{site}.online.0.order" for layer in range(2) for site in ("attention_input", "output_input", "mlp_input")}
+    model = load_quantized(tmp_path, torch.bfloat16)
+    assert not any("online" in name for name in model.state_dict())
+
+
+def test_online_tensors_run_in_the_dtype_of_the_model(given, tmp_path):
+    folder = saved(quantized(given["llama"], "duquant"), tmp_path)
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        site_input = load_quantized(folder, dtype).model.layers[0].mlp.down_proj.site_input
+        assert {buffer.dtype for name, buffer in site_input.named_buffers() if "blocks" in name} == {dtype}
+        x = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+        assert site_input.prepare(x).dtype == dtype
+
+
+@pytest.mark.parametrize("transform, operations, added, untied", [
+    ("none", 0, 0, 0), ("scaling", 0, 0, 0),
+    ("hadamard", 2 * 96 * (3 + 12), 0, 61 * 64),  # H96 = H12 ⊗ H8
+    ("shifting", 2 * (64 + 64 + 96 + 64 * 2 * 4 + 96 * 15), 2 * (64 + 64 + 96 + 16), 61 * 64),  # llama has all biases already
+    ("blocks", 2 * (64 * 3 + 96) * 4, 2 * 3 * 64, 0),
+    ("duquant", 2 * (64 * 3 + 96) * 2 * 32, 2 * (64 * 3 + 96) * (2 * 16 + 1), 0)])
+def test_what_a_transform_costs_while_the_model_runs(transform, operations, added, untied, given, tmp_path):
+    made = given["llama"]
+    done = quantized(made, transform)
+    assert done.costs == {"online_operations": operations, "added_parameters": added, "untied_parameters": untied}
+    bare = given["mistral"]
+    more = quantized(bare, transform).costs["added_parameters"]
+    heads, kept = bare.decoder.shape.heads * bare.decoder.shape.head_dim, load_file(saved(quantized(bare, transform), tmp_path) / "model.safetensors")
+    assert more == sum(t.numel() for name, t in kept.items() if name.endswith("_proj.bias") or ".online." in name) and heads == 128
 
 
 def test_the_input_of_a_site_is_prepared_once(given, tmp_path, monkeypatch):

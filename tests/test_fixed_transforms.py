@@ -240,7 +240,7 @@ def test_clipped_weights_lose_less_of_the_output(schemes, layer):
         before, after = (group_errors(used, weight, moment.double(), size, schemes) for used in (weight, clipped(weight, bounds[linear])))
         if rows == 1:
             before, after = before.sum(0), after.sum(0)
-        assert bool((after <= before * (1 + 1e-3) + 1e-9).all()) and after.sum() < before.sum()
+        assert bool((after <= before * (1 + 1e-3) + 1e-9).all()) and (rows == 1 or after.sum() < before.sum())
     assert SearchedClip(["down"], 10, NOTHING).fit_layer(layer) == {}
 
 
@@ -313,7 +313,7 @@ def test_shared_parameters_are_fitted_to_what_came_before(given):  # noqa: F811
 def test_mixed_heads_after_rotated_ones_are_one_hadamard_matrix(given):  # noqa: F811
     """4 heads of 16: (I ⊗ H16)(H4 ⊗ I) = H64, what QuaRot calls the Hadamard heads."""
     made = given(LLAMA)
-    result = folded(made, made.fitted([RotateHeads(0, "plain"), MixHeads()]))
+    result = folded(made, made.fitted([RotateHeads(0, "plain"), MixHeads(0, "hadamard")]))
     rotated = run(result.state, made.config, made.tokens, result.online)[1]
     for index in range(2):
         assert close(rotated[index, "output_input"], made.inputs[index, "output_input"] @ hadamard_matrix(64) / 8, 1e-9)
@@ -323,7 +323,7 @@ def test_mixed_heads_after_rotated_ones_are_one_hadamard_matrix(given):  # noqa:
 def test_mixing_heads_needs_their_hadamard_matrix(given):  # noqa: F811
     made = given(next(case for case in CASES if case.heads == 9))
     with pytest.raises(ConfigError, match="no Hadamard matrix of order 9"):
-        made.fitted([MixHeads(), Scale(0.5, NORMS)])
+        made.fitted([MixHeads(0, "hadamard"), Scale(0.5, NORMS)])
 
 
 # -- blocks --------------------------------------------------------------------------------------------------------------------------------
@@ -447,7 +447,8 @@ def test_scaling_divides_an_online_shift(given):  # noqa: F811
 OPERATIONS = [
     ({"operation": "hadamard"}, 96 * (3 + 12)), ({"operation": "block_hadamard", "size": 16}, 96 * 4),
     ({"operation": "block_hadamard", "size": 12}, 96 * 12),
-    ({"operation": "head_hadamard", "heads": 12}, 96 * 12), ({"operation": "subtract", "shift": heavy(1, 96)[0]}, 96),
+    ({"operation": "head_hadamard", "heads": 12}, 96 * 12), ({"operation": "head_rotate", "matrix": spreading_matrix(6, 9)}, 96 * 12),
+    ({"operation": "subtract", "shift": heavy(1, 96)[0]}, 96),
     ({"operation": "gather", "order": torch.randperm(96, generator=torch.Generator().manual_seed(0))}, 0),
     ({"operation": "block_rotate", "blocks": torch.stack([spreading_matrix(24, seed) for seed in range(4)])}, 96 * 48),
 ]

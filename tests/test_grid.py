@@ -228,6 +228,44 @@ def test_a_rotation_needs_hadamard_matrices_that_exist(size, order):
     assert "needs a Hadamard matrix" in refusal(study(transforms=["random_hadamard"], formats=["bf16"]), shape={size: order})
 
 
+def transform(method: str, **options: Any) -> dict[str, Any]:
+    """Entries of one transform named ``t``."""
+    return {"transforms": {"t": {"method": method, **options}}}
+
+
+@pytest.mark.parametrize(("method", "options", "shape", "missing"), [
+    ("quarot", {}, {}, "9 (heads"), ("quarot", {}, {"heads": 14}, "14 (heads"),
+    ("rotation_then_scaling", {}, {"hidden_size": 582}, "582 (hidden_size"),
+    ("random_hadamard", {"rotations": ["R2"]}, {"head_dim": 92}, "92 (head_dim"),
+    ("random_orthogonal", {}, {"intermediate_size": 1180}, "1180 (intermediate_size"),
+    ("random_orthogonal", {"heads": "hadamard"}, {"head_dim": 92}, "92 (head_dim")])
+def test_a_transform_is_refused_where_its_hadamard_matrix_does_not_exist(method, options, shape, missing):
+    message = refusal(study(transforms=["t"]), shape=shape, **transform(method, **options))
+    assert f"transform 't' needs a Hadamard matrix of order {missing} of model 'm')" in message and "; use '" in message
+    if method == "quarot":
+        assert message.endswith("use 'random_hadamard', which mixes no heads, or 'mixing: orthogonal' for this model")
+
+
+@pytest.mark.parametrize(("method", "options", "shape"), [
+    ("quarot", {"mixing": "orthogonal"}, {}), ("quarot", {}, {"heads": 12, "kv_heads": 3}),
+    ("random_hadamard", {"rotations": ["R1", "R2"]}, {"intermediate_size": 1180}), ("random_hadamard", {"rotations": ["R4"]}, {"hidden_size": 582}),
+    ("random_orthogonal", {"rotations": ["R1", "R2"]}, {"hidden_size": 582, "head_dim": 92, "intermediate_size": 1180})])
+def test_what_a_transform_asks_of_a_model_depends_on_its_options(method, options, shape):
+    assert len(cells(study(transforms=["t"]), shape=shape, **transform(method, **options))) == 2
+
+
+def test_blocks_of_a_transform_have_to_divide_its_sites():
+    message = refusal(study(transforms=["duquant"]))
+    assert message == ("studies.a: blocks of 128 of transform 'duquant' do not divide the 576 inputs of site 'attention_input' of model 'm'; "
+                       "values of block_size that fit its sites: 16, 24, 32, 48, 64, 96, 192")
+    message = refusal(study(transforms=["t"]), **transform("block_hadamard", block_size=128))
+    assert message.endswith("values of block_size that fit its sites: 16, 32, 64")
+    assert len(cells(study(transforms=["t"]), **transform("block_hadamard", block_size=128, sites=["down_input"]))) == 2
+    assert len(cells(study(transforms=["t"]), **transform("duquant", block_size=64))) == 2
+    message = refusal(study(transforms=["block_hadamard"]), shape={"intermediate_size": 1530})
+    assert message.endswith("values of block_size that fit its sites: none, use 'scaling' or 'none'")
+
+
 def test_a_quantized_format_needs_a_mitigation():
     message = refusal(study(mitigations=["none"]))
     assert message.startswith("studies.a: mitigation 'none' with format 'int4'; a quantized format takes one of ")
@@ -265,7 +303,9 @@ COUNTS = {
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among the quantized cells)
     "config": (31, {"transforms-mitigations": 15, "formats": 10, "transforms-formats": 10, "group-size": 5, "symmetry": 4}, (3, 4, 7)),
     "formats": (57, {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9}, (2, 3, 21)),
-    "smoke": (24, {"methods": 12, "formats": 12, "granularity": 3}, (4, 6, 11)),
+    "smoke": (34, {"methods": 22, "formats": 12, "granularity": 3}, (14, 6, 11)),
+    "transforms": (113, {"scaling": 21, "rotation": 43, "principal-axes": 33, "blocks": 19, "rotation-sites": 11, "groups": 9, "costs": 8},
+                   (54, 2, 1)),
     "paper": (84, {"transforms-mitigations": 13, "models": 15, "symmetry": 5, "group-size": 17, "formats": 33, "transforms-formats": 13,
                    "scale-formats": 11}, (3, 4, 13)),
 }

@@ -361,6 +361,19 @@ def test_a_learned_transform_is_fitted_to_the_scheme_of_its_cell(monkeypatch):
     assert sorted(target for *_, target in found) == ["bf16--", "int4-channel", "int4-mse-channel"]
 
 
+def test_what_a_transform_reads_depends_on_its_options():
+    """A searched scaling is fitted to the cell, a given one is not; principal axes of activations need the statistics, those of weights do not."""
+    config = content()
+    config["transforms"]["searched"] = {"method": "scaling", "search": True}
+    for name, basis in (("klt", "activations"), ("axes", "weights")):
+        config["transforms"][name] = {"method": "random_hadamard", "basis": basis}
+    config["studies"]["methods"]["transforms"] = ["smooth", "searched", "klt", "axes"]
+    made = plan(config)
+    found = {name: made.fit_transform(Cell("tiny", name, "rtn", "channel", "int4")) for name in ("smooth", "searched", "klt", "axes")}
+    assert {name: (step.wildcards["target"], "schemes" in step.spec, "statistics" in step.inputs) for name, step in found.items()} == {
+        "smooth": ("any", False, True), "searched": ("int4-channel", True, True), "klt": ("any", False, True), "axes": ("any", False, False)}
+
+
 def test_evaluations_are_those_that_a_study_asks_for():
     made = plan(content())
     rounded, full = Cell("tiny", "none", "rtn", "channel", "int4"), Cell("tiny", "none", "none", "-", "bf16")

@@ -17,7 +17,7 @@ from quantgrid import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "data" / "tiny-llama"
-EXAMPLE = ROOT / "docs" / "examples" / "random_orthogonal.py"
+EXAMPLE = ROOT / "docs" / "examples" / "scaled_hadamard.py"
 
 FILES = {  # a library small enough that every edge of its import graph is visible
     "job.py": '''
@@ -259,7 +259,7 @@ def test_a_new_method_changes_no_key(repository, unchanged):
     method = repository / "scripts" / "quantgrid" / "transforms" / EXAMPLE.name
     registry = repository / "scripts" / "quantgrid" / "registry.py"
     before = registry.read_text()
-    line = next(line for line in EXAMPLE.read_text().splitlines() if line.strip().startswith('"random_orthogonal": Method('))
+    line = next(line for line in EXAMPLE.read_text().splitlines() if line.strip().startswith('"scaled_hadamard": Method('))
     try:
         shutil.copy(EXAMPLE, method)
         edit(registry, '    "none": Method("transforms.none"', f'{line}\n    "none": Method("transforms.none"')

@@ -52,10 +52,17 @@ def statistics(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+# What fits 9 heads and 576 channels, and searches that end soon.
+OPTIONS = {"quarot": {"mixing": "orthogonal"}, "duquant": {"block_size": 64, "steps": 8}, "awq": {"points": 3},
+           "outlier_suppression_plus": {"points": 3}}
+
+
 def transformed(method: str, folder: Path, statistics: Path):
-    options = TRANSFORMS[method].resolve({"method": method}, method)["options"]
-    seed = {"seed": 0} if TRANSFORMS[method].seeded else {}
-    return fit(load("transforms", method).primitives(**options, **seed), DecoderFolder(folder), statistics)
+    options = TRANSFORMS[method].resolve({"method": method, **OPTIONS.get(method, {})}, method)["options"]
+    given = {"seed": 0} if TRANSFORMS[method].seeded else {}
+    if TRANSFORMS[method].is_fitted_to_scheme(options):
+        given["schemes"] = CellSchemes(scheme("int4"))
+    return fit(load("transforms", method).primitives(**options, **given), DecoderFolder(folder), statistics)
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,7 @@ RECIPES: dict[str, Callable[[], list]] = {
     "principal axes of activations": lambda: random_hadamard.primitives(14, basis="activations"),
     "principal axes of weights": lambda: random_orthogonal.primitives(15, ["R1"], basis="weights"),
     "quarot": lambda: quarot.primitives(16),
+    "quarot, orthogonal mixing": lambda: quarot.primitives(16, "orthogonal"),
     "block hadamard": lambda: block_hadamard.primitives(16, ALL, False),
     "block hadamard, heads folded": lambda: block_hadamard.primitives(16, ALL, True),
     "duquant": lambda: duquant.primitives(17, 0.6, 16, 8, ALL),

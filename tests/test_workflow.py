@@ -16,7 +16,7 @@ from workflow import ROOT, Checkout
 pytestmark = pytest.mark.workflow
 RESULTS = "results-smoke"
 GOLDEN = Path(__file__).parent / "data" / "golden-smoke.csv"
-EXAMPLE = ROOT / "docs" / "examples" / "random_orthogonal.py"
+EXAMPLE = ROOT / "docs" / "examples" / "scaled_hadamard.py"
 
 
 def rows(checkout: Checkout, results: str = RESULTS) -> list[dict[str, str]]:
@@ -130,18 +130,18 @@ def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_
     shutil.copytree(smoke.folder, checkout.folder, symlinks=True)
     library = checkout.folder / "scripts" / "quantgrid"
     shutil.copy(EXAMPLE, library / "transforms" / EXAMPLE.name)
-    line = next(line for line in EXAMPLE.read_text().splitlines() if line.strip().startswith('"random_orthogonal": Method('))
+    line = next(line for line in EXAMPLE.read_text().splitlines() if line.strip().startswith('"scaled_hadamard": Method('))
     registry = library / "registry.py"
     registry.write_text(registry.read_text().replace('    "none": Method("transforms.none"', f'{line}\n    "none": Method("transforms.none"'))
     config = checkout.config()
-    config["studies"]["methods"]["also"].append({"transforms": ["random_orthogonal"], "mitigations": ["gptq"]})
+    config["studies"]["methods"]["also"].append({"transforms": ["scaled_hadamard"], "mitigations": ["gptq"]})
     checkout.write_config(config, "smoke")
-    assert cells_of(checkout.planned("smoke"), "quantize_model") == {("random_orthogonal", "gptq", "int4")}
+    assert cells_of(checkout.planned("smoke"), "quantize_model") == {("scaled_hadamard", "gptq", "int4")}
     checkout.run("smoke")
-    assert "random_orthogonal" in (checkout.folder / RESULTS / "tables" / "methods.csv").read_text()
-    assert "random_orthogonal" in (checkout.folder / RESULTS / "figures" / "methods.csv").read_text()
+    assert "scaled_hadamard" in (checkout.folder / RESULTS / "tables" / "methods.csv").read_text()
+    assert "scaled_hadamard" in (checkout.folder / RESULTS / "figures" / "methods.csv").read_text()
     value = {row["transform"]: float(row["value"]) for row in rows(checkout) if row["metric"] == "perplexity" and row["mitigation"] == "gptq"}
-    assert value["random_orthogonal"] < value["none"] / 3
+    assert value["scaled_hadamard"] < value["none"] / 3
 
 
 def test_every_json_says_what_it_is_and_what_it_read(smoke: Checkout):

@@ -26,7 +26,7 @@ from .errors import ConfigError, NumericalFailure
 from .key_values import round_key_values
 from .linear import QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
-from .online import cast, tensors_of
+from .online import restored, stored
 from .packing import pack, unpack
 from .quantizer import QuantizedTensor, QuantScheme
 from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
@@ -49,7 +49,7 @@ class CheckpointContent:
     activations: dict[str, QuantScheme] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     linears: dict[str, dict[str, Any]] = field(default_factory=dict)
-    operations: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    online: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def add_plain(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         """Tensors kept as they are: norms and biases in float32, embeddings in bfloat16."""
@@ -65,10 +65,8 @@ class CheckpointContent:
         """Online operations of a site, and the scheme that rounds its input with what calibration fixed of it."""
         name = site_name(layer, site)
         if online:
-            self.operations[name] = online
-            for number, operation in enumerate(online):
-                self.tensors |= {_online_name(name, number, part): tensor.float() if tensor.is_floating_point() else tensor.int()
-                                 for part, tensor in tensors_of(operation).items()}
+            self.online[name], tensors = stored(name, online)
+            self.tensors |= tensors
         if rounding is not None:
             self.activations[name] = rounding.scheme
             self.tensors |= {f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()}
@@ -82,11 +80,6 @@ class CheckpointContent:
                              for part, tensor in parts.items()}
             self.tensors |= {f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()}
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), **side_entry(solved)}
-
-
-def _online_name(site: str, number: int, part: str) -> str:
-    """Where a checkpoint keeps a tensor of the online operation ``number`` of a site."""
-    return f"{site}.online.{number}.{part}"
 
 
 def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
@@ -105,11 +98,9 @@ def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest:
     write_tensors(checkpoint, content.tensors)
     schemes = {name: scheme.to_dict() if scheme else None for name in ("weight", "key_value")
                for scheme in [getattr(content.schemes, name)]}
-    online = {site: [{key: value for key, value in operation.items() if not isinstance(value, Tensor)} for operation in listed]
-              for site, listed in content.operations.items()}
     activations = {name: scheme.to_dict() for name, scheme in content.activations.items()}
     write_json(manifest, {**record, "status": "ok", "format_version": FORMAT_VERSION, "config": content.config, "schemes": schemes,
-                          "activations": activations, "linears": content.linears, "online": online, "sha256": sha256_of(checkpoint)})
+                          "activations": activations, "linears": content.linears, "online": content.online, "sha256": sha256_of(checkpoint)})
 
 
 def save_failed(checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any], reason: str) -> None:
@@ -171,7 +162,7 @@ def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[st
     for index in range(len(model.model.layers)):
         for site, linears in SITES.items():
             name = site_name(index, site)
-            site_input = SiteInput(_online(name, about, tensors, dtype), _rounding(name, about, tensors), len(linears))
+            site_input = SiteInput(restored(name, about["online"].get(name, []), tensors, dtype), _rounding(name, about, tensors), len(linears))
             for linear in linears:
                 module = bare_name(index, linear)
                 weight, low_rank = _weight(module, about, tensors, weights, dtype)
@@ -180,16 +171,6 @@ def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[st
                 fed = term["input"] if term else "quantized"
                 replacement = QuantizedLinear(weight, None if bias is None else bias.to(dtype), site_input, low_rank, fed)
                 model.set_submodule(module, replacement)
-
-
-def _online(name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> list[dict[str, Any]]:
-    """The online operations of the site ``name``, their tensors in ``dtype``."""
-    found = []
-    for number, operation in enumerate(about["online"].get(name, [])):
-        prefix = _online_name(name, number, "")
-        parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        found.append(cast({**operation, **parts}, dtype))
-    return found
 
 
 def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rounding | None:

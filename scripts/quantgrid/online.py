@@ -29,6 +29,11 @@ def head_hadamard(x: Tensor, heads: int) -> Tensor:
     return apply_hadamard(x.unflatten(-1, (heads, -1)).mT).mT.flatten(-2)
 
 
+def head_rotate(x: Tensor, matrix: Tensor) -> Tensor:
+    """The same channel of all heads mixed by ``matrix`` (heads, heads): x (M ⊗ I)."""
+    return (matrix.mT @ x.unflatten(-1, (matrix.shape[0], -1))).flatten(-2)
+
+
 def subtract(x: Tensor, shift: Tensor) -> Tensor:
     """x - z, ``shift`` (n,)."""
     return x - shift
@@ -49,6 +54,7 @@ ONLINE: dict[str, Callable[..., Tensor]] = {
     "hadamard": apply_hadamard,
     "block_hadamard": block_hadamard,
     "head_hadamard": head_hadamard,
+    "head_rotate": head_rotate,
     "subtract": subtract,
     "gather": gather,
     "block_rotate": block_rotate,
@@ -76,6 +82,24 @@ def tensors_of(operation: Operation) -> dict[str, Tensor]:
     return {name: value for name, value in operation.items() if isinstance(value, Tensor)}
 
 
+def stored(site: str, operations: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The operations of ``site`` as a checkpoint keeps them: without their tensors, ready for JSON, and these in float32, orders of channels
+    in int32, under ``{site}.online.{number}.{name}``."""
+    listed = [{name: value for name, value in operation.items() if not isinstance(value, Tensor)} for operation in operations]
+    return listed, {f"{site}.online.{number}.{name}": tensor.float() if tensor.is_floating_point() else tensor.int()
+                    for number, operation in enumerate(operations) for name, tensor in tensors_of(operation).items()}
+
+
+def restored(site: str, listed: list[dict[str, Any]], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
+    """What :func:`stored` took apart, with tensors in ``dtype``; orders of channels stay whole numbers."""
+    found = []
+    for number, operation in enumerate(listed):
+        prefix = f"{site}.online.{number}."
+        parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        found.append(cast({**operation, **parts}, dtype))
+    return found
+
+
 def _fast_hadamard(order: int) -> int:
     core, power = hadamard_factors(order)
     return power + (core if core > 1 else 0)
@@ -86,6 +110,7 @@ _PER_CHANNEL: dict[str, Callable[[int, Operation], int]] = {
     "hadamard": lambda n, operation: _fast_hadamard(n),
     "block_hadamard": lambda n, operation: _fast_hadamard(operation["size"]),
     "head_hadamard": lambda n, operation: _fast_hadamard(operation["heads"]),
+    "head_rotate": lambda n, operation: 2 * operation["matrix"].shape[-1],
     "subtract": lambda n, operation: 1,
     "gather": lambda n, operation: 0,
     "block_rotate": lambda n, operation: 2 * operation["blocks"].shape[-1],

@@ -27,8 +27,9 @@ from .key_values import KeyValues, round_key_values
 from .linear import QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
 from .online import cast
-from .quantization import Quantized, Recipe, Site, add_layer, quantize_linear, transform_costs, transformed
+from .quantization import Quantized, Recipe, Site, add_layer, quantize_linear, transformed
 from .statistics import PairedStatistics, SiteStatistics, stack
+from .transform_costs import transform_costs
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from .activations import choose
-from .architecture import END_ROLES, LINEARS, SITE_OF, SITES, layer_tensors
+from .architecture import LINEARS, SITE_OF, SITES, layer_tensors
 from .calibration import site_name
 from .cell_schemes import CellSchemes
 from .checkpoints import CheckpointContent, bare_name
 from .decoders import DecoderFolder, DecoderLayer
 from .layer_errors import Roundings, Site, accounted_bits, measure, ratio
 from .mitigations.compensated import Compensated
-from .online import arithmetic
 from .quantizer import QuantScheme
 from .statistics import SiteStatistics
+from .transform_costs import transform_costs
 from .transforms.composition import Transform, layer_state
 
 BUDGET = 1 << 29  # bytes of weights and second moments (float64) held at a time
@@ -85,16 +85,6 @@ def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[
     result.content.add_ends(ends)
     result.costs = transform_costs(result.content, decoder)
     return result
-
-
-def transform_costs(content: CheckpointContent, decoder: DecoderFolder) -> dict[str, int]:
-    """What the transform adds to the running model: additions and multiplications per token of all online operations together, parameters
-    of these operations and of biases that the model did not have, and of a lm_head that was tied to the embedding."""
-    sizes = {site_name(layer, site): decoder.shape.site_size(site) for layer in range(decoder.shape.layers) for site in SITES}
-    added = {name: tensor.numel() for name, tensor in content.tensors.items() if name not in decoder.files}
-    return {"online_operations": sum(arithmetic(operation, sizes[site]) for site, listed in content.operations.items() for operation in listed),
-            "added_parameters": sum(size for name, size in added.items() if name.endswith(".bias") or ".online." in name),
-            "untied_parameters": added.get(END_ROLES["lm_head"], 0)}
 
 
 def transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterator[DecoderLayer]:

@@ -164,18 +164,26 @@ class RotateDown:
 
 @dataclass
 class MixHeads:
-    """The heads mixed before o (QuaRot, arXiv 2404.00456, section 4): x (H ⊗ I) online, undone in o. Needs a Hadamard matrix of order heads."""
+    """The heads mixed before o (QuaRot, arXiv 2404.00456, section 4): x (M ⊗ I) online, undone in o.
 
+    ``kind``: ``hadamard``, as published, needs a Hadamard matrix of order heads; ``orthogonal`` (Haar, one per layer) takes any number.
+    """
+
+    seed: int
+    kind: str
     reads_layer = False
 
     def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
         return {}
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        return {}
+        if self.kind == "hadamard":
+            return {}
+        return {"matrix": random_orthogonal(layer.shape.heads, derived_seed(self.seed, "heads", layer.index))}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
-        turn_online(layer, "output_input", {"operation": "head_hadamard", "heads": layer.shape.heads})
+        mixing = {"operation": "head_rotate", **parameters} if parameters else {"operation": "head_hadamard", "heads": layer.shape.heads}
+        turn_online(layer, "output_input", mixing)
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: this input lives inside the layers."""

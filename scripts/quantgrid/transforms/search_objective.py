@@ -1,9 +1,10 @@
 """What a searched scaling minimizes: the error of a site's outputs once its linears are rounded in the schemes of the cell.
 
 The weight's part is exact for the calibration tokens, tr(E C Eᵀ) / tr(W C Wᵀ) with E the weight's error and C the second moment. The part
-of the activations, where they are rounded in the search, is that of the token sample, |(Q(x) - x) Ŵᵀ|² / |x Wᵀ|². The sum is the objective:
-one term is left out, twice the product of the two errors. The published searches (AWQ, OS+) run the block behind the site (attention,
-MLP) and compare its outputs; here the outputs of the linears that read the site are compared, and the model is never run.
+of the activations, where they are rounded in the search, is that of the token sample, |(Q(x) - x) Ŵᵀ|² / |x Wᵀ|²; the sample holds more of
+the largest tokens than the text does. The sum is the objective: one term is left out, twice the product of the two errors. The published
+searches (AWQ, OS+) run the block behind the site (attention, MLP) and compare its outputs; here the outputs of the linears that read the
+site are compared, and the model is never run.
 """
 
 from __future__ import annotations
