@@ -87,7 +87,7 @@ class Network(Folding):
         return self.round_weights or bool(self.schemes.activation)
 
     def _prepared(self, site: str, inputs: tuple) -> tuple | None:
-        return (self._active[site](inputs[0]), *inputs[1:]) if self._active else None
+        return (self._active[site](inputs[0])[0], *inputs[1:]) if self._active else None
 
     @contextmanager
     def _sites(self, layer: DecoderLayer) -> Iterator[None]:
