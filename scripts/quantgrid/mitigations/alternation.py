@@ -32,16 +32,15 @@ def alternate(weight: Tensor, statistics: SiteStatistics, round_rest: Callable[[
     for turn in range(1, iterations + 1):
         rest = weight if term is None else weight - term[0][0].float() @ term[0][1].float()
         rounded = round_rest(rest)
-        if not judged_first or turn < iterations:
-            fitted = fit(rounded)
-        found = replace(rounded, low_rank=term[0], factors=term[1]) if judged_first else fitted
+        found = replace(rounded, low_rank=term[0], factors=term[1]) if judged_first else fit(rounded)
         error = output_errors(weight - found.dequantized(), statistics)
         better = open_layers if lowest is None else open_layers & (error < lowest)
         best, lowest = (found, error) if best is None else (pick(better, found, best), torch.where(better, error, lowest))
         turns, turn_of = torch.where(open_layers, turn, turns), torch.where(better, turn, turn_of)
         open_layers = open_layers & better if early_stop else open_layers
-        if not open_layers.any():
+        if turn == iterations or not open_layers.any():
             break
+        fitted = fit(rounded) if judged_first else found
         term = (fitted.low_rank, fitted.factors)
     return replace(best, details=best.details | {"turn": turn_of.flatten().tolist(), "turns": turns.flatten().tolist()})
 

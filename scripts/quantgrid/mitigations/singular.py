@@ -16,6 +16,7 @@ EXACT_UP_TO = 3072  # smaller dimension up to which the exact way is taken: minu
 OVERSAMPLING = 2  # columns of the random block, times the rank
 LARGEST_BLOCKS = 16  # powers after which the random way is given up
 ACCURACY = 1e-3  # of the singular value number rank, relative
+NOTHING = 1e-6  # of the largest singular value: what is below needs no accuracy
 
 
 def leading_directions(matrix: Tensor, rank: int, record: dict[str, str] | None = None) -> Tensor:
@@ -55,14 +56,13 @@ def krylov_directions(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor 
     images, block, last, settled = matrix.mT @ basis, basis, 0.0, 0
     for blocks in range(1, LARGEST_BLOCKS + 1):
         values, vectors = torch.linalg.eigh(images.mT @ images)
-        value = values[-rank].clamp(min=0).sqrt().item()
-        settled = settled + 1 if value - last <= 0.1 * ACCURACY * value else 0
+        value, largest = (values[-number].clamp(min=0).sqrt().item() for number in (rank, 1))
+        settled = settled + 1 if value - last <= 0.1 * ACCURACY * max(value, NOTHING * largest) else 0
         if settled == 2:
             return basis @ vectors[:, -rank:].flip(-1), blocks
         last = value
         block = matrix @ images[:, -block.shape[1]:]
-        for _ in range(2):  # once leaves what rounding errors of the size of the basis's own make of it
-            block = block - basis @ (basis.mT @ block)
-        block = torch.linalg.qr(block).Q
+        for _ in range(2):  # once leaves, of a block that lay almost within the basis, little but rounding errors
+            block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
         basis, images = torch.cat([basis, block], 1), torch.cat([images, matrix.mT @ block], 1)
     return None, LARGEST_BLOCKS
