@@ -265,7 +265,8 @@ COUNTS = {
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among the quantized cells)
     "config": (31, {"transforms-mitigations": 15, "formats": 10, "transforms-formats": 10, "group-size": 5, "symmetry": 4}, (3, 4, 7)),
     "formats": (57, {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9}, (2, 3, 21)),
-    "smoke": (24, {"methods": 12, "formats": 12, "granularity": 3}, (4, 6, 11)),
+    "smoke": (29, {"methods": 17, "formats": 12, "granularity": 3}, (9, 6, 11)),
+    "learned": (17, {"learned-transforms": 17}, (8, 2, 1)),
     "paper": (84, {"transforms-mitigations": 13, "models": 15, "symmetry": 5, "group-size": 17, "formats": 33, "transforms-formats": 13,
                    "scale-formats": 11}, (3, 4, 13)),
 }

@@ -280,7 +280,8 @@ def test_training_lowers_the_loss(name, options, given):
 
 
 def test_a_start_that_is_better_is_kept(given):
-    begun, done = learned(given(VARIED[1]), "optimized_rotation_scaling", objective="layer_wise", steps=5, learning_rate=50.0, scale_learning_rate=3.0)
+    wild = {"learning_rate": 50.0, "scale_learning_rate": 3.0}
+    begun, done = learned(given(VARIED[1]), "optimized_rotation_scaling", objective="layer_wise", steps=5, **wild)
     assert done.ends["all"]["kept"] == "start" and done.ends["all"]["end"] > done.ends["all"]["start"]
     assert all(torch.equal(done.transform.parameters[name], tensor) for name, tensor in begun.parameters.items())
 
