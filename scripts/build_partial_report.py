@@ -26,7 +26,9 @@ def main() -> None:
             except (ConfigError, ValueError):
                 figure = None  # too little of this study exists to be drawn; the report says what is missing
             sections.append(page.section(study, config, records, figure, base))
-        write_text(job.report, report.build(sections, page.context(config, job.spec["versions"], base, list(missing.values()))))
+        drawn = base / "learning.svg"
+        context = page.context(config, job.spec["versions"], base, list(missing.values()), drawn if drawn.is_file() else None)
+        write_text(job.report, report.build(sections, context))
 
 
 if __name__ == "__main__":

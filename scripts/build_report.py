@@ -9,10 +9,10 @@ from quantgrid.storage import write_text
 
 
 def main() -> None:
-    job = arguments("results", "studies", "figures", "report", several=("studies", "figures"))
+    job = arguments("results", "studies", "figures", "losses", "report", optional=("losses",), several=("studies", "figures"))
     config, base = job.spec["config"], Path(job.report).parent
     sections = [page.section(Path(records).stem, config, read_records(records), figure, base) for records, figure in zip(job.studies, job.figures)]
-    write_text(job.report, report.build(sections, page.context(config, job.spec["versions"], base)))
+    write_text(job.report, report.build(sections, page.context(config, job.spec["versions"], base, losses=job.losses)))
     (base / "report.partial.html").unlink(missing_ok=True)
 
 

@@ -307,6 +307,7 @@ COUNTS = {
     "transforms": (113, {"scaling": 21, "rotation": 43, "principal-axes": 33, "blocks": 19, "rotation-sites": 11, "groups": 9, "costs": 8},
                    (54, 2, 1)),
     "mitigations": (191, {"mitigations": 151, "low-rank-on-gptq": 41, "propagation": 65}, (2, 24, 3)),
+    "learned": (17, {"learned-transforms": 17}, (8, 2, 1)),
     "paper": (84, {"transforms-mitigations": 13, "models": 15, "symmetry": 5, "group-size": 17, "formats": 33, "transforms-formats": 13,
                    "scale-formats": 11}, (3, 4, 13)),
 }

@@ -208,6 +208,16 @@ class Plan:
         """Every evaluation of every cell of every study; asking for them makes all steps known to the rules."""
         return list(dict.fromkeys(path for study in self.studies for paths in self.evaluations(study).values() for path in paths.values()))
 
+    def trainings(self) -> dict[str, str]:
+        """What a training is called -> path of its losses, for every learned transform of every cell."""
+        found = {}
+        for cell in self.cells:
+            if registry.method("transforms", grid.entry(self.config, "transforms", cell.transform)["method"]).learned:
+                step = self.fit_transform(cell)
+                model, transform, target = (step.wildcards[axis] for axis in ("model", "transform", "target"))
+                found[", ".join([model, transform, *([target] if target != "any" else [])])] = step.outputs["losses"]
+        return found
+
     # -- reporting ------------------------------------------------------------------------------------------------------------
 
     def study_inputs(self, study: str) -> list[str]:
@@ -251,6 +261,8 @@ class Plan:
             entry = self.config["studies"][study]
             spec |= {"study": study, **{key: entry[key] for key in ("title", "description", "paper") if key in entry}}
             spec["table" if rule == "tabulate_study" else "figure"] = entry["table" if rule == "tabulate_study" else "figure"]
+        elif rule == "plot_losses":
+            spec["labels"] = list(self.trainings())
         elif rule == "build_report":
             spec |= {"config": self.config, "versions": versions("torch", "transformers", "lm_eval", "snakemake", "numpy", "pandas")}
         return canonical(spec)

@@ -26,6 +26,7 @@ except ConfigError as error:
 RESULTS = PLAN.results
 PARTIAL_REPORT = PLAN.reporting_spec("build_report")
 STUDIES = list(PLAN.studies)
+LOSSES = list(PLAN.trainings().values())
 CELL = CELL_PATH
 THREADS = PLAN.config["threads"]
 KEEP = PLAN.config["keep_checkpoints"]

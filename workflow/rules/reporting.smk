@@ -89,12 +89,38 @@ rule plot_study:
         " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
 
 
+if LOSSES:
+
+    rule plot_losses:
+        input:
+            losses=LOSSES,
+        output:
+            png=f"{RESULTS}/learning.png",
+            pdf=f"{RESULTS}/learning.pdf",
+            svg=report(
+                f"{RESULTS}/learning.svg",
+                caption="../report/losses.rst",
+                category="Figures",
+            ),
+            csv=f"{RESULTS}/learning.csv",
+        log:
+            f"{RESULTS}/logs/plot_losses.log",
+        conda:
+            "../../envs/cpu.yaml"
+        params:
+            spec=PLAN.reporting_spec("plot_losses"),
+        shell:
+            'python "$QUANTGRID_SCRIPTS"/plot_losses.py --spec {params.spec:q} --losses {input.losses:q} --png {output.png:q} --pdf {output.pdf:q}'
+            " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+
+
 rule build_report:
     input:
         results=f"{RESULTS}/results.csv",
         studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
         tables=collect(f"{RESULTS}/tables/{{study}}.csv", study=STUDIES),
         figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
+        losses=f"{RESULTS}/learning.svg" if LOSSES else [],
     output:
         report=f"{RESULTS}/report.html",
     log:
@@ -105,4 +131,4 @@ rule build_report:
         spec=PLAN.reporting_spec("build_report"),
     shell:
         'python "$QUANTGRID_SCRIPTS"/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}'
-        " --figures {input.figures:q} --report {output.report:q} > {log:q} 2>&1"
+        " --figures {input.figures:q} --losses {input.losses:q} --report {output.report:q} > {log:q} 2>&1"

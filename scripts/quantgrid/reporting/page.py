@@ -25,13 +25,14 @@ def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure
     return StudySection({"study": study, **config["studies"][study]}, records, figure, links)
 
 
-def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Models with their provenance, corpora, versions, costs of the jobs so far, and the whole config."""
+def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = (),
+            losses: str | Path | None = None) -> dict[str, Any]:
+    """Models with their provenance, corpora, versions, costs of the jobs so far, the figure of the ``losses``, and the whole config."""
     models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path")}
               for name, entry in config["models"].items()]
     corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
     return {"title": config["report"]["title"], "models": models, "corpora": corpora, "config": dict(config), "versions": dict(versions),
-            "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing)}
+            "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or ""}
 
 
 def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -35,8 +35,11 @@ CONTEXT = {
     "hashes": {},
     "benchmarks": [],
     "missing": [],
+    "losses": "",
     "config": "",
 }
+LOSSES = ("Loss of every training step on the batch of that step. Where layers are trained one by one, a thin line is a layer and the thick one "
+          "their mean, on a log axis. Batches differ from step to step.")
 WITHOUT_REFERENCE = ("perplexity", "negative_log_likelihood", "accuracy")  # what a baseline cell has; the others compare with it
 
 
@@ -57,7 +60,8 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
     """The page as text. ``context`` holds any of ``CONTEXT``'s keys (anything else is a :class:`ConfigError`):
 
     title, description; models and corpora (lists of flat dicts; ``name`` and, of a model, ``provenance`` are shown first), protocol, versions
-    and hashes (flat dicts), benchmarks (records of ``costs.read``), missing (dicts of cell, the axes, reason), config (a dict or its text).
+    and hashes (flat dicts), benchmarks (records of ``costs.read``), missing (dicts of cell, the axes, reason), losses (path of the
+    figure of training losses, .svg or .png), config (a dict or its text).
     """
     unknown = sorted(set(context) - set(CONTEXT))
     if unknown:
@@ -73,6 +77,8 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
     return environment.get_template(template.name).render(
         **full,
         studies=sections,
+        loss_image=data_uri(full["losses"]) if full["losses"] else "",
+        loss_caption=LOSSES,
         counts=counts(studies),
         problems=problems(studies, full["missing"]),
         rules=costs.summary(full["benchmarks"]),
