@@ -22,8 +22,8 @@ from quantgrid.quantization import Recipe, quantize_decoder
 from quantgrid.quantizer import fake_quantize, scheme
 from quantgrid.transforms import random_hadamard
 from quantgrid.transforms.affine import Affine, factor_sizes, matrices
-from quantgrid.transforms.clip import ClipWeights, clamp_weight
 from quantgrid.transforms.composition import Transform, fit
+from quantgrid.transforms.learned_clip import LearnedClip, clamp_weight
 from reference_decoder import site_inputs
 from reference_statistics import close, run, statistics_of
 
@@ -160,7 +160,7 @@ def test_clipping_limits_each_block():
 @pytest.mark.parametrize("granularity", ["channel", "group-16"])
 def test_a_cell_rounds_the_clipped_weight(granularity, given, tmp_path):
     made, wanted = given(VARIED[1]), schemes("int4_sym", granularity)
-    transform = shaken(Transform([ClipWeights.of(wanted.weight)[0]], fit(ClipWeights.of(wanted.weight), made.decoder, None).parameters))
+    transform = shaken(Transform([LearnedClip.of(wanted.weight)[0]], fit(LearnedClip.of(wanted.weight), made.decoder, None).parameters))
     layer = made.decoder.layer(0)
     plain = {linear: weight.clone() for linear, weight in layer.weights.items()}
     transform.fold_layer(layer)
@@ -178,7 +178,7 @@ def test_a_cell_rounds_the_clipped_weight(granularity, given, tmp_path):
 def test_clip_ratios_follow_the_blocks_of_the_scheme(given):
     made = given(VARIED[1])
     for found, blocks in ((scheme("int4"), 1), (scheme("int4", granularity="group-16"), 4)):
-        parameters = fit(ClipWeights.of(found), made.decoder, None).parameters
+        parameters = fit(LearnedClip.of(found), made.decoder, None).parameters
         assert parameters["0.0.q.low"].shape == (64, blocks) and len(parameters) == 2 * 2 * len(LINEARS)
-    assert ClipWeights.of(None) == []
-    assert not any(isinstance(primitive, ClipWeights) for primitive in recipe("flatquant")[0].primitives(CellSchemes(), 0, 0.3))
+    assert LearnedClip.of(None) == []
+    assert not any(isinstance(primitive, LearnedClip) for primitive in recipe("flatquant")[0].primitives(CellSchemes(), 0, 0.3))

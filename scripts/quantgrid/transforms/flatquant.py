@@ -14,15 +14,15 @@ from ..learning.network import Network
 from ..learning.training import Learned, Settings, learn_by_layer
 from ..workplace import Workplace
 from .affine import Affine
-from .clip import ClipWeights
 from .composition import Transform
 from .learned import LearnedScale
+from .learned_clip import LearnedClip
 
 SCALED = ["attention_input", "mlp_input", "down_input"]
 
 
 def primitives(schemes: CellSchemes, seed: int, alpha: float, **_training: object) -> list:
-    return [LearnedScale(alpha, SCALED), Affine(list(SITES), seed), *ClipWeights.of(schemes.weight)]
+    return [LearnedScale(alpha, SCALED), Affine(list(SITES), seed), *LearnedClip.of(schemes.weight)]
 
 
 def learn(start: Transform, place: Workplace, schemes: CellSchemes, seed: int, steps: int, batch_size: int, schedule: str, learning_rate: float,

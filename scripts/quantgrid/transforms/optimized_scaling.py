@@ -12,15 +12,15 @@ from ..cell_schemes import CellSchemes
 from ..learning.network import Network
 from ..learning.training import Learned, Settings, learn_by_layer
 from ..workplace import Workplace
-from .clip import ClipWeights
 from .composition import Transform
 from .learned import LearnedScale
+from .learned_clip import LearnedClip
 
 SITES = ["attention_input", "mlp_input", "output_input"]
 
 
 def primitives(schemes: CellSchemes, alpha: float, **_training: object) -> list:
-    return [LearnedScale(alpha, SITES), *ClipWeights.of(schemes.weight)]
+    return [LearnedScale(alpha, SITES), *LearnedClip.of(schemes.weight)]
 
 
 def learn(start: Transform, place: Workplace, schemes: CellSchemes, seed: int, steps: int, batch_size: int, schedule: str, learning_rate: float,

@@ -36,7 +36,7 @@ def clamp_weight(weight: Tensor, low: Tensor, high: Tensor, symmetric: bool) -> 
 
 
 @dataclass
-class ClipWeights:
+class LearnedClip:
     """Clip ratios of every linear, per row or, with ``group_size``, per group of it."""
 
     group_size: int | None
@@ -45,7 +45,7 @@ class ClipWeights:
     learns: ClassVar[dict[str, str]] = {"low": "fraction", "high": "fraction"}
 
     @classmethod
-    def of(cls, scheme: QuantScheme | None) -> list[ClipWeights]:
+    def of(cls, scheme: QuantScheme | None) -> list[LearnedClip]:
         """The clipping of a weight scheme's blocks; none where weights are not rounded."""
         return [] if scheme is None else [cls(scheme.group_size, scheme.symmetric)]
 
