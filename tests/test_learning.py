@@ -22,6 +22,7 @@ from quantgrid.learning.session import Session
 from quantgrid.learning.trainables import Trainables, learned_kinds
 from quantgrid.learning.training import Settings, descend, train
 from quantgrid.quantizer import activation_scheme, fake_quantize, scheme
+from quantgrid.transforms import rotate
 from quantgrid.transforms.composition import Parameters, Transform
 from reference_decoder import logits
 from reference_statistics import apply_online, close
@@ -123,6 +124,25 @@ def test_gradients_reach_every_parameter(name, objective, given):
     for name, form in zip(trainables.kinds, trainables.forms):
         gradient = next(form.parameters()).grad
         assert gradient is not None and gradient.abs().max() > 0 and torch.isfinite(gradient).all(), name
+
+
+def test_gradients_pass_a_head_of_several_blocks(given, monkeypatch):
+    """The basis of the head is folded some rows at a time."""
+    made = given(VARIED[1])
+    begun = start(made, "optimized_rotation")
+    net, found = network(made, begun, schemes()), []
+    for block in (512, 16):
+        monkeypatch.setattr(rotate, "BLOCK", block)
+        trainables = Trainables(begun.parameters, learned_kinds(begun))
+        descend(trainables, EndToEnd(net), [0])
+        found.append(next(trainables.parameters()).grad)
+    assert close(found[1], found[0], 1e-5)
+
+
+def test_a_cell_that_rounds_weights_alone_is_trained_with_rounded_weights(given):
+    wanted = CellSchemes(weight=scheme("int4"))
+    _, done = learned(given(VARIED[1]), "optimized_rotation", wanted, objective="layer_wise", steps=6, batch_size=2)
+    assert done.ends["all"]["start"] > 1e-5 and done.losses.count("\n") == 7
 
 
 def test_pieces_give_the_gradient_of_their_sum(given):

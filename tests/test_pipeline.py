@@ -440,3 +440,21 @@ def test_ten_thousand_cells_expand_within_seconds():
     assert len(set(Plan(checked).all_evaluations())) == 20_002
     planned = time.perf_counter()
     assert expanded - begun < 10 and planned - expanded < 40  # 0.5 s and 4 s on a quiet machine
+
+
+def test_trainings_read_windows_and_leave_losses():
+    config = content()
+    config["transforms"] |= {"turned": {"method": "optimized_rotation", "calibration": "other"}, "free": {"method": "data_free_rotation"},
+                             "flat": {"method": "flatquant"}}
+    config["studies"] = {"s": {"models": ["tiny"], "transforms": ["turned", "free", "flat", "smooth"], "mitigations": ["rtn", "lr8"],
+                               "granularities": ["channel"], "formats": ["int4", "int4-mse"]}}
+    plan = Plan(check(config))
+    fitted = {cell.transform: plan.fit_transform(cell) for cell in plan.cells}
+    assert {name: set(step.inputs) for name, step in fitted.items()} == {
+        "none": {"model"}, "smooth": {"model", "statistics"}, "free": {"model"}, "turned": {"model", "windows"},
+        "flat": {"model", "statistics", "windows"}}
+    assert "/short/" in fitted["turned"].inputs["windows"] and "/text/" in fitted["flat"].inputs["windows"]
+    names = [f"tiny, {name}, {scheme}-channel" for name in ("turned", "flat") for scheme in ("int4", "int4-mse")] + ["tiny, free"]
+    assert sorted(plan.trainings()) == sorted(names) and all(path.endswith("/losses.csv") for path in plan.trainings().values())
+    assert plan.trainings()["tiny, free"] == fitted["free"].outputs["losses"]
+    assert Plan(check(content())).trainings() == {}

@@ -76,6 +76,20 @@ def test_quantization_orders_the_cells_as_it_must(smoke: Checkout):
     assert value["none", "rtn", "channel", "int8", "kl_divergence"] < value["none", "rtn", "channel", "int4", "kl_divergence"] / 10
 
 
+def test_trainings_leave_their_losses_and_no_state(smoke: Checkout):
+    folder = smoke.folder / RESULTS
+    learned = {name: entry for name, entry in smoke.config()["transforms"].items() if "steps" in entry and entry["method"] != "duquant"}
+    assert len(learned) == 5 and not list(folder.glob("transforms/**/training.safetensors"))
+    losses = list(csv.DictReader((folder / "learning.csv").open()))
+    assert {row["label"].split(", ")[1] for row in losses} == set(learned)
+    for name, entry in learned.items():
+        [path] = folder.glob(f"transforms/tiny-llama/{name}/*/*/losses.csv")
+        rows = list(csv.DictReader(path.open()))
+        assert {int(row["step"]) for row in rows} == set(range(1, entry["steps"] + 1)) and all(math.isfinite(float(row["loss"])) for row in rows)
+    assert all((folder / f"learning.{suffix}").stat().st_size > 0 for suffix in ("png", "pdf", "svg"))
+    assert "Training of learned transforms" in (folder / "report.html").read_text()
+
+
 def test_nothing_to_do_afterwards(smoke: Checkout):
     assert smoke.planned("smoke") == []
     assert "Nothing to be done" in smoke.run("smoke", "--dry-run")

@@ -2,7 +2,8 @@
 
 Each is a fixed randomized Hadamard rotation times a learned one that starts as the identity, so that the start is ``random_hadamard``.
 ``objective: end_to_end`` minimizes the loss of the network with rounded activations, weights unrounded as the paper advises where GPTQ
-follows; ``layer_wise`` the error of every layer's output on full-precision inputs, at a fraction of the memory.
+follows (a cell that rounds weights alone is trained with rounded weights); ``layer_wise`` the error of every layer's output on
+full-precision inputs, at a fraction of the memory.
 Deviations: Adam on Cayley parameters in the place of Cayley SGD; the layer-wise objective is not the paper's.
 """
 
@@ -25,7 +26,7 @@ def primitives(seed: int, **_training: object) -> list:
 def learn(start: Transform, place: Workplace, schemes: CellSchemes, seed: int, objective: str, loss: str, top: int, round_weights: bool, steps: int,
           batch_size: int, schedule: str, learning_rate: float, scale_learning_rate: float = 0.0) -> Learned:
     """``scale_learning_rate`` belongs to ``optimized_rotation_scaling``, which is trained in the same way."""
-    network = Network.at(place, start, schemes, round_weights)
+    network = Network.at(place, start, schemes, round_weights or not schemes.activation)
     rates = {"orthogonal": learning_rate, "positive": scale_learning_rate}
     settings = Settings(steps if network.rounds else 0, batch_size, rates, schedule, seed)
     wanted = EndToEnd(network, loss, top) if objective == "end_to_end" else AllLayers(network, "relative")
