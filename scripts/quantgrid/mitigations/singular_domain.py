@@ -16,8 +16,6 @@ from ..quantizer import QuantScheme, fake_quantize, quantize
 from ..statistics import SiteStatistics
 from .compensated import Compensated
 
-DECAY, SQUARED_DECAY, SMALLEST = 0.9, 0.999, 1e-8  # of Adam (arXiv 1412.6980)
-
 
 def singular_domain(weight: Tensor, statistics: SiteStatistics, scheme: QuantScheme, steps: int = 50, learning_rate: float = 0.002,
                     bandwidth: int = 1) -> Compensated:
@@ -38,7 +36,8 @@ def _learned(weight: Tensor, moment: Tensor, scheme: QuantScheme, steps: int, le
     left, values, right = _decomposed(weight)
     offsets = [offset for offset in range(-bandwidth, bandwidth + 1) if abs(offset) < len(values)]
     units = [(values[max(0, -d): len(values) - max(0, d)] * values[max(0, d): len(values) - max(0, -d)]).sqrt() for d in offsets]
-    band, means, squares = ([torch.zeros_like(unit) for unit in units] for _ in range(3))
+    band = [torch.zeros_like(unit) for unit in units]
+    optimizer = torch.optim.Adam(band, learning_rate)
     best, least, first, at = weight, float("inf"), 0.0, 0
     for step in range(steps + 1):
         changed = weight + _increment(left, right, [b * unit for b, unit in zip(band, units)], offsets)
@@ -51,12 +50,9 @@ def _learned(weight: Tensor, moment: Tensor, scheme: QuantScheme, steps: int, le
         if step == steps or first <= 0:
             break
         gradient = left.mT @ pulled @ right.mT
-        for b, mean, square, unit, d in zip(band, means, squares, units, offsets):
-            slope = gradient.diagonal(d) * unit / first
-            mean.lerp_(slope, 1 - DECAY)
-            square.lerp_(slope.square(), 1 - SQUARED_DECAY)
-            scale = (square / (1 - SQUARED_DECAY ** (step + 1))).sqrt_().add_(SMALLEST)
-            b.sub_(learning_rate * mean / (1 - DECAY ** (step + 1)) / scale)
+        for diagonal, unit, d in zip(band, units, offsets):
+            diagonal.grad = gradient.diagonal(d) * unit / first
+        optimizer.step()
     return best, at, least / first if first > 0 else 1.0
 
 
