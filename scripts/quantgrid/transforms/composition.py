@@ -111,7 +111,7 @@ def fit(primitives: list[Primitive], decoder: DecoderFolder, statistics: str | P
         transform.add(f"{number}.model", primitive.fit_model(decoder.shape))
         if isinstance(primitive, ReadsAllLayers):
             _fit_part(transform, range(begun, number), decoder, statistics, progress)
-            layers = (_folded(transform, number, decoder, index, statistics) for index in range(decoder.shape.layers))
+            layers = (_folded(transform, number, decoder, index, statistics) for index in progress(range(decoder.shape.layers)))
             transform.add(f"{number}.model", primitive.fit_layers(layers))
             begun = number
     _fit_part(transform, range(begun, len(primitives)), decoder, statistics, progress)

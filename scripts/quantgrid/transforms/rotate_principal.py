@@ -29,9 +29,11 @@ class RotatePrincipal(RotateResidual):
     source: str
 
     def fit_layers(self, layers: Iterable[DecoderLayer]) -> dict[str, Tensor]:
-        """``basis`` (d, d)."""
+        """``basis`` (d, d); of the two signs of an eigenvector the one that makes its largest entry positive."""
         total = sum(self._moment(layer, site) for layer in layers for site in NORM_OF)
-        return {"basis": torch.linalg.eigh(total).eigenvectors.flip(-1).contiguous()}
+        basis = torch.linalg.eigh(total).eigenvectors.flip(-1)
+        largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+        return {"basis": basis * largest.sign()}
 
     def _moment(self, layer: DecoderLayer, site: str) -> Tensor:
         gain = layer.weights[NORM_OF[site]]
