@@ -174,8 +174,9 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     """Refuse a cell that contradicts itself or does not fit its model; the message says what would."""
     transform = registry.method("transforms", entry(config, "transforms", cell.transform)["method"], f"transforms.{cell.transform}.method")
     mitigation = entry(config, "mitigations", cell.mitigation)["method"]
-    registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
+    method = registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
     _check_hadamard(transform, shape(config, cell.model), cell, where)
+    _check_width(method, shape(config, cell.model), cell, where)
     if (mitigation == "none") != (cell.format == FULL_PRECISION):
         raise ConfigError(f"{where}: mitigation '{cell.mitigation}' with format '{cell.format}'; a quantized format takes one of "
                           f"{', '.join(sorted(set(known_names(config, 'mitigations')) - {'none'}))}, '{FULL_PRECISION}' takes 'none'")
@@ -188,6 +189,13 @@ def _check_hadamard(transform: registry.Method, sizes: ModelShape, cell: Cell, w
         if not is_reachable(getattr(sizes, size)):
             raise ConfigError(f"{where}: transform '{cell.transform}' needs a Hadamard matrix of order {getattr(sizes, size)} "
                               f"({size} of model '{cell.model}'), which no supported construction reaches; use 'scaling' or 'none' for this model")
+
+
+def _check_width(method: registry.Method, sizes: ModelShape, cell: Cell, where: str) -> None:
+    widest = max(sizes.site_size(site) for site in SITES)
+    if method.widest_input is not None and widest > method.widest_input:
+        raise ConfigError(f"{where}: mitigation '{cell.mitigation}' takes linears of at most {method.widest_input} inputs, model '{cell.model}' has "
+                          f"{widest}; use 'low_rank' or 'gptq_low_rank' for this model")
 
 
 def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:

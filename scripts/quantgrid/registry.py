@@ -68,7 +68,7 @@ class Method:
 
     ``hadamard`` names the sizes of the model that must have a Hadamard matrix; ``calibrated`` says that it is fitted to the
     statistics of calibration, ``fitted_to_scheme`` that its parameters depend on the scheme they were searched or learned
-    against, ``seeded`` that they depend on a seed.
+    against, ``seeded`` that they depend on a seed; ``widest_input`` is the largest input dimension of a linear that it takes.
     """
 
     module: str
@@ -78,6 +78,7 @@ class Method:
     calibrated: bool = False
     fitted_to_scheme: bool = False
     seeded: bool = False
+    widest_input: int | None = None
 
     def resolve(self, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The entry with every option filled in; ``method`` and, for a seeded method, ``seed`` stay beside the options."""
@@ -136,7 +137,8 @@ MITIGATIONS: dict[str, Method] = {
     "caldera": Method("mitigations.caldera", "CALDERA: codes and a low-rank term fitted in turns",
                       {**RANK, **BRANCH, **_on("gptq", "mr_gptq", "gptaq", "rtn"), "iterations": Option(20, minimum=1)}),
     "sparse_outliers": Method("mitigations.sparse_outliers", "the weights of largest error kept in 16 bits, for the bytes of a rank",
-                              {**RANK, "metric": Option("plain", choices=METRICS[:3]), **_on("rtn", "gptq", "mr_gptq", "gptaq")}),
+                              {**RANK, "metric": Option("plain", choices=METRICS[:3]), **_on("rtn", "gptq", "mr_gptq", "gptaq")},
+                              widest_input=65535),  # columns of outliers are stored in 16 bits
     "singular_domain": Method("mitigations.singular_domain", "round to nearest after a learned change of the singular values",
                               {"steps": Option(50, minimum=0), "learning_rate": Option(0.002, minimum=0.0), "bandwidth": Option(1, minimum=0),
                                **PROPAGATION}),
