@@ -29,8 +29,9 @@ figure: $(VENV)/.installed  ## one figure and what it needs: make figure STUDY=f
 test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.installed-dev  ## speed of fake quantization, into results/benchmarks.csv and .md
+bench: $(VENV)/.installed-dev  ## speed of fake quantization, into results/benchmarks.csv and .md; of a low-rank term of a large layer
 	$(BIN)/python tests/benchmarks/fake_quantize.py
+	$(BIN)/python tests/benchmarks/low_rank.py
 
 lint: $(VENV)/.installed-dev  ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

@@ -211,6 +211,14 @@ def test_a_block_format_has_to_divide_every_site_too():
     assert cells(study(granularities=["native"], formats=["nvfp4"]), shape={"intermediate_size": 1520})
 
 
+def test_a_mitigation_refuses_a_model_whose_linears_are_too_wide_for_it():
+    wide = {"intermediate_size": 65536}
+    message = refusal(study(mitigations=["sparse_outliers"]), shape=wide)
+    assert message == ("studies.a: mitigation 'sparse_outliers' takes linears of at most 65535 inputs, model 'm' has 65536; "
+                       "use 'low_rank' or 'gptq_low_rank' for this model")
+    assert cells(study(mitigations=["low_rank"]), shape=wide) and cells(study(mitigations=["sparse_outliers"]))
+
+
 @pytest.mark.parametrize("tensor", ["weight", "activation"])
 def test_a_group_size_of_a_format_entry_is_checked_as_well(tensor):
     message = refusal(study(formats=["mine"]), formats={"mine": {"preset": "int4", tensor: {"granularity": "group-128"}}})

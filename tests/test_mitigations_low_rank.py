@@ -119,7 +119,7 @@ def test_beyond_a_size_the_random_way_is_taken_and_recorded(monkeypatch):
     assert solved.details["svd"][0].startswith("randomized, ")
     exact = leading_directions((weight - rtn(weight, None, INT4).dequantized()).double(), 40)
     assert exact.shape == (80, 40)  # half of all: no small space to speak of
-    monkeypatch.setattr(singular, "EXACT_UP_TO", 3072)
+    monkeypatch.setattr(singular, "EXACT_UP_TO", 4096)
     wanted = low_rank(weight, statistics, INT4, rank=2, metric="qera_exact")
     assert wanted.details == {}
     found, least = (energy(done.dequantized() - weight, statistics.second_moment) for done in (solved, wanted))

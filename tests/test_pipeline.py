@@ -326,10 +326,30 @@ def test_rules_look_a_step_up_by_its_wildcards():
     made = plan(content())
     cell = Cell("tiny", "none", "none", "-", "bf16")
     step = made.quantize_model(cell)
-    assert made.inputs("quantize_model")(step.wildcards) == {**step.inputs, "statistics": []}  # nothing is calibrated for full precision
+    assert made.inputs("quantize_model")(step.wildcards) == {**step.inputs, "statistics": [], "windows": []}
     assert step.outputs["error"] == made.pattern("quantize_model", "error").format(**step.wildcards)
+    assert made.inputs("quantize_model")(step.wildcards)["windows"] == []
     rounded = made.quantize_model(Cell("tiny", "none", "rtn", "channel", "int4"))
     assert made.inputs("quantize_model")(rounded.wildcards)["statistics"].startswith("results/calibration/tiny/default/")
+
+
+def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():
+    """Beside everything that a cached one reads; its function is told nothing of it, and no cached cell depends on the module."""
+    def edit(config: dict[str, Any]) -> None:
+        config["mitigations"] |= {"in-turn": {"method": "gptq", "propagation": "sequential", "quantized_activations": True},
+                                  "paired": {"method": "gptq_low_rank", "base": "gptaq", "propagation": "sequential"}, "cached": {"method": "gptq"}}
+        config["studies"]["methods"]["mitigations"] = ["in-turn", "paired", "cached"]
+
+    config = content()
+    edit(config)
+    made = plan(config)
+    in_turn, paired, cached = (made.quantize_model(Cell("tiny", "none", name, "channel", "int4")) for name in ("in-turn", "paired", "cached"))
+    assert in_turn.inputs.keys() == cached.inputs.keys() | {"windows"} and in_turn.inputs["windows"].startswith("results/corpora/tiny/")
+    windows = made.calibrate_model("tiny", "default").inputs["windows"]
+    assert in_turn.inputs["windows"] == paired.inputs["windows"] == windows
+    assert in_turn.spec["propagation"] == {"quantized_activations": True, "paired": False} and paired.spec["propagation"]["paired"]
+    assert in_turn.spec["mitigation"] == cached.spec["mitigation"] and "propagation" not in cached.spec
+    assert in_turn.spec["code"] != cached.spec["code"] and "transformers" in in_turn.spec["versions"]
 
 
 def test_two_names_for_the_same_options_stay_two_cells():

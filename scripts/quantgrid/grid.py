@@ -174,8 +174,9 @@ def _shape(name: str, entry: str) -> ModelShape:
 def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     """Refuse a cell that contradicts itself or does not fit its model; the message says what would."""
     mitigation = entry(config, "mitigations", cell.mitigation)["method"]
-    registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
+    method = registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
     _check_transform(config, cell, shape(config, cell.model), where)
+    _check_width(method, shape(config, cell.model), cell, where)
     if (mitigation == "none") != (cell.format == FULL_PRECISION):
         raise ConfigError(f"{where}: mitigation '{cell.mitigation}' with format '{cell.format}'; a quantized format takes one of "
                           f"{', '.join(sorted(set(known_names(config, 'mitigations')) - {'none'}))}, '{FULL_PRECISION}' takes 'none'")
@@ -209,6 +210,13 @@ def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, w
 def _fitting(option: registry.Option) -> tuple[int, ...]:
     """Block sizes to propose: those that an option takes, or the usual ones."""
     return option.choices or (16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+def _check_width(method: registry.Method, sizes: ModelShape, cell: Cell, where: str) -> None:
+    widest = max(sizes.site_size(site) for site in SITES)
+    if method.widest_input is not None and widest > method.widest_input:
+        raise ConfigError(f"{where}: mitigation '{cell.mitigation}' takes linears of at most {method.widest_input} inputs, model '{cell.model}' has "
+                          f"{widest}; use 'low_rank' or 'gptq_low_rank' for this model")
 
 
 def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:

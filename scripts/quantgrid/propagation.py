@@ -86,7 +86,7 @@ class RunningLayer:
         prefix = LAYER_PREFIX.format(layer=layer.index)
         names = layer_tensors(layer.shape.architecture, layer.index)
         self.tensors = {names[role].removeprefix(prefix): tensor.to(how.device, how.dtype) for role, tensor in layer.weights.items()}
-        self.watched = {site: _Watched(roundings.get(site)).to(how.device) for site in SITES}
+        self.watched = {site: _Watched(deepcopy(roundings.get(site))).to(how.device) for site in SITES}
         self.inputs = {site: SiteInput([cast(operation, how.dtype, how.device) for operation in layer.online[site]], self.watched[site], len(linears))
                        for site, linears in SITES.items()}
         for site, linears in SITES.items():

@@ -127,7 +127,8 @@ MITIGATIONS: dict[str, Method] = {
     "caldera": Method("mitigations.caldera", "CALDERA: codes and a low-rank term fitted in turns",
                       {**RANK, **BRANCH, **_on("gptq", "mr_gptq", "gptaq", "rtn"), "iterations": Option(20, minimum=1)}),
     "sparse_outliers": Method("mitigations.sparse_outliers", "the weights of largest error kept in 16 bits, for the bytes of a rank",
-                              {**RANK, "metric": Option("plain", choices=METRICS[:3]), **_on("rtn", "gptq", "mr_gptq", "gptaq")}),
+                              {**RANK, "metric": Option("plain", choices=METRICS[:3]), **_on("rtn", "gptq", "mr_gptq", "gptaq")},
+                              widest_input=65535),  # columns of outliers are stored in 16 bits
     "singular_domain": Method("mitigations.singular_domain", "round to nearest after a learned change of the singular values",
                               {"steps": Option(50, minimum=0), "learning_rate": Option(0.002, minimum=0.0), "bandwidth": Option(1, minimum=0),
                                **PROPAGATION}),

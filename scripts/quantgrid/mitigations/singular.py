@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import NumericalFailure
 
-EXACT_UP_TO = 3072  # smaller dimension up to which the exact way is taken: minutes for a whole model
+EXACT_UP_TO = 4096  # smaller dimension up to which the exact way is taken; beyond, it is the slower one
 OVERSAMPLING = 2  # columns of the random block, times the rank
 LARGEST_BLOCKS = 16  # powers after which the random way is given up
 ACCURACY = 1e-3  # of the singular value number rank, relative
@@ -52,17 +52,21 @@ def krylov_directions(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor 
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(matrix.shape[1], OVERSAMPLING * rank, generator=generator, dtype=matrix.dtype).to(matrix.device)
-    basis = torch.linalg.qr(matrix @ start).Q
-    images, block, last, settled = matrix.mT @ basis, basis, 0.0, 0
+    block = torch.linalg.qr(matrix @ start).Q
+    basis, images = block, matrix.mT @ block
+    gram, last, settled = images.mT @ images, 0.0, 0
     for blocks in range(1, LARGEST_BLOCKS + 1):
-        values, vectors = torch.linalg.eigh(images.mT @ images)
-        value, largest = (values[-number].clamp(min=0).sqrt().item() for number in (rank, 1))
+        values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+        value, largest = values[-rank].item(), values[-1].item()
         settled = settled + 1 if value - last <= 0.1 * ACCURACY * max(value, NOTHING * largest) else 0
         if settled == 2:
-            return basis @ vectors[:, -rank:].flip(-1), blocks
+            return basis @ torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(-1), blocks
         last = value
         block = matrix @ images[:, -block.shape[1]:]
         for _ in range(2):  # once leaves, of a block that lay almost within the basis, little but rounding errors
             block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
-        basis, images = torch.cat([basis, block], 1), torch.cat([images, matrix.mT @ block], 1)
+        image = matrix.mT @ block
+        beside = images.mT @ image
+        gram = torch.cat([torch.cat([gram, beside], 1), torch.cat([beside.mT, image.mT @ image], 1)])
+        basis, images = torch.cat([basis, block], 1), torch.cat([images, image], 1)
     return None, LARGEST_BLOCKS
