@@ -69,8 +69,8 @@ class Method:
 
     ``calibrated`` says that it is fitted to the statistics of calibration, ``fitted_to_scheme`` that its parameters depend on the scheme
     they were searched or learned against; either may be a mapping, option -> the values with which that is so. ``seeded`` says that its
-    parameters depend on a seed. ``widest_input`` is the largest input dimension of a linear that it takes. A ``learned`` transform is trained after it was fitted, on the token windows of calibration if it is
-    ``trained_on_windows``.
+    parameters depend on a seed. ``widest_input`` is the largest input dimension of a linear that it takes. A ``learned`` transform is
+    trained after it was fitted, on the token windows of calibration if it is ``trained_on_windows``.
     """
 
     module: str
