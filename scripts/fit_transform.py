@@ -30,15 +30,15 @@ def trained(module: ModuleType, start: Transform, job: Any, given: dict[str, Any
 def main() -> None:
     job = arguments("model", "statistics", "windows", "transform", "losses", optional=("statistics", "windows"))
     use_threads(job.spec)
-    method = registry.method("transforms", job.spec["transform"]["method"])
-    given = {**job.spec["transform"]["options"], **({"seed": job.spec["seed"]} if method.seeded else {})}
-    if method.fitted_to_scheme:
+    wanted = job.spec["transform"]
+    given = {**wanted["options"], **({"seed": job.spec["seed"]} if "seed" in job.spec else {})}
+    if "schemes" in job.spec:  # of a transform that is fitted to what it serves
         given["schemes"] = CellSchemes.from_dict(job.spec["schemes"])
-    module = registry.load("transforms", job.spec["transform"]["method"])
+    module = registry.load("transforms", wanted["method"])
     about, losses = record(job.spec, statistics=job.statistics, windows=job.windows), LOSSES
     try:
         fitted = fit(module.primitives(**given), DecoderFolder(job.model), job.statistics, progress("fitting layers"))
-        if method.learned:
+        if registry.method("transforms", wanted["method"]).learned:
             fitted, losses, ends = trained(module, fitted, job, given)
             about |= ends
         fitted.save(job.transform, {**about, "status": "ok"})
