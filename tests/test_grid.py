@@ -311,7 +311,7 @@ COUNTS = {
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among the quantized cells)
     "config": (31, {"transforms-mitigations": 15, "formats": 10, "transforms-formats": 10, "group-size": 5, "symmetry": 4}, (3, 4, 7)),
     "formats": (57, {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9}, (2, 3, 21)),
-    "smoke": (39, {"methods": 12, "pairs": 16, "formats": 12, "granularity": 3}, (19, 15, 11)),
+    "smoke": (35, {"methods": 8, "pairs": 16, "formats": 12, "granularity": 3}, (19, 15, 11)),
     "transforms": (113, {"scaling": 21, "rotation": 43, "principal-axes": 33, "blocks": 19, "rotation-sites": 11, "groups": 9, "costs": 8},
                    (54, 2, 1)),
     "mitigations": (191, {"mitigations": 151, "low-rank-on-gptq": 41, "propagation": 65}, (2, 24, 3)),
