@@ -15,20 +15,25 @@ def files(tmp_path):
                                                                                      for layer in range(3) for step in range(1, 5)], "none": []}
     paths = {}
     for name, content in rows.items():
-        paths[name] = tmp_path / f"{name}.csv"
-        pd.DataFrame(content, columns=losses.COLUMNS).to_csv(paths[name], index=False)
+        paths[f"m, {name}"] = tmp_path / f"{name}.csv"
+        pd.DataFrame(content, columns=losses.COLUMNS).to_csv(paths[f"m, {name}"], index=False)
     return paths
 
 
 def test_every_training_is_a_panel_with_all_its_losses(files):
     table = losses.read(list(files.values()), list(files))
-    assert len(table) == 5 + 12 and list(table.label.unique()) == ["joint", "layers"]
+    assert len(table) == 5 + 12 and list(table.label.unique()) == ["m, joint", "m, layers"]
     joint, layers, none = losses.plot(table, list(files)).axes
     assert [ax.get_title(loc="left") for ax in (joint, layers, none)] == ["joint", "layers", "none"]
     assert list(joint.lines[0].get_ydata()) == [1 / step for step in range(1, 6)] and joint.get_yscale() == "linear"
     assert len(layers.lines) == 4 and layers.get_yscale() == "log"
     assert list(layers.lines[-1].get_ydata()) == pytest.approx([111 / 3 / step for step in range(1, 5)])
     assert [text.get_text() for text in none.texts] == ["no steps"]
+    figure = losses.plot(table, list(files))
+    figure.draw_without_rendering()
+    assert not any("$" in tick.get_text() for ax in figure.axes for tick in ax.get_yticklabels())
+    titles = [ax.get_title(loc="left") for ax in losses.plot(table.replace("m, none", "n, none"), ["m, joint", "m, layers", "n, none"]).axes]
+    assert titles == ["m, joint", "m, layers", "n, none"]
 
 
 def test_the_same_figure_is_the_same_bytes(files, tmp_path):

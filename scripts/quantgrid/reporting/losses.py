@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..errors import ConfigError
 from .figures import SETTINGS
-from .panels import clip
+from .panels import clip, scale_ticks
 from .style import GRID, HEIGHT, PALETTE, WIDTH
 
 COLUMNS = ("part", "step", "loss", "learning_rate")
@@ -34,8 +34,9 @@ def read(paths: Sequence[str | Path], labels: Sequence[str]) -> pd.DataFrame:
 
 
 def plot(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    """Small multiples in at most three columns, one for each of ``labels``."""
-    width = min(len(labels), 3)
+    """Small multiples in at most two columns, one for each of ``labels``; a model that all share goes unnamed."""
+    width = min(len(labels), 2)
+    models = {label.partition(", ")[0] for label in labels}
     height = -(-len(labels) // width)
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH, HEIGHT * 0.65 * height), layout="constrained")
@@ -43,7 +44,7 @@ def plot(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
         axes = list(figure.subplots(height, width, squeeze=False).flat)
         for position, (ax, label) in enumerate(zip(axes, labels)):
             draw(ax, table[table.label == label])
-            ax.set_title(clip(label, 66 // width))
+            ax.set_title(clip(label.partition(", ")[2] if len(models) == 1 else label, 84 // width))
             ax.set_xlabel("step")
             ax.set_ylabel("loss" if position % width == 0 else "")
         for ax in axes[len(labels) :]:
@@ -60,6 +61,7 @@ def draw(ax: Axes, losses: pd.DataFrame) -> None:
     parts = losses.pivot_table(index="step", columns="part", values="loss", sort=False).sort_index()
     if parts.shape[1] > 1 and (parts > 0).all(axis=None):
         ax.set_yscale("log")
+        scale_ticks(ax, True, parts.min(axis=None), parts.max(axis=None))
     for part in parts if parts.shape[1] > 1 else ():
         ax.plot(parts.index, parts[part], color=GRID, linewidth=0.5)
     ax.plot(parts.index, parts.mean(axis=1), color=PALETTE[0], marker="o" if len(parts) < 4 else "")
