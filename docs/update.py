@@ -9,42 +9,54 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from quantgrid.reporting.costs import read  # noqa: E402 (the library lies beside the scripts, with no install)
 
-RESULTS, DOCS = ROOT / "results", ROOT / "docs"
-FIGURES = ("transforms-mitigations", "formats", "transforms-formats", "group-size", "symmetry")
+DOCS = ROOT / "docs"
+# Document -> title, the config that was run, the command.
+RUNS = {
+    "default-run": ("The default run", "config/config.yaml", "make run"),
+    "formats-run": ("Number formats, granularity and symmetry on SmolLM2", "config/formats.yaml", "make run CONFIG=config/formats.yaml"),
+}
 COMMIT = re.compile(r"computed at commit \w+")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
-def table(study: str) -> str:
-    return (RESULTS / "tables" / f"{study}.md").read_text()
-
-
-def costs() -> str:
+def costs(results: Path) -> str:
     """Seconds and memory per rule, from Snakemake's benchmark files."""
-    grouped = pd.DataFrame(read(RESULTS / "benchmarks")).groupby("rule").agg(
+    grouped = pd.DataFrame(read(results / "benchmarks")).groupby("rule").agg(
         jobs=("seconds", "size"), total=("seconds", "sum"), longest=("seconds", "max"), peak=("max_rss_mb", "max"))
     lines = [f"| {rule} | {row.jobs:.0f} | {row.total:.0f} | {row.longest:.0f} | {row.peak:.0f} |" for rule, row in grouped.iterrows()]
     return "\n".join(["| rule | jobs | seconds, all | seconds, longest | peak RSS, MB |", "| :-- | --: | --: | --: | --: |", *lines, ""])
 
 
+def document(name: str, commit: str) -> None:
+    """Tables and figures of one run's results, study by study, and what they cost; nothing where the run was not made."""
+    title, config, command = RUNS[name]
+    content = yaml.safe_load((ROOT / config).read_text())
+    results = ROOT / content["results_dir"]
+    if not (results / "tables").is_dir():
+        return
+    parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
+    for study in content["studies"]:
+        picture = f"{name.removesuffix('-run')}-{study}.png"
+        shutil.copy(results / "figures" / f"{study}.png", DOCS / picture)
+        parts += [(results / "tables" / f"{study}.md").read_text(), f"![{study}]({picture})", ""]
+    (DOCS / f"{name}.md").write_text("\n".join([*parts, "## What it cost", costs(results)]))
+
+
 def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-    made = f"Made by `make run` and `make docs` on 2 cores, computed at commit {commit}. Tables are those of `results/tables/`."
-    parts = ["# The default run", made, ""]
-    for study in (name for name in FIGURES if (RESULTS / "tables" / f"{name}.md").is_file()):
-        shutil.copy(RESULTS / "figures" / f"{study}.png", DOCS / f"{study}.png")
-        parts += [table(study), f"![{study}]({study}.png)", ""]
-    parts += ["## What it cost", costs()]
-    (DOCS / "default-run.md").write_text("\n".join(parts))
-    readme = ROOT / "README.md"
-    text = MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{table(found[1])}<!-- end -->\n", readme.read_text())
-    readme.write_text(COMMIT.sub(f"computed at commit {commit}", text))
+    for name in RUNS:
+        document(name, commit)
+    tables, readme = ROOT / "results" / "tables", ROOT / "README.md"
+    if tables.is_dir():
+        text = MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{(tables / f'{found[1]}.md').read_text()}<!-- end -->\n", readme.read_text())
+        readme.write_text(COMMIT.sub(f"computed at commit {commit}", text))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,16 @@ def test_points_are_the_marks_with_their_intervals(tmp_path):
     assert pd.read_csv(tmp_path / "d.csv").value.dropna().tolist() == marks.value.dropna().tolist()
 
 
+@pytest.mark.parametrize("facet", ["mitigation", "granularity", "transform"])
+def test_the_baseline_stands_in_every_panel_and_has_none_of_its_own(facet):
+    frame = pd.concat([study(fail=()), study(fail=(), granularity="group-64").query("mitigation != 'none'").assign(cell=lambda f: f.cell + "-64")])
+    x, hue = [axis for axis in ("transform", "mitigation", "granularity") if axis != facet]
+    marks = figures.points(frame, spec("lines", x=x, hue=hue, facet=facet))
+    panels = set(marks[~marks.baseline].panel)
+    assert set(marks.panel) == panels == set(marks[marks.baseline].panel) and marks.baseline.sum() == len(panels) > 1
+    assert len(marks[~marks.baseline]) == 12
+
+
 def test_x_follows_the_records_even_if_the_first_series_lacks_a_value():
     frame = study(fail=())
     frame = frame[~((frame.transform == "none") & (frame.mitigation == "rtn"))]

@@ -54,7 +54,17 @@ def points(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
         result[column] = [", ".join(value_label(axis, getattr(mark, axis)) for axis in axes) for mark in result.itertuples()]
         ranks = pd.DataFrame({axis: result[axis].map(order(records, axis)).fillna(-1) for axis in axes}, index=result.index)
         result[f"{column}_position"] = ranks.apply(tuple, axis=1).rank(method="dense").astype(int) if axes else 0
+    result = result if "model" in panel else in_every_panel(result)
     return result.sort_values(["panel_position", "series_position", "x_position"], kind="stable").reset_index(drop=True)
+
+
+def in_every_panel(marks: pd.DataFrame) -> pd.DataFrame:
+    """Baselines repeated in every panel of quantized cells, instead of a panel of their own; as they are where nothing is quantized."""
+    quantized = marks[~marks.baseline]
+    panels = quantized[["panel", "panel_position"]].drop_duplicates()
+    if panels.empty:
+        return marks
+    return pd.concat([marks[marks.baseline].drop(columns=["panel", "panel_position"]).merge(panels, how="cross"), quantized])
 
 
 def layout(records: pd.DataFrame, figure: Mapping[str, Any], key: str) -> tuple[str, str, str, list[str], list[str]]:
