@@ -451,6 +451,8 @@ OPERATIONS = [
     ({"operation": "subtract", "shift": heavy(1, 96)[0]}, 96),
     ({"operation": "gather", "order": torch.randperm(96, generator=torch.Generator().manual_seed(0))}, 0),
     ({"operation": "block_rotate", "blocks": torch.stack([spreading_matrix(24, seed) for seed in range(4)])}, 96 * 48),
+    ({"operation": "kronecker", "left": heavy(8, 8) / 4, "right": heavy(12, 12) / 4}, 96 * 2 * (8 + 12)),
+    ({"operation": "kronecker", "left": heavy(8, 8) / 4}, 96 * 2 * 8),
 ]
 
 
