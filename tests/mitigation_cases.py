@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from quantgrid.mitigations import columns
 from quantgrid.quantizer import codebooks, find_parameters, quantize, round_values, scheme, step_size, zero_points
 from quantgrid.statistics import SiteStatistics
 
@@ -79,3 +80,16 @@ def plain_gptq(weight, moment, of_scheme, damping=0.01, order=None):
     result = np.empty(weight.shape)
     result[:, order] = rounded
     return quantize(torch.from_numpy(result).float(), of_scheme, parameters)
+
+
+def recorded_gaps(monkeypatch) -> list[torch.Tensor]:
+    """Fills while GPTQ runs: what every column was off from its rounded values, (rows,) float64, in the order of rounding."""
+    gaps: list[torch.Tensor] = []
+
+    def spy(column, *rest):
+        rounded = round_values(column, *rest)
+        gaps.append((column - rounded).double())
+        return rounded
+
+    monkeypatch.setattr(columns, "round_values", spy)
+    return gaps

@@ -18,19 +18,19 @@ from mitigation_cases import (
     inputs,
     normal,
     plain_gptq,
+    recorded_gaps,
     rows_that_differ,
     weight_of,
     with_moment,
 )  # fmt: skip
 from quantgrid.errors import NumericalFailure
-from quantgrid.mitigations import columns as columns_module
 from quantgrid.mitigations import gptq as gptq_module
 from quantgrid.mitigations.gptq import gptq, inverse_factor, invert_upper
 from quantgrid.mitigations.gptq_low_rank import gptq_low_rank
 from quantgrid.mitigations.low_rank import low_rank, term
 from quantgrid.mitigations.rtn import rtn
 from quantgrid.mitigations.singular import leading_directions
-from quantgrid.quantizer import find_parameters, quantize, round_values, scheme
+from quantgrid.quantizer import find_parameters, quantize, scheme
 from quantgrid.statistics import stack
 from reference_statistics import statistics_of
 
@@ -62,14 +62,7 @@ def test_activation_order_agrees_with_a_plain_loop(name):
 @pytest.mark.parametrize("name", SCHEMES)
 def test_the_sum_of_errors_is_the_layer_error(name, order, monkeypatch):
     """sum |e_i|² = tr((Q - W) H_d (Q - W)ᵀ), the e_i as they were made, U from numpy."""
-    gaps = []
-
-    def spy(column, *rest):
-        rounded = round_values(column, *rest)
-        gaps.append((column - rounded).double())
-        return rounded
-
-    monkeypatch.setattr(columns_module, "round_values", spy)
+    gaps = recorded_gaps(monkeypatch)
     weight, statistics = weight_of(), statistics_of(inputs())
     solved = gptq(weight, statistics, SCHEMES[name], activation_order=order)
     hessian = damped(statistics.second_moment)

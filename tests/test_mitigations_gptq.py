@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mitigation_cases import SCHEMES, N, damped, energy, inputs, normal, plain_gptq, rows_that_differ, weight_of, with_moment
+from mitigation_cases import SCHEMES, N, damped, energy, inputs, normal, plain_gptq, recorded_gaps, rows_that_differ, weight_of, with_moment
 from quantgrid.errors import ConfigError
-from quantgrid.mitigations import columns as columns_module
 from quantgrid.mitigations.bases import solve_base
 from quantgrid.mitigations.gptaq import drift_of, gptaq
 from quantgrid.mitigations.gptq import gptq, inverse_factor
@@ -64,14 +63,7 @@ def test_running_scales_are_those_of_the_working_copy(name, block_size):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_the_sum_of_errors_is_the_layer_error_with_running_scales(name, monkeypatch):
-    gaps = []
-
-    def spy(column, *rest):
-        rounded = round_values(column, *rest)
-        gaps.append((column - rounded).double())
-        return rounded
-
-    monkeypatch.setattr(columns_module, "round_values", spy)
+    gaps = recorded_gaps(monkeypatch)
     weight, statistics = weight_of(), statistics_of(inputs())
     solved = gptq(weight, statistics, SCHEMES[name], scales="running")
     hessian = damped(statistics.second_moment)

@@ -18,28 +18,33 @@ from .composition import derived_seed
 from .rotate import turn_online
 
 
-def require_blocks(shape: ModelShape, site: str, size: int) -> None:
-    """:class:`ConfigError` where blocks of ``size`` do not divide the inputs of ``site``."""
-    if shape.site_size(site) % size:
-        raise ConfigError(f"blocks of {size} do not divide the {shape.site_size(site)} inputs of site '{site}'; choose a size that does")
+@dataclass
+class InBlocks:
+    """What acts on blocks of ``size`` neighbouring channels at ``sites`` has in common."""
+
+    size: int
+    sites: list[str]
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        """Nothing; :class:`ConfigError` where blocks do not divide the inputs of a site."""
+        for site in self.sites:
+            if shape.site_size(site) % self.size:
+                raise ConfigError(f"blocks of {self.size} do not divide the {shape.site_size(site)} inputs of site '{site}'; choose a size that does")
+        return {}
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: all of it happens inside the layers."""
 
 
 @dataclass
-class BlockHadamard:
+class BlockHadamard(InBlocks):
     """I ⊗ H with a Hadamard matrix of order ``size`` (MR-GPTQ, arXiv 2509.23202): online at all ``sites``, no norm gain moved.
 
     ``fold_heads``: at ``output_input`` it moves into v, exactly, where ``size`` divides the head size.
     """
 
-    size: int
-    sites: list[str]
     fold_heads: bool
     reads_layer = False
-
-    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
-        for site in self.sites:
-            require_blocks(shape, site, self.size)
-        return {}
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
         return {}
@@ -56,12 +61,9 @@ class BlockHadamard:
             else:
                 turn_online(layer, site, operation)
 
-    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
-        """Nothing: all of it happens inside the layers."""
-
 
 @dataclass
-class GreedyBlocks:
+class GreedyBlocks(InBlocks):
     """DuQuant's rotation of blocks (arXiv 2406.01721): step by step the channel with the largest magnitude is spread over its block.
 
     A step is E M E with E the exchange of that channel and the first, M a fixed orthogonal matrix whose first row is uniform (the others
@@ -69,17 +71,10 @@ class GreedyBlocks:
     is kept per block, none if none helps. ``stream`` tells the rotations of one recipe apart.
     """
 
-    size: int
-    sites: list[str]
     steps: int
     seed: int
     stream: int
     reads_layer = True
-
-    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
-        for site in self.sites:
-            require_blocks(shape, site, self.size)
-        return {}
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
         """Per site (n / size, size, size)."""
@@ -89,9 +84,6 @@ class GreedyBlocks:
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for site in self.sites:
             turn_online(layer, site, {"operation": "block_rotate", "blocks": parameters[site]})
-
-    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
-        """Nothing: all of it happens inside the layers."""
 
 
 def spreading_matrix(size: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..architecture import SITES, ModelShape
 from ..decoders import DecoderLayer
-from .block_rotate import require_blocks
+from .block_rotate import InBlocks
 from .scale import activation_magnitude
 
 
@@ -78,18 +78,11 @@ class Reorder:
 
 
 @dataclass
-class Zigzag:
+class Zigzag(InBlocks):
     """DuQuant's permutation (arXiv 2406.01721): channels by descending maximum dealt to the blocks back and forth, so that every block of
     ``size`` gets its share of large ones. Online."""
 
-    size: int
-    sites: list[str]
     reads_layer = True
-
-    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
-        for site in self.sites:
-            require_blocks(shape, site, self.size)
-        return {}
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
         """Per site the order, whole numbers (n,)."""
@@ -98,9 +91,6 @@ class Zigzag:
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for site in self.sites:
             permute_online(layer, site, parameters[site])
-
-    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
-        """Nothing: all of it happens inside the layers."""
 
 
 def zigzag(values: Tensor, size: int) -> Tensor:

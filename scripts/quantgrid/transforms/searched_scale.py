@@ -6,6 +6,7 @@ candidate is what the search starts from and wins ties, so that a cell that roun
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import InitVar, dataclass
 
@@ -22,7 +23,7 @@ Candidates = Iterator[tuple[float, Tensor]]
 
 
 @dataclass
-class SearchedScale:
+class SearchedScale(ABC):
     """The search over ``points`` candidates at every one of ``sites``; ``round_activations``: inputs are rounded in the search too.
 
     ``schemes`` are those of the cell. They serve the fit alone and are not kept.
@@ -37,9 +38,9 @@ class SearchedScale:
     def __post_init__(self, schemes: CellSchemes | None) -> None:
         self.cell = schemes
 
+    @abstractmethod
     def candidates(self, layer: DecoderLayer, site: str) -> Candidates:
         """(value of the family's parameter, s (n,) or (KV heads x head_dim,)), the start first."""
-        raise NotImplementedError
 
     def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
         return {}
@@ -59,7 +60,7 @@ class SearchedScale:
         for site in self.sites:
             divide_input(layer, site, parameters[site])
 
-    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:  # noqa: B027 (nothing to fold is a whole answer)
         """Nothing: all of it happens inside the layers."""
 
 
