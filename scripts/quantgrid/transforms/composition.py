@@ -63,7 +63,8 @@ class Transform:
 
     def add(self, prefix: str, parameters: Parameters) -> None:
         """Keep what was fitted: ``prefix`` is ``{primitive}.model`` or ``{primitive}.{layer}``."""
-        self.parameters |= {f"{prefix}.{name}": value for name, value in parameters.items()}
+        laid_out = {f"{prefix}.{name}": value.contiguous() for name, value in parameters.items()}  # as a file gives them: products take other paths
+        self.parameters |= laid_out
 
     def fold_one(self, layer: DecoderLayer, number: int) -> None:
         """Fold the primitive ``number`` alone."""
