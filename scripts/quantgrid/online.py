@@ -46,8 +46,8 @@ def gather(x: Tensor, order: Tensor) -> Tensor:
 
 def block_rotate(x: Tensor, blocks: Tensor) -> Tensor:
     """Every run of k channels through a matrix of its own, ``blocks`` (n / k, k, k)."""
-    parts = x.unflatten(-1, (blocks.shape[0], 1, blocks.shape[1]))
-    return (parts @ blocks).flatten(-3)
+    parts = x.reshape(-1, *blocks.shape[:2]).transpose(0, 1)
+    return (parts @ blocks).transpose(0, 1).reshape(x.shape)
 
 
 ONLINE: dict[str, Callable[..., Tensor]] = {

@@ -19,7 +19,7 @@ SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
 ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)
 SCALING_SITES = Option(["attention_input", "mlp_input"], choices=SITE_NAMES)
 STATISTIC = ("maximum", "mean", "rms")
-CENTER = Option("midrange", choices=("midrange", "mean"))
+CENTER = Option("mean", choices=("mean", "midrange"))
 ROTATIONS = {"rotations": Option(["R1", "R2", "R4"], choices=("R1", "R2", "R4")), "basis": Option("none", choices=("none", "activations", "weights"))}
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
 LEARNED = {"seeded": True, "learned": True}

@@ -102,17 +102,12 @@ def greedy_rotation(samples: Tensor, spread: Tensor, steps: int) -> Tensor:
     blocks = len(x)
     rotation = torch.eye(size, dtype=torch.float64).repeat(blocks, 1, 1)
     best, least = rotation, x.abs().amax((1, 2))
-    every, spread32 = torch.arange(blocks), spread.float()
+    every = torch.arange(blocks)
     for _ in range(steps):
         peak, order = x.abs().amax(1).argmax(1), torch.arange(size).repeat(blocks, 1)
         order[every, peak], order[:, 0] = 0, peak
-        x = _exchanged(_exchanged(x, order) @ spread32, order)
-        rotation = _exchanged(_exchanged(rotation, order) @ spread, order)
+        step = spread[order.unsqueeze(2), order.unsqueeze(1)]  # E M E of every block
+        x, rotation = x @ step.float(), rotation @ step
         found = x.abs().amax((1, 2))
         best, least = torch.where((found < least)[:, None, None], rotation, best), torch.minimum(found, least)
     return best
-
-
-def _exchanged(x: Tensor, order: Tensor) -> Tensor:
-    """Columns of every block of x (blocks, rows, size) in the ``order`` (blocks, size)."""
-    return x.gather(-1, order.unsqueeze(1).expand_as(x))

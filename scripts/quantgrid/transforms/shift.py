@@ -35,9 +35,10 @@ def _add_bias(layer: DecoderLayer, linear: str, change: Tensor) -> None:
 
 @dataclass
 class Shift:
-    """z of every channel from calibration: ``center`` ``midrange`` is (max + min) / 2, as published, ``mean`` is E[x].
+    """z of every channel from calibration: ``center`` ``mean`` is E[x], ``midrange`` is (max + min) / 2, as published.
 
-    At ``output_input`` the query heads that share a KV head share z.
+    Where the first token has massive activations the midrange moves all other tokens by half of its own. At ``output_input`` the query heads
+    that share a KV head share z.
     """
 
     center: str
