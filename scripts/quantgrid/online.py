@@ -46,8 +46,7 @@ def gather(x: Tensor, order: Tensor) -> Tensor:
 
 def block_rotate(x: Tensor, blocks: Tensor) -> Tensor:
     """Every run of k channels through a matrix of its own, ``blocks`` (n / k, k, k)."""
-    parts = x.reshape(-1, *blocks.shape[:2]).transpose(0, 1)
-    return (parts @ blocks).transpose(0, 1).reshape(x.shape)
+    return torch.einsum("...bi,bij->...bj", x.unflatten(-1, blocks.shape[:2]), blocks).flatten(-2)
 
 
 ONLINE: dict[str, Callable[..., Tensor]] = {

@@ -48,7 +48,8 @@ class TurnHeads:
         shape, weights = layer.shape, layer.weights
 
         def rows(x: Tensor) -> Tensor:
-            return (x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)) @ parameters["matrix"].to(x)).flatten(-3)
+            heads = x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))
+            return torch.einsum("...gqi,gij->...gqj", heads, parameters["matrix"].to(x)).flatten(-3)
 
         weights["v"] = rows(weights["v"].mT).mT
         if "v_bias" in weights:
