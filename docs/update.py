@@ -21,6 +21,8 @@ DOCS = ROOT / "docs"
 RUNS = {
     "default-run": ("The default run", "config/config.yaml", "make run"),
     "formats-run": ("Number formats, granularity and symmetry on SmolLM2", "config/formats.yaml", "make run CONFIG=config/formats.yaml"),
+    "transforms-run": ("Transforms on SmolLM2", "config/transforms.yaml", "make run CONFIG=config/transforms.yaml"),
+    "mitigations-run": ("Mitigations on SmolLM2", "config/mitigations.yaml", "make run CONFIG=config/mitigations.yaml"),
 }
 COMMIT = re.compile(r"computed at commit \w+")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
@@ -32,6 +34,23 @@ def costs(results: Path) -> str:
         jobs=("seconds", "size"), total=("seconds", "sum"), longest=("seconds", "max"), peak=("max_rss_mb", "max"))
     lines = [f"| {rule} | {row.jobs:.0f} | {row.total:.0f} | {row.longest:.0f} | {row.peak:.0f} |" for rule, row in grouped.iterrows()]
     return "\n".join(["| rule | jobs | seconds, all | seconds, longest | peak RSS, MB |", "| :-- | --: | --: | --: | --: |", *lines, ""])
+
+
+def fits(results: Path) -> str:
+    """Wall time of fitting each transform and the size of its parameters; of several seeds the mean. Nothing where all took less than a second."""
+    found = pd.DataFrame([entry for entry in read(results / "benchmarks") if entry["rule"] == "fit_transform"])
+    found[["model", "transform", "fitted to", "key"]] = found.name.str.split("/", expand=True)
+    if found.seconds.max() < 1:
+        return ""
+    files = [results / "transforms" / name / "transform.safetensors" for name in found.name]
+    found["megabytes"] = [path.stat().st_size / 1e6 if path.is_file() else float("nan") for path in files]
+    found["transform"] = found["transform"].str.replace(r"-s\d+$", "", regex=True)
+    grouped = found.groupby(["transform", "fitted to"]).agg(jobs=("seconds", "size"), seconds=("seconds", "mean"), peak=("max_rss_mb", "max"),
+                                                            megabytes=("megabytes", "mean"))
+    lines = [f"| {transform} | {target} | {row.jobs:.0f} | {row.seconds:.3g} | {row.peak:.0f} | {row.megabytes:.3g} |"
+             for (transform, target), row in grouped.iterrows()]
+    head = "| transform | fitted to | seeds | seconds, mean | peak RSS, MB | file, MB |"
+    return "\n".join(["## Fitting the transforms", head, "| :-- | :-- | --: | --: | --: | --: |", *lines, "", ""])
 
 
 def document(name: str, commit: str) -> None:
@@ -46,7 +65,7 @@ def document(name: str, commit: str) -> None:
         picture = f"{name.removesuffix('-run')}-{study}.png"
         shutil.copy(results / "figures" / f"{study}.png", DOCS / picture)
         parts += [(results / "tables" / f"{study}.md").read_text(), f"![{study}]({picture})", ""]
-    (DOCS / f"{name}.md").write_text("\n".join([*parts, "## What it cost", costs(results)]))
+    (DOCS / f"{name}.md").write_text("\n".join([*parts, fits(results) + "## What it cost", costs(results)]))
 
 
 def main() -> None:
