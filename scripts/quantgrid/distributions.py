@@ -66,7 +66,7 @@ def measures(rows: Tensor, channels_per_bin: int) -> dict[str, Any]:
 
 def kurtosis(x: Tensor) -> Tensor:
     """Fourth central moment over the squared variance along the last dimension of ``x`` (*batch, n): (*batch), 3 of a normal distribution (not
-    the excess), at most n - 1 + 1/(n - 1). Both moments are means over n (Pearson's β₂; SciPy's ``kurtosis(fisher=False)``); NaN
+    the excess), at most n - 2 + 1/(n - 1). Both moments are means over n (Pearson's β₂; SciPy's ``kurtosis(fisher=False)``); NaN
     where all values are equal."""
     squares = (x - x.mean(-1, keepdim=True)).square_()
     variance = squares.mean(-1)

@@ -1,15 +1,13 @@
-"""What transforms make of the inputs and weights of every site: the descriptions that ``describe_transform`` leaves, as tables and figures.
+"""Figures of what transforms make of the inputs and weights of every site, from the descriptions that ``describe_transform`` leaves.
 
-Heat maps, channel by layer, of the largest magnitude of each channel, one panel per transform and one figure per site; kurtosis over layers,
-one row of panels per site and one line per transform. Colours and axes are shared, so that panels compare.
+Heat maps, channel by layer, of the largest magnitude of each channel, one panel per transform and one figure per site, all panels of a figure in
+the same colours; kurtosis over layers, one row of panels per site and one line per transform.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -23,46 +21,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..errors import ConfigError
-from ..storage import read_json
+from ..architecture import SITES
+from .descriptions import Description, maxima_table, shape_table
 from .figures import LEGEND_CHARACTERS, SETTINGS
 from .panels import clip, scale_ticks
-from .style import INK, MUTED, PALETTE, WIDTH, significant, value_label
+from .style import INK, MUTED, PALETTE, WIDTH, significant
 
 COLORS = "viridis"  # readable without colour vision, and darker the smaller: outliers light up
 FAINTEST = 1.0  # percentile of the channels, below which all share the darkest colour
 NORMAL = 3.0  # kurtosis of a normal distribution
-MEASURES = {"kurtosis": "all values", "row_kurtosis": {"inputs": "within a token", "weights": "within an output channel"}}
+WITHIN = {"inputs": "within a token", "weights": "within an output channel"}
 MAGNITUDE = {"inputs": "largest |x| of the channel\n(units of the model, kept tokens)",
              "weights": "largest |W| of the input channel\n(units of the model)"}
-RUNS = "A wide layer shows the largest of every run of neighbouring channels. All panels share the colours."
+EVENNESS = ("A transform may change the scale as a whole; what counts is how even a layer is. Peak/median: the largest channel over the median one, "
+            "the median of the layers. Of a wide site each run of neighbouring channels shows its largest.")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
-
-
-@dataclass(frozen=True)
-class Description:
-    """One transform of one model: its label, and its measures or the reason why there are none."""
-
-    label: str
-    content: dict[str, Any]
-    reason: str = ""
-
-    def maxima(self, tensor: str, site: str) -> np.ndarray:
-        """Largest magnitudes (layers, bins)."""
-        return np.array(self.content[tensor][site]["maximum"])
-
-
-def read(paths: Sequence[str | Path]) -> list[Description]:
-    """The descriptions at ``paths`` in their order; a transform that was fitted to a scheme says to which."""
-    found = []
-    for path in paths:
-        content = read_json(path)
-        if content.get("status") != "failed" and not {"inputs", "weights", "sites"} <= content.keys():
-            raise ConfigError(f"{path}: not a description of a transform; delete it and run again")
-        axes = content["axes"]
-        target = f" ({axes['target']})" if axes["target"] != "any" else ""
-        found.append(Description(value_label("transform", axes["transform"]) + target, content, content.get("reason", "")))
-    return found
 
 
 def caption(name: str) -> str:
@@ -71,8 +44,8 @@ def caption(name: str) -> str:
     what = {"inputs": "the inputs", "weights": "the weights"}
     if first == "kurtosis":
         return (f"Kurtosis (3 of a normal distribution) of {what[second]} before rounding. Left all values of a layer as one population, right "
-                f"the median of the kurtoses {MEASURES['row_kurtosis'][second]}. Black: no transform.")
-    return f"Largest magnitude per channel and layer of {what[first]} of {second}, before rounding, in the model's own units. {RUNS}"
+                f"the median of the kurtoses {WITHIN[second]}. Black: no transform.")
+    return f"Largest magnitude per channel and layer of {what[first]} of {second}, before rounding, in the model's own units. {EVENNESS}"
 
 
 def build(name: str, descriptions: Sequence[Description]) -> tuple[Figure, pd.DataFrame]:
@@ -81,27 +54,6 @@ def build(name: str, descriptions: Sequence[Description]) -> tuple[Figure, pd.Da
     if first == "kurtosis":
         return plot_kurtosis(descriptions, second), shape_table(descriptions, second)
     return plot_maxima(descriptions, first, second), maxima_table(descriptions, first, second)
-
-
-def shape_table(descriptions: Sequence[Description], tensor: str) -> pd.DataFrame:
-    """A row per transform, site and layer: both kurtoses and the largest channel maximum over the median one; one empty row for a failed one."""
-    frames = []
-    for described in descriptions:
-        for site, found in described.content.get(tensor, {"": {}}).items():
-            numbers = {measure: found.get(measure, [np.nan]) for measure in (*MEASURES, "peak_to_median")}
-            layers = range(len(numbers["kurtosis"])) if found else [pd.NA]
-            frames.append(pd.DataFrame({"transform": described.label, "site": site, "layer": pd.array(layers, "Int64"), **numbers}))
-    return pd.concat(frames, ignore_index=True)
-
-
-def maxima_table(descriptions: Sequence[Description], tensor: str, site: str) -> pd.DataFrame:
-    """A row per transform and layer, a column per run of channels, named by its first: the largest magnitude in it."""
-    frames = []
-    for described in (described for described in descriptions if not described.reason):
-        maxima, step = described.maxima(tensor, site), described.content["sites"][site]["channels_per_bin"]
-        table = pd.DataFrame(maxima, columns=[str(position * step) for position in range(maxima.shape[1])])
-        frames.append(pd.concat([pd.DataFrame({"transform": described.label, "layer": range(len(maxima))}), table], axis=1))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["transform", "layer"])
 
 
 def plot_maxima(descriptions: Sequence[Description], tensor: str, site: str) -> Figure:
@@ -114,11 +66,12 @@ def plot_maxima(descriptions: Sequence[Description], tensor: str, site: str) -> 
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(height, width, squeeze=False, sharex=True, sharey=True).flat)
         for position, (ax, described) in enumerate(zip(axes, descriptions)):
-            ax.set_title(clip(described.label, 34))
+            ax.set_title(clip(described.label, 25))
             if described.reason:
                 say_failed(ax, described)
             else:
                 draw_map(ax, values[described.label], described.content["sites"][site], norm)
+                ax.set_title(evenness(described.content[tensor][site]["peak_to_median"]), loc="right", fontweight="normal", fontsize=7.5, color=MUTED)
             below = position + width >= len(descriptions)
             ax.set_xlabel("channel" if below else "")
             ax.tick_params(labelbottom=below)
@@ -141,7 +94,7 @@ def color_norm(values: Sequence[np.ndarray]) -> LogNorm:
 
 
 def draw_map(ax: Axes, values: np.ndarray, site: dict[str, int], norm: LogNorm) -> None:
-    """One transform: channels across, layers upwards, and how far its largest channel stands out of its layer."""
+    """One transform: channels across, layers upwards."""
     layers, bins = values.shape
     extent = (0, bins * site["channels_per_bin"], -0.5, layers - 0.5)
     ax.imshow(np.maximum(values, norm.vmin), COLORS, norm, aspect="auto", interpolation="none", origin="lower", extent=extent)
@@ -149,7 +102,12 @@ def draw_map(ax: Axes, values: np.ndarray, site: dict[str, int], norm: LogNorm) 
     ax.spines[:].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    ax.set_title(f"largest {significant(values.max())}", loc="right", fontweight="normal", fontsize=7.5, color=MUTED)
+
+
+def evenness(ratios: Sequence[float | None]) -> str:
+    """``peak/median 24``, the median of the layers that have one."""
+    known = [ratio for ratio in ratios if ratio is not None]
+    return f"peak/median {significant(float(np.median(known)))}" if known else ""
 
 
 def say_failed(ax: Axes, described: Description) -> None:
@@ -157,17 +115,15 @@ def say_failed(ax: Axes, described: Description) -> None:
 
 
 def plot_kurtosis(descriptions: Sequence[Description], tensor: str) -> Figure:
-    """A row of panels per site, a column per measure, on one logarithmic axis per column; the unchanged model is the black line."""
-    drawn = [described for described in descriptions if not described.reason]
-    sites = list(drawn[0].content["sites"]) if drawn else [""]
+    """A row of panels per site, a column per measure, on logarithmic axes; the unchanged model is the black line."""
+    drawn = [(described, look(number)) for number, described in enumerate(descriptions) if not described.reason]
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * len(sites)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * len(SITES)), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(len(sites), len(MEASURES), squeeze=False, sharex=True, sharey="col")
-        for row, site in zip(axes, sites):
-            for ax, measure in zip(row, MEASURES):
-                draw_lines(ax, [(described.content[tensor][site][measure], look(number)) for number, described in enumerate(drawn)])
-                named = MEASURES[measure] if measure == "kurtosis" else MEASURES[measure][tensor]
+        axes = figure.subplots(len(SITES), 2, sharex=True)
+        for row, site in zip(axes, SITES):
+            for ax, measure, named in zip(row, ("kurtosis", "row_kurtosis"), ("all values", WITHIN[tensor])):
+                draw_lines(ax, [(described.content[tensor][site][measure], style) for described, style in drawn])
                 ax.set_title(f"{site}, {named}")
             row[0].set_ylabel("kurtosis")
         for ax in axes[-1]:
@@ -195,9 +151,9 @@ def draw_lines(ax: Axes, lines: Sequence[tuple[Sequence[float | None], dict[str,
     scale_ticks(ax, True, low, high)
 
 
-def draw_legend(figure: Figure, drawn: Sequence[Description], failed: Sequence[str]) -> None:
+def draw_legend(figure: Figure, drawn: Sequence[tuple[Description, dict[str, Any]]], failed: Sequence[str]) -> None:
     """Above the panels: the transforms, the normal distribution, and which transforms failed."""
-    handles = [Line2D([], [], label=clip(described.label, 40), **look(number)) for number, described in enumerate(drawn)]
+    handles = [Line2D([], [], label=clip(described.label, 40), **style) for described, style in drawn]
     handles.append(Line2D([], [], color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), label="normal distribution"))
     handles += [Line2D([], [], linestyle="", marker="x", color=INK, label=f"{clip(name, 40)}: failed") for name in failed]
     longest = max(len(str(handle.get_label())) + 8 for handle in handles)
