@@ -361,7 +361,7 @@ def test_two_names_for_the_same_options_stay_two_cells():
         config["transforms"]["twin"] = dict(config["transforms"]["smooth"])
         config["studies"]["methods"]["transforms"] = ["smooth", "twin"]
 
-    config = content()
+    config = {**content(), "report": {}}
     edit(config)
     made = plan(config)
     twins = [made.quantize_model(Cell("tiny", name, "rtn", "channel", "int4")) for name in ("smooth", "twin")]
@@ -386,7 +386,7 @@ def test_a_learned_transform_is_fitted_to_the_scheme_of_its_cell(monkeypatch):
 
 def test_what_a_transform_reads_depends_on_its_options():
     """A searched scaling is fitted to the cell, a given one is not; principal axes of activations need the statistics, those of weights do not."""
-    config = content()
+    config = {**content(), "report": {}}
     config["transforms"]["searched"] = {"method": "scaling", "search": True}
     for name, basis in (("klt", "activations"), ("axes", "weights")):
         config["transforms"][name] = {"method": "random_hadamard", "basis": basis}
@@ -440,6 +440,7 @@ def test_a_study_is_planned_again_from_its_part_of_the_config(study):
 
 def test_a_study_whose_names_are_all_excluded_somewhere_is_planned_again():
     config = content()
+    config["report"] = {}
     config["studies"]["methods"]["exclude"] = [{"transform": ["smooth", "rotation"]}, {"mitigation": "lr8"}, {"format": "int4-mse"}, {"model": "big"}]
     made = plan(config)
     assert Plan(json.loads(made.study_spec("methods"))["config"]).evaluations("methods") == made.evaluations("methods")
@@ -472,6 +473,7 @@ def test_ten_thousand_cells_expand_within_seconds():
     config["mitigations"] = {f"m{i}": {"method": "low_rank", "rank": i} for i in range(25)}
     config["formats"] = {f"f{i}": {"preset": "int4", "weight": {"clip_ratio": 1 - i / 20}} for i in range(10)}
     axes = {axis: list(config[axis]) for axis in ("transforms", "mitigations", "formats")}
+    config["report"] = {}
     config["studies"] = {"large": {**axes, "models": ["big"], "granularities": ["channel"]}}
     begun = time.perf_counter()
     checked = check(config)
@@ -486,6 +488,7 @@ def test_trainings_read_windows_and_leave_losses():
     config = content()
     config["transforms"] |= {"turned": {"method": "optimized_rotation", "calibration": "other"}, "free": {"method": "data_free_rotation"},
                              "flat": {"method": "flatquant"}}
+    config["report"] = {}
     config["studies"] = {"s": {"models": ["tiny"], "transforms": ["turned", "free", "flat", "smooth"], "mitigations": ["rtn", "lr8"],
                                "granularities": ["channel"], "formats": ["int4", "int4-mse"]}}
     plan = Plan(check(config))
