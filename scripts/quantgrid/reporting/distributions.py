@@ -66,12 +66,12 @@ def plot_maxima(descriptions: Sequence[Description], tensor: str, site: str) -> 
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(height, width, squeeze=False, sharex=True, sharey=True).flat)
         for position, (ax, described) in enumerate(zip(axes, descriptions)):
-            ax.set_title(clip(described.label, 25))
+            ax.set_title(clip(described.label, 25), fontsize=7.5)
             if described.reason:
                 say_failed(ax, described)
             else:
                 draw_map(ax, values[described.label], described.content["sites"][site], norm)
-                ax.set_title(evenness(described.content[tensor][site]["peak_to_median"]), loc="right", fontweight="normal", fontsize=7.5, color=MUTED)
+                ax.set_title(evenness(described.content[tensor][site]["peak_to_median"]), loc="right", fontweight="normal", fontsize=6.8, color=MUTED)
             below = position + width >= len(descriptions)
             ax.set_xlabel("channel" if below else "")
             ax.tick_params(labelbottom=below)
