@@ -8,6 +8,7 @@ from quantgrid.job import arguments, run
 from quantgrid.pipeline import Plan
 from quantgrid.reporting import collection, figures, page, report
 from quantgrid.reporting.records import tidy
+from quantgrid.shown_transforms import FIGURES
 from quantgrid.storage import write_text
 
 
@@ -26,8 +27,9 @@ def main() -> None:
             except (ConfigError, ValueError):
                 figure = None  # too little of this study exists to be drawn; the report says what is missing
             sections.append(page.section(study, config, records, figure, base))
-        drawn = base / "learning.svg"
-        context = page.context(config, job.spec["versions"], base, list(missing.values()), drawn if drawn.is_file() else None)
+        losses = base / "learning.svg"
+        drawn = [path for model in plan.distributions() for name in FIGURES if (path := base / "distributions" / model / f"{name}.svg").is_file()]
+        context = page.context(config, job.spec["versions"], base, list(missing.values()), losses if losses.is_file() else None, drawn)
         write_text(job.report, report.build(sections, context))
 
 

@@ -9,10 +9,12 @@ from quantgrid.storage import write_text
 
 
 def main() -> None:
-    job = arguments("results", "studies", "figures", "losses", "report", optional=("losses",), several=("studies", "figures"))
+    job = arguments("results", "studies", "figures", "losses", "distributions", "report", optional=("losses", "distributions"),
+                    several=("studies", "figures", "distributions"))
     config, base = job.spec["config"], Path(job.report).parent
     sections = [page.section(Path(records).stem, config, read_records(records), figure, base) for records, figure in zip(job.studies, job.figures)]
-    write_text(job.report, report.build(sections, page.context(config, job.spec["versions"], base, losses=job.losses)))
+    context = page.context(config, job.spec["versions"], base, losses=job.losses, drawn=job.distributions or ())
+    write_text(job.report, report.build(sections, context))
     (base / "report.partial.html").unlink(missing_ok=True)
 
 

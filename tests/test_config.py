@@ -230,6 +230,13 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
     "axis twice in a table": (study(table={"rows": ["format"], "columns": ["format"]}),
         ["studies.s.table: axis 'format' is named twice", "rows or columns"]),
     "axis twice in a figure": (study(figure={"x": "format", "hue": "format"}), ["studies.s.figure: axis 'format' is named twice"]),
+    # what the report shows
+    "distribution of an unknown transform": (lambda c: c.update(report={"distributions": ["smoth"]}), [
+        "report.distributions: unknown transform 'smoth' - did you mean 'smooth'?", "none", "rotation"]),
+    "distribution of a transform without a cell": (lambda c: c.update(report={"distributions": ["smooth", "rotation"]}), [
+        "report.distributions: no study has the transform 'rotation-s0'; add it to one, or leave it out here"]),
+    "distributions that are no list": (lambda c: c.update(report={"distributions": "smooth"}), [
+        "report.distributions: 'smooth' is of the wrong type; expected array"]),
     # what a source needs
     "wheel without its file": (entry("models", "w", {"source": "wheel", "package": "a==1"}),
         ["models.w: the keys 'file', 'sha256', 'shape' are missing"]),
@@ -362,6 +369,7 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
     assert (checked["results_dir"], checked["seed"], checked["threads"], checked["keep_checkpoints"]) == ("results", 0, 1, False)
     assert checked["compute"] == {"device": "auto", "dtype": "auto"} and checked["evaluation"] == {"batch_size": 8, "task_limit": None}
     assert checked["calibrations"]["default"] == {"corpus": "text", "samples": 256} and checked["evaluate"] == {"perplexity": ["docs"], "tasks": []}
+    assert checked["report"] == {"title": "quantgrid", "distributions": []}
     assert checked["studies"]["s"]["table"] == {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]}
     assert checked["studies"]["s"]["figure"] == {"kind": "dots", "x": "mitigation", "hue": "transform", "metric": "perplexity", "scale": "log"}
 

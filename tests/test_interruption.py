@@ -27,6 +27,7 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
     config["studies"]["methods"] |= {"mitigations": ["rtn", "gptq", "low-rank"], "also": [{"transforms": ["hadamard"], "mitigations": ["gptq"]}]}
     config["transforms"]["hadamard"] = {"method": "random_hadamard"}
     config["studies"] = {"methods": config["studies"]["methods"]}
+    config["report"] = {}
     return config
 
 

@@ -53,6 +53,7 @@ def content() -> dict[str, Any]:
         "formats": {"int4-mse": {"preset": "int4", "weight": {"range": "mse"}}},
         "tasks": {"cloze": {"source": "builtin", "kind": "cloze", "items": 8}, "true": {"source": "builtin", "kind": "continuation", "items": 8}},
         "evaluate": {"perplexity": ["docs"]},
+        "report": {"distributions": ["smooth", "turn"]},
         "studies": {
             "methods": {**common, "transforms": ["none", "smooth", "rotation", "turn"], "mitigations": ["rtn", "lr8", "solved"], "formats": ["int4"],
                         "also": [{"formats": ["bf16"]}], "exclude": [{"transform": "turn", "mitigation": "solved"}]},
@@ -65,6 +66,7 @@ def content() -> dict[str, Any]:
 def plan(config: dict[str, Any]) -> Plan:
     made = Plan(check(config))
     made.all_evaluations()
+    made.distributions()
     return made
 
 
@@ -167,7 +169,7 @@ def test_a_default_that_is_written_out_changes_no_key(edit):
     lambda c: c["studies"]["formats"].update(title="Another", description="Text", paper="Table I"),
     lambda c: c["studies"]["formats"].update(table={"rows": ["format"], "metrics": ["kl_divergence"]}),
     lambda c: c["studies"]["formats"].update(figure={"kind": "bars", "x": "format", "dataset": "more", "scale": "linear"}),
-    lambda c: c.update(report={"title": "Another"}),
+    lambda c: c["report"].update(title="Another"),
     *(lambda c, at=at: c[at[0]][at[1]].update(note="a note") for at in (
         ("models", "tiny"), ("corpora", "docs"), ("corpora", "text"), ("transforms", "smooth"), ("mitigations", "lr8"), ("formats", "int4-mse"),
         ("tasks", "cloze"))),
@@ -195,6 +197,7 @@ def test_the_corpus_of_calibration_changes_all_that_is_calibrated():
     found = changed(lambda config: config["calibrations"]["default"].update(samples=64))
     assert all_of("calibrate_model") & found == {("calibrate_model", "tiny", "default")}
     assert all_of("fit_transform") & found == {("fit_transform", "tiny", "smooth", "any")}
+    assert all_of("describe_transform") <= found
     uncalibrated = {step for step in all_of("quantize_model") if step[2] != "smooth" and step[3] in ("none", "solved")}
     assert all_of("quantize_model") - found == uncalibrated
 
@@ -358,7 +361,7 @@ def test_two_names_for_the_same_options_stay_two_cells():
         config["transforms"]["twin"] = dict(config["transforms"]["smooth"])
         config["studies"]["methods"]["transforms"] = ["smooth", "twin"]
 
-    config = content()
+    config = {**content(), "report": {}}
     edit(config)
     made = plan(config)
     twins = [made.quantize_model(Cell("tiny", name, "rtn", "channel", "int4")) for name in ("smooth", "twin")]
@@ -383,7 +386,7 @@ def test_a_learned_transform_is_fitted_to_the_scheme_of_its_cell(monkeypatch):
 
 def test_what_a_transform_reads_depends_on_its_options():
     """A searched scaling is fitted to the cell, a given one is not; principal axes of activations need the statistics, those of weights do not."""
-    config = content()
+    config = {**content(), "report": {}}
     config["transforms"]["searched"] = {"method": "scaling", "search": True}
     for name, basis in (("klt", "activations"), ("axes", "weights")):
         config["transforms"][name] = {"method": "random_hadamard", "basis": basis}
@@ -392,6 +395,23 @@ def test_what_a_transform_reads_depends_on_its_options():
     found = {name: made.fit_transform(Cell("tiny", name, "rtn", "channel", "int4")) for name in ("smooth", "searched", "klt", "axes")}
     assert {name: (step.wildcards["target"], "schemes" in step.spec, "statistics" in step.inputs) for name, step in found.items()} == {
         "smooth": ("any", False, True), "searched": ("int4-channel", True, True), "klt": ("any", False, True), "axes": ("any", False, False)}
+
+
+def test_transforms_are_described_on_the_default_calibration_as_fitted_for_a_quantized_cell():
+    config = content()
+    config["transforms"] |= {"searched": {"method": "awq", "calibration": "other"}}
+    config["report"] = {"distributions": ["searched", "rotation"]}
+    config["studies"] = {"s": {"models": ["tiny"], "transforms": ["searched", "rotation"], "mitigations": ["rtn"], "granularities": ["channel"],
+                               "formats": ["bf16", "int4-mse", "int4"]}}
+    plan = Plan(check(config))
+    [(model, paths)] = plan.distributions().items()
+    assert model == "tiny" and [path.split("/")[3:5] for path in paths] == [["none", "any"], ["searched", "int4-mse-channel"], ["rotation-s0", "any"]]
+    steps = {step.wildcards["transform"]: step for step in plan.steps["describe_transform"].values()}
+    assert set(steps) == {"none", "searched", "rotation-s0"}
+    assert all("/default/" in step.inputs["statistics"] and step.outputs["distribution"] in paths for step in steps.values())
+    assert "/searched/int4-mse-channel/" in steps["searched"].inputs["transform"]
+    without = Plan(check({**config, "report": {}}))
+    assert without.distributions() == {} and without.all_evaluations() == plan.all_evaluations() and not without.steps["describe_transform"]
 
 
 def test_evaluations_are_those_that_a_study_asks_for():
@@ -420,6 +440,7 @@ def test_a_study_is_planned_again_from_its_part_of_the_config(study):
 
 def test_a_study_whose_names_are_all_excluded_somewhere_is_planned_again():
     config = content()
+    config["report"] = {}
     config["studies"]["methods"]["exclude"] = [{"transform": ["smooth", "rotation"]}, {"mitigation": "lr8"}, {"format": "int4-mse"}, {"model": "big"}]
     made = plan(config)
     assert Plan(json.loads(made.study_spec("methods"))["config"]).evaluations("methods") == made.evaluations("methods")
@@ -452,6 +473,7 @@ def test_ten_thousand_cells_expand_within_seconds():
     config["mitigations"] = {f"m{i}": {"method": "low_rank", "rank": i} for i in range(25)}
     config["formats"] = {f"f{i}": {"preset": "int4", "weight": {"clip_ratio": 1 - i / 20}} for i in range(10)}
     axes = {axis: list(config[axis]) for axis in ("transforms", "mitigations", "formats")}
+    config["report"] = {}
     config["studies"] = {"large": {**axes, "models": ["big"], "granularities": ["channel"]}}
     begun = time.perf_counter()
     checked = check(config)
@@ -466,6 +488,7 @@ def test_trainings_read_windows_and_leave_losses():
     config = content()
     config["transforms"] |= {"turned": {"method": "optimized_rotation", "calibration": "other"}, "free": {"method": "data_free_rotation"},
                              "flat": {"method": "flatquant"}}
+    config["report"] = {}
     config["studies"] = {"s": {"models": ["tiny"], "transforms": ["turned", "free", "flat", "smooth"], "mitigations": ["rtn", "lr8"],
                                "granularities": ["channel"], "formats": ["int4", "int4-mse"]}}
     plan = Plan(check(config))

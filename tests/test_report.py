@@ -64,6 +64,7 @@ def test_everything_from_data_is_escaped_and_nothing_is_fetched(tmp_path):
     context = {key: [{"name": EVIL, "provenance": EVIL}] for key in ("models", "corpora")}
     context |= {key: {EVIL: EVIL} for key in ("versions", "hashes", "protocol", "config")} | {"title": EVIL, "description": EVIL}
     context |= {"benchmarks": [{"rule": EVIL, "name": EVIL, "seconds": 1.0, "max_rss_mb": 2.0, "cpu_seconds": 1.0}], "missing": [{"cell": EVIL}]}
+    context["distributions"] = [{"model": EVIL, "name": EVIL, "caption": EVIL, "path": str(figure)}]
     links = {EVIL: "studies/a b.csv", "bad": "javascript:alert(1)"}
     page = Page(report.build([section(figure=figure, links=links), section(EVIL)], context))
     assert page.tags.count("script") == 1 and not page.wrong and not page.open

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quantgrid.shown_transforms import FIGURES
 from workflow import ROOT, Checkout
 
 pytestmark = pytest.mark.workflow
@@ -90,6 +91,18 @@ def test_trainings_leave_their_losses_and_no_state(smoke: Checkout):
     assert "Training of learned transforms" in (folder / "report.html").read_text()
 
 
+def test_distributions_are_described_drawn_and_shown(smoke: Checkout):
+    folder = smoke.folder / RESULTS / "distributions" / "tiny-llama"
+    names = {"none", "smoothquant", "hadamard-s0", "duquant"}
+    assert {path.parent.parent.name for path in folder.glob("*/*/*.json")} == names
+    table = list(csv.DictReader((folder / "kurtosis-inputs.csv").open()))
+    assert {row["transform"] for row in table} == {"no transform", *names} - {"none"} and len(table) == 4 * 4 * 3
+    middle = {(row["transform"], row["site"], row["layer"]): float(row["row_kurtosis"]) for row in table}
+    assert all(middle["hadamard-s0", "mlp_input", str(layer)] < middle["no transform", "mlp_input", str(layer)] / 2 for layer in range(3))
+    assert all((folder / f"{name}.{suffix}").stat().st_size > 0 for name in FIGURES for suffix in ("png", "pdf", "svg", "csv"))
+    assert "Inputs and weights before rounding" in (smoke.folder / RESULTS / "report.html").read_text()
+
+
 def test_nothing_to_do_afterwards(smoke: Checkout):
     assert smoke.planned("smoke") == []
     assert "Nothing to be done" in smoke.run("smoke", "--dry-run")
@@ -120,6 +133,7 @@ def test_an_added_mitigation_runs_its_new_cells_only(smoke: Checkout):
     (lambda c: c["studies"]["formats"]["table"].update(metrics=["perplexity"]), {"tabulate_study"}),
     (lambda c: c["studies"]["formats"]["figure"].update(scale="linear"), {"plot_study"}),
     (lambda c: c["models"]["tiny-llama"].update(note="another note"), set()),
+    (lambda c: c["report"].update(distributions=["hadamard"]), {"plot_distributions"}),
 ])
 def test_an_edit_of_the_presentation_computes_no_cell(smoke: Checkout, change, rules):
     config = smoke.config()

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import grid, layouts, registry, schemes
+from . import grid, layouts, registry, schemes, shown_transforms
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes
 
@@ -22,7 +22,7 @@ SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.
 DEFAULTS: dict[str, Any] = {
     "results_dir": "results", "seed": 0, "threads": 1, "keep_checkpoints": False, "transforms": {}, "mitigations": {}, "formats": {}, "tasks": {},
     "compute": {"device": "auto", "dtype": "auto"}, "evaluation": {"batch_size": 8, "task_limit": None},
-    "evaluate": {"perplexity": [], "tasks": []}, "report": {"title": "quantgrid"},
+    "evaluate": {"perplexity": [], "tasks": []}, "report": {"title": "quantgrid", "distributions": []},
 }
 CALIBRATION_DEFAULTS = {"samples": 256}
 
@@ -147,6 +147,8 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             for name in asked.get(key, []):
                 if name not in known:
                     yield f"{where}.{key}: {unknown_name('corpus' if key == 'perplexity' else 'task', name, known)}"
+    for name in config["report"]["distributions"]:
+        yield from _collected(lambda name=name: grid.entry_names(config, "transforms", name, shown_transforms.KEY))
     yield from _leaks(config)
     yield from _collected(lambda: _check_writable(config["results_dir"]))
 
@@ -218,3 +220,5 @@ def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             yield from layouts.mistakes(config["studies"][name], asked, f"studies.{name}")
         else:
             yield f"studies.{name}: nothing is evaluated; name a corpus in evaluate.perplexity or a task in evaluate.tasks"
+    if config["report"]["distributions"]:
+        yield from _collected(lambda: shown_transforms.shown(config, grid.expand_studies(config)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from . import grid, registry
+from . import grid, registry, shown_transforms
 from .grid import Cell
 from .provenance import canonical, code_hash, digest, fingerprint, versions
 
@@ -24,6 +24,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "calibrate_model": {"statistics": "calibration/{model}/{calibration}/{key}/statistics.safetensors"},
     "fit_transform": {"transform": "transforms/{model}/{transform}/{target}/{key}/transform.safetensors",
                       "losses": "transforms/{model}/{transform}/{target}/{key}/losses.csv"},
+    "describe_transform": {"distribution": "distributions/{model}/{transform}/{target}/{key}.json"},
     "quantize_model": {"checkpoint": f"quantized/{CELL_PATH}/{{key}}/model.safetensors",
                        "manifest": f"quantized/{CELL_PATH}/{{key}}/quantgrid.json",
                        "error": f"evaluations/{CELL_PATH}/error/{{key}}.json"},
@@ -149,6 +150,14 @@ class Plan:
         return self._step("fit_transform", spec, reads, (method.module,), packages=("torch", "transformers") if "windows" in reads else ("torch",),
                           model=cell.model, transform=cell.transform, target=target)
 
+    def describe_transform(self, cell: Cell) -> Step:
+        """What the cell's transform makes of inputs and weights: on the calibration ``default``, whatever the transform was fitted on."""
+        fitted = self.fit_transform(cell)
+        return self._step("describe_transform", self._compute,
+                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (fitted, "transform"),
+                           "statistics": (self.calibrate_model(cell.model, "default"), "statistics")},
+                          model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
+
     def quantize_model(self, cell: Cell) -> Step:
         entry = grid.entry(self.config, "mitigations", cell.mitigation)
         calibration = entry.pop("calibration", "default")
@@ -218,6 +227,11 @@ class Plan:
                 found[", ".join([model, transform, *([target] if target != "any" else [])])] = step.outputs["losses"]
         return found
 
+    def distributions(self) -> dict[str, list[str]]:
+        """Model -> paths of the descriptions of the transforms that ``report.distributions`` names; empty where it names none."""
+        return {model: [self.describe_transform(cell).outputs["distribution"] for cell in cells]
+                for model, cells in shown_transforms.shown(self.config, self.cells).items()}
+
     # -- reporting ------------------------------------------------------------------------------------------------------------
 
     def study_inputs(self, study: str) -> list[str]:
@@ -263,6 +277,8 @@ class Plan:
             spec["table" if rule == "tabulate_study" else "figure"] = entry["table" if rule == "tabulate_study" else "figure"]
         elif rule == "plot_losses":
             spec["labels"] = list(self.trainings())
+        elif rule == "plot_distributions":
+            spec["figures"] = list(shown_transforms.FIGURES)
         elif rule == "build_report":
             spec |= {"config": self.config, "versions": versions("torch", "transformers", "lm_eval", "snakemake", "numpy", "pandas")}
         return canonical(spec)

@@ -16,6 +16,7 @@ os.environ.update(
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
 from quantgrid.pipeline import CELL_PATH, Plan
+from quantgrid.shown_transforms import FIGURES
 
 try:
     PLAN = Plan(check(config))
@@ -27,6 +28,7 @@ RESULTS = PLAN.results
 PARTIAL_REPORT = PLAN.reporting_spec("build_report")
 STUDIES = list(PLAN.studies)
 LOSSES = list(PLAN.trainings().values())
+DISTRIBUTIONS = PLAN.distributions()
 CELL = CELL_PATH
 THREADS = PLAN.config["threads"]
 KEEP = PLAN.config["keep_checkpoints"]

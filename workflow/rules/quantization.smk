@@ -1,4 +1,5 @@
-# Per (model, transform): the transform's parameters and, of a learned one, the losses of its training (an empty table of any other). Per cell: the packed checkpoint and the errors of its layers.
+# Per (model, transform): the transform's parameters and, of a learned one, the losses of its training (an empty table of any other); what it makes of
+# inputs and weights, where figures show that. Per cell: the packed checkpoint and the errors of its layers.
 
 
 rule fit_transform:
@@ -21,6 +22,27 @@ rule fit_transform:
     shell:
         'python "$QUANTGRID_SCRIPTS"/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}'
         " --windows {input.windows:q} --transform {output.transform:q} --losses {output.losses:q} > {log:q} 2>&1"
+
+
+rule describe_transform:
+    input:
+        unpack(PLAN.inputs("describe_transform")),
+    output:
+        distribution=PLAN.pattern("describe_transform", "distribution"),
+    log:
+        f"{RESULTS}/logs/describe_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/describe_transform/{{model}}/{{transform}}/{{target}}/{{key}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+    params:
+        spec=PLAN.spec("describe_transform"),
+    shell:
+        'python "$QUANTGRID_SCRIPTS"/describe_transform.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
+        " --statistics {input.statistics:q} --distribution {output.distribution:q} > {log:q} 2>&1"
 
 
 rule quantize_model:

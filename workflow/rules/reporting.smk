@@ -114,6 +114,32 @@ if LOSSES:
             " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
 
 
+if DISTRIBUTIONS:
+
+    rule plot_distributions:
+        input:
+            lambda w: DISTRIBUTIONS[w.model],
+        output:
+            png=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.png", figure=FIGURES),
+            pdf=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.pdf", figure=FIGURES),
+            svg=report(
+                collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.svg", figure=FIGURES),
+                caption="../report/distributions.rst",
+                category="Figures",
+                labels={"model": "{model}"},
+            ),
+            csv=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.csv", figure=FIGURES),
+        log:
+            f"{RESULTS}/logs/plot_distributions/{{model}}.log",
+        conda:
+            "../../envs/cpu.yaml"
+        params:
+            spec=PLAN.reporting_spec("plot_distributions"),
+        shell:
+            'python "$QUANTGRID_SCRIPTS"/plot_distributions.py --spec {params.spec:q} --distributions {input:q} --png {output.png:q}'
+            " --pdf {output.pdf:q} --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+
+
 rule build_report:
     input:
         results=f"{RESULTS}/results.csv",
@@ -121,6 +147,7 @@ rule build_report:
         tables=collect(f"{RESULTS}/tables/{{study}}.csv", study=STUDIES),
         figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
         losses=f"{RESULTS}/learning.svg" if LOSSES else [],
+        distributions=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.svg", model=DISTRIBUTIONS, figure=FIGURES),
     output:
         report=f"{RESULTS}/report.html",
     log:
@@ -131,4 +158,4 @@ rule build_report:
         spec=PLAN.reporting_spec("build_report"),
     shell:
         'python "$QUANTGRID_SCRIPTS"/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}'
-        " --figures {input.figures:q} --losses {input.losses:q} --report {output.report:q} > {log:q} 2>&1"
+        " --figures {input.figures:q} --losses {input.losses:q} --distributions {input.distributions:q} --report {output.report:q} > {log:q} 2>&1"

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..grid import Cell
-from . import costs
+from . import costs, distributions
 from .collection import cell_key
 from .report import StudySection
 
@@ -26,13 +26,21 @@ def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure
 
 
 def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = (),
-            losses: str | Path | None = None) -> dict[str, Any]:
-    """Models with their provenance, corpora, versions, costs of the jobs so far, the figure of the ``losses``, and the whole config."""
+            losses: str | Path | None = None, drawn: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """Models with their provenance, corpora, versions, costs of the jobs so far, the figure of the ``losses``, those of distributions
+    that are ``drawn``, and the whole config."""
     models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path")}
               for name, entry in config["models"].items()]
     corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
     return {"title": config["report"]["title"], "models": models, "corpora": corpora, "config": dict(config), "versions": dict(versions),
-            "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or ""}
+            "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or "",
+            "distributions": shown_distributions(drawn)}
+
+
+def shown_distributions(paths: Sequence[str | Path]) -> list[dict[str, str]]:
+    """Model, name, caption and path of each figure ``{model}/{name}.svg``."""
+    found = [(path.parent.name, path.stem, str(path)) for path in map(Path, paths)]
+    return [{"model": model, "name": name, "caption": distributions.caption(name), "path": path} for model, name, path in found]
 
 
 def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:

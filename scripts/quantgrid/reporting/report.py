@@ -36,8 +36,12 @@ CONTEXT = {
     "benchmarks": [],
     "missing": [],
     "losses": "",
+    "distributions": [],
     "config": "",
 }
+DISTRIBUTIONS = ("Once each transform is folded in, before anything is rounded. Inputs are the tokens that calibration kept, always with those of "
+                 "largest norm, as the transform and its online operations leave them: estimates of what all tokens do. Weights are those of "
+                 "all linears that read the input.")
 LOSSES = ("Loss of every training step on the batch of that step. Where layers are trained one by one, a thin line is a layer and the thick one "
           "their mean, on a log axis. Batches differ from step to step.")
 WITHOUT_REFERENCE = ("perplexity", "negative_log_likelihood", "accuracy")  # what a baseline cell has; the others compare with it
@@ -61,7 +65,7 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
 
     title, description; models and corpora (lists of flat dicts; ``name`` and, of a model, ``provenance`` are shown first), protocol, versions
     and hashes (flat dicts), benchmarks (records of ``costs.read``), missing (dicts of cell, the axes, reason), losses (path of the
-    figure of training losses, .svg or .png), config (a dict or its text).
+    figure of training losses, .svg or .png), distributions (dicts of model, name, caption and path of a figure), config (a dict or its text).
     """
     unknown = sorted(set(context) - set(CONTEXT))
     if unknown:
@@ -79,6 +83,8 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         studies=sections,
         loss_image=data_uri(full["losses"]) if full["losses"] else "",
         loss_caption=LOSSES,
+        distribution_figures=[{**figure, "image": data_uri(figure["path"])} for figure in full["distributions"]],
+        distribution_note=DISTRIBUTIONS,
         counts=counts(studies),
         problems=problems(studies, full["missing"]),
         rules=costs.summary(full["benchmarks"]),
