@@ -63,14 +63,14 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
              "formats": ["w4a16"]}
     return {**content, "results_dir": str(options.results), "threads": options.threads, "compute": {"device": "cpu", "dtype": "float32"},
             "transforms": {"none": {"method": "none"}}, "mitigations": {"gptq": {"method": "gptq", "damping": DAMPING}},
-            "evaluate": {"perplexity": []}, "studies": {"gptq": study}}
+            "studies": {"gptq": study}}
 
 
 def prepare(options: argparse.Namespace, scratch: Path) -> Prepared:
     """Let the workflow make model, windows, statistics and the parameters of the transform ``none``, where they are not there yet."""
     content = config_of(options)
     plan = Plan(configs.check(content))
-    (cell,) = plan.cells
+    cell = next(cell for cell in plan.cells if cell.mitigation == "gptq")  # beside it the full-precision baseline
     found = Prepared(plan.quantize_model(cell), plan.calibrate_model(cell.model, "default"))
     file = scratch / "gptq.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
