@@ -42,7 +42,7 @@ def run(command: Sequence[str], threads: int, log: Path, allocator: Mapping[str,
     The peak is the kernel's ``ru_maxrss`` of the child. A process begins with the peak of the one that starts it, so whoever calls this
     must have stayed small: no torch.
     """
-    settings = {**allocator, **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}}
+    settings = {**allocator, "HF_HUB_OFFLINE": "1", **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}}
     start = time.perf_counter()
     with open(log, "ab") as errors:
         child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True)
