@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--hidden", type=int, default=768, help="a multiple of 192, so that groups of 64 fit")
+    parser.add_argument("--hidden", type=int, default=960, help="a multiple of 192, so that groups of 64 fit")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # what this file tells itself in another process
