@@ -1,5 +1,5 @@
 # quantgrid: `make run` and `make test` are all a newcomer needs; both make their own environment from pinned versions.
-# Variables: CONFIG (a config file), CORES, STUDY (a study's name), ARGS (further options for snakemake), PYTHON.
+# Variables: CONFIG (a config file), CORES, STUDY (a study's name), BENCH (benchmarks), ARGS (further options of what is run), PYTHON.
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
@@ -7,6 +7,8 @@ CORES ?= all
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
+BENCH ?= fake_quantize low_rank online_rotation sequential gptq
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --cores $(CORES)
 
 .PHONY: run test bench smoke dry-run table figure docs lint help
@@ -29,9 +31,8 @@ figure: $(VENV)/.installed  ## one figure and what it needs: make figure STUDY=f
 test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.installed-dev  ## speed of fake quantization, into results/benchmarks.csv and .md; of a low-rank term of a large layer
-	$(BIN)/python tests/benchmarks/fake_quantize.py
-	$(BIN)/python tests/benchmarks/low_rank.py
+bench: $(VENV)/.installed-dev $(if $(filter gptq,$(BENCH)),$(PEERS)/.installed)  ## speed and memory, into results/benchmarks.csv and .md: all, or BENCH="gptq sequential"
+	$(foreach part,$(BENCH),$(BIN)/python tests/benchmarks/$(part).py $(ARGS) &&) true
 
 lint: $(VENV)/.installed-dev  ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
@@ -46,6 +47,11 @@ $(VENV)/.installed: envs/requirements.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed envs/requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-dev.txt
+	@touch $@
+
+$(PEERS)/.installed: envs/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-peers.txt
 	@touch $@
 
 docs: $(VENV)/.installed  ## the results of the default run into README.md and docs/

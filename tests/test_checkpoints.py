@@ -26,6 +26,7 @@ from quantgrid.checkpoints import bare_name, load_full_precision, load_quantized
 from quantgrid.decoders import DecoderFolder, DecoderLayer
 from quantgrid.errors import ConfigError, NumericalFailure
 from quantgrid.granularities import cell_schemes
+from quantgrid.layer_errors import output_square
 from quantgrid.mitigations.gptq import gptq
 from quantgrid.mitigations.gptq_low_rank import gptq_low_rank
 from quantgrid.mitigations.low_rank import low_rank
@@ -455,3 +456,11 @@ def test_nothing_but_linears_is_rounded(given):
             assert name not in tensors and f"{name.removesuffix('.weight')}.codes" in tensors
         else:
             assert close(tensors[name].float(), tensor, 0 if "norm" in name or "bias" in name else 2**-8), name
+
+
+@pytest.mark.parametrize("columns", [96, 192, 193, 500])
+def test_the_output_square_counts_every_block_of_the_moment(columns):
+    generator = torch.Generator().manual_seed(columns)
+    weight, x = (torch.randn(rows, columns, generator=generator) for rows in (33, 2 * columns))
+    found = output_square(weight, x.mT @ x / len(x))
+    torch.testing.assert_close(found.double(), (x.double() @ weight.double().mT).square().sum() / len(x), rtol=1e-5, atol=0)

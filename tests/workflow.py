@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "results*", ".snakemake", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "results*", ".snakemake", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
 LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 
 

@@ -19,6 +19,7 @@ from .quantizer import QuantScheme
 from .statistics import SiteStatistics, stack
 
 Roundings = dict[str, Rounding]  # by site, of one layer
+BLOCK = 192  # columns multiplied at a time (measured: 128 and 256 take 2 to 10 % longer)
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,23 @@ def _layer_errors(weight: Tensor, used: Tensor, moment: Tensor, samples: Tensor,
     if branch is not None:
         joint += (samples - rounded) @ branch.mT
     return {"weight_error": ratio(error.square().sum(), weight.square().sum()),
-            "output_error": ratio(((error @ moment) * error).sum(), ((weight @ moment) * weight).sum()),
+            "output_error": ratio(output_square(error, moment), output_square(weight, moment)),
             "joint_output_error": ratio(joint.square().sum(), wanted.square().sum())}
+
+
+def output_square(weight: Tensor, moment: Tensor) -> Tensor:
+    """tr(W C Wᵀ), the mean squared norm of W x: ``weight`` (m, n), ``moment`` C (n, n) symmetric.
+
+    Of the blocks of C off its diagonal only those above it are multiplied, and count twice: little more than half of W C.
+    """
+    found = weight.new_zeros(())
+    for start in range(0, weight.shape[-1], BLOCK):
+        block = slice(start, start + BLOCK)
+        part = weight[:, block] @ moment[block, block]
+        if start:
+            part.addmm_(weight[:, :start], moment[:start, block], alpha=2)
+        found += (part * weight[:, block]).sum()
+    return found
 
 
 def ratio(part: Tensor, whole: Tensor) -> float:

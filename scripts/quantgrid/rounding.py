@@ -87,7 +87,7 @@ def _units(x: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantSche
     """What the element format has to hold of ``x``, in the arithmetic dtype, +0 where the step is 0."""
     step = step.to(compute_dtype(x.dtype))
     x = x - zero_point.to(step.dtype) if _is_shifted(scheme) else x
-    return torch.where(step > 0, x / step, 0.0)
+    return (x / step).masked_fill_(step <= 0, 0.0)
 
 
 def _values_(units: Tensor, step: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:

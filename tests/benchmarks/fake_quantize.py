@@ -9,11 +9,8 @@ for huge pages, which makes every contender faster and the ratios larger.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import torch  # noqa: E402
+from records import record, show, timed_row  # noqa: E402
+from turns import medians  # noqa: E402
 
 from quantgrid.compiled import compile_fake_quantize  # noqa: E402
 from quantgrid.quantizer import activation_scheme, fake_quantize  # noqa: E402
-from quantgrid.storage import write_text  # noqa: E402
 
-FIELDS = ("benchmark", "case", "threads", "milliseconds", "reference", "reference_milliseconds", "ratio", "goal", "reached")
 PASS, TOOLKIT = "x * 1.0001", "compressed-tensors int4 per token"
 # Case -> (preset, compiled, highest ratio to one elementwise pass that is the goal).
 CASES = {
@@ -63,49 +60,11 @@ def contenders(x: torch.Tensor, compiled: bool) -> dict[str, Callable[[], torch.
     return found if theirs is None else {**found, TOOLKIT: theirs}
 
 
-def medians(calls: dict[str, Callable[[], torch.Tensor]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, all of them once per repeat, after one round that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(times[1:]) for name, times in taken.items()}
-
-
-def rows_of(found: dict[str, float], threads: int) -> list[dict[str, object]]:
+def rows_of(found: dict[str, float], threads: int, repeats: int) -> list[dict[str, object]]:
     """One row per case and reference; a goal for the toolkit is the lowest speed-up, written as the highest ratio 1/2."""
     wanted = [(name, PASS, goal) for name, (_, _, goal) in CASES.items()] + [("int4 per token", TOOLKIT, 0.5)]
-    rows = []
-    for case, reference, goal in wanted:
-        if case in found and reference in found:
-            ratio = found[case] / found[reference]
-            rows.append({"benchmark": "fake_quantize", "case": case, "threads": threads, "milliseconds": f"{found[case]:.1f}",
-                         "reference": reference, "reference_milliseconds": f"{found[reference]:.1f}", "ratio": f"{ratio:.2f}",
-                         "goal": "" if goal is None else f"{goal:g}", "reached": "" if goal is None else "yes" if ratio <= goal else "no"})
-    return rows
-
-
-def record(rows: list[dict[str, object]], folder: Path) -> None:
-    """Put ``rows`` in the place of this benchmark's earlier ones in benchmarks.csv, and the whole table in benchmarks.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "benchmarks.csv"
-    kept: list[dict[str, object]] = []
-    if table.exists():
-        with table.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["benchmark"] != "fake_quantize"]
-    rows = kept + rows
-    fields = list(dict.fromkeys([*FIELDS, *(field for row in rows for field in row)]))
-    lines = [",".join(fields), *(",".join(_quoted(row.get(field, "")) for field in fields) for row in rows)]
-    write_text(table, "\n".join(lines) + "\n")
-    lines = ["| " + " | ".join(fields) + " |", "|" + " --- |" * len(fields)]
-    lines += ["| " + " | ".join(str(row.get(field, "")) for field in fields) + " |" for row in rows]
-    write_text(folder / "benchmarks.md", "\n".join(lines) + "\n")
-
-
-def _quoted(value: object) -> str:
-    return f'"{value}"' if "," in str(value) else str(value)
+    return [timed_row("fake_quantize", case, threads, reference, found, goal, repeats=repeats)
+            for case, reference, goal in wanted if case in found and reference in found]
 
 
 def main() -> None:
@@ -120,10 +79,10 @@ def main() -> None:
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
         torch.set_num_threads(threads)
         found = medians(contenders(x, not options.no_compile), options.repeats)
-        rows += rows_of(found, threads)
-        for row in rows_of(found, threads):
-            print("{threads} threads  {case:26} {milliseconds:>7} ms = {ratio:>5} x {reference} ({reference_milliseconds} ms)".format(**row))
-    record(rows, options.results)
+        rows += rows_of(found, threads, options.repeats)
+    for row in rows:
+        show(row)
+    record("fake_quantize", rows, options.results)
 
 
 if __name__ == "__main__":

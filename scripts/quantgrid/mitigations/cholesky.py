@@ -19,9 +19,10 @@ def damped_cholesky(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     used = torch.full_like(mean, damping)
-    identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
     while True:
-        lower, failed = torch.linalg.cholesky_ex(moment + (used * mean)[..., None, None] * identity)
+        damped = moment.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_((used * mean).unsqueeze(-1))
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():
             return lower, used
         used = torch.where(failed > 0, torch.clamp(used * 10, min=1e-6), used)

@@ -94,9 +94,10 @@ def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None,
         moment = moment.to(torch.float64, copy=True)
         living = moment.diagonal()[~unseen]
         moment.diagonal().masked_fill_(unseen, living.mean() if len(living) else 1.0)
-        factors.append(inverse_factor(moment[columns][:, columns], damping))
+        factor, used = inverse_factor(moment[columns][:, columns], damping)
+        factors.append((factor.float(), used))
     factor, used = (torch.stack(parts) for parts in zip(*factors))
-    return factor.float().reshape(moments.shape), used.reshape(moments.shape[:-2])
+    return factor.reshape(moments.shape), used.reshape(moments.shape[:-2])
 
 
 def _permuted(tensor: Tensor, order: Tensor) -> Tensor:

@@ -1,0 +1,57 @@
+"""Where benchmarks leave their ratios: ``benchmarks.csv`` and ``benchmarks.md`` of a results folder, one row per case and reference.
+
+A ratio is the case relative to its reference, of medians, both taken in turns in one run; ``goal`` is the highest ratio that reaches it.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from quantgrid.storage import write_text
+
+FIELDS = ("benchmark", "case", "threads", "milliseconds", "reference", "reference_milliseconds", "ratio", "goal", "reached", "peak_mb",
+          "reference_peak_mb", "repeats")
+
+
+def row(benchmark: str, case: str, threads: int, reference: str, ratio: float, goal: float | None, **measured: object) -> dict[str, object]:
+    """One row of the table; ``measured`` are further fields of it, a field that is left out stays empty."""
+    reached = "" if goal is None else "yes" if ratio <= goal else "no"
+    return {**dict.fromkeys(FIELDS, ""), "benchmark": benchmark, "case": case, "threads": threads, "reference": reference, "ratio": f"{ratio:.3g}",
+            "goal": "" if goal is None else f"{goal:g}", "reached": reached, **measured}
+
+
+def timed_row(benchmark: str, case: str, threads: int, reference: str, milliseconds: dict[str, float], goal: float | None,
+              **measured: object) -> dict[str, object]:
+    """The row of two medians in ``milliseconds``, by the names of case and reference."""
+    own, other = milliseconds[case], milliseconds[reference]
+    return row(benchmark, case, threads, reference, own / other, goal, milliseconds=f"{own:.4g}", reference_milliseconds=f"{other:.4g}", **measured)
+
+
+def show(row: dict[str, object]) -> None:
+    """Print what a row says, in one line."""
+    own, other = ((row[name] and f"{row[name]} ms", row[peak] and f"{row[peak]} MB") for name, peak in
+                  (("milliseconds", "peak_mb"), ("reference_milliseconds", "reference_peak_mb")))
+    goal = f", goal {row['goal']}: {row['reached']}" if row["goal"] else ""
+    print(f"{row['threads']} threads  {row['case']} ({', '.join(filter(None, own))}) = {row['ratio']} x {row['reference']} "
+          f"({', '.join(filter(None, other))}){goal}")
+
+
+def record(benchmark: str, rows: list[dict[str, object]], folder: Path) -> None:
+    """Put ``rows`` in the place of this benchmark's earlier ones in benchmarks.csv, and the whole table in benchmarks.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "benchmarks.csv"
+    kept: list[dict[str, object]] = []
+    if table.exists():
+        with table.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["benchmark"] != benchmark]
+    rows = kept + rows
+    lines = [",".join(FIELDS), *(",".join(_quoted(row.get(field) or "") for field in FIELDS) for row in rows)]
+    write_text(table, "\n".join(lines) + "\n")
+    lines = ["| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
+    lines += ["| " + " | ".join(str(row.get(field) or "") for field in FIELDS) + " |" for row in rows]
+    write_text(folder / "benchmarks.md", "\n".join(lines) + "\n")
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if "," in str(value) else str(value)
