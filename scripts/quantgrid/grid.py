@@ -182,6 +182,9 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
                           f"{', '.join(sorted(set(known_names(config, 'mitigations')) - {'none'}))}, '{FULL_PRECISION}' takes 'none'")
     if cell.format != FULL_PRECISION:
         _check_granularity(config, cell, shape(config, cell.model), where)
+        if method.training and resolved_schemes(config, cell)["weight"] is None:
+            raise ConfigError(f"{where}: mitigation '{cell.mitigation}' trains the rounding of weights, and format '{cell.format}' leaves them in full "
+                              f"precision; use a format that rounds them, such as 'int4', or 'rtn' with this one")
 
 
 def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:

@@ -70,7 +70,8 @@ class Method:
     ``calibrated`` says that it is fitted to the statistics of calibration, ``fitted_to_scheme`` that its parameters depend on the scheme
     they were searched or learned against; either may be a mapping, option -> the values with which that is so. ``seeded`` says that its
     parameters depend on a seed. ``widest_input`` is the largest input dimension of a linear that it takes. A ``learned`` transform is
-    trained after it was fitted, on the token windows of calibration if it is ``trained_on_windows``.
+    trained after it was fitted, on the token windows of calibration if it is ``trained_on_windows``. A mitigation with ``training`` quantizes the
+    whole model at once while it trains its ``scales`` or its ``weights`` on those windows; with the latter it is no post-training quantization.
     """
 
     module: str
@@ -87,6 +88,7 @@ class Method:
     widest_input: int | None = None
     learned: bool = False
     trained_on_windows: bool = False
+    training: str = ""
 
     def is_calibrated(self, options: Mapping[str, Any]) -> bool:
         """Whether it reads the statistics of calibration with these resolved ``options``."""
