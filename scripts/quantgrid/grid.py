@@ -183,8 +183,8 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     if cell.format != FULL_PRECISION:
         _check_granularity(config, cell, shape(config, cell.model), where)
         if method.training and resolved_schemes(config, cell)["weight"] is None:
-            raise ConfigError(f"{where}: mitigation '{cell.mitigation}' trains the rounding of weights, and format '{cell.format}' leaves them in full "
-                              f"precision; use a format that rounds them, such as 'int4', or 'rtn' with this one")
+            raise ConfigError(f"{where}: mitigation '{cell.mitigation}' trains the rounding of weights, and format '{cell.format}' leaves "
+                              f"them in full precision; use a format that rounds them, such as 'int4', or 'rtn' with this one")
 
 
 def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:

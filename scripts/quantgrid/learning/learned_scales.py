@@ -1,9 +1,10 @@
 """Scales and zero points of a rounded weight as parameters that gradients reach, in the formats that they are stored in.
 
 A scale is its start times ``factor``, a zero point its start plus (``shift`` - 1/2) times the span of its block: both are rounded to their
-storage formats, straight through. With units u = W / s and Q the rounding to the element format the gradients are those of LSQ (arXiv
-1902.08153) and LSQ+ (2004.09576) for every format: dŴ/ds = Q(u) - u where u is in range, the limit that it is clipped to elsewhere. With
-``fixed_codes`` the codes stay what they are, as EfficientQAT's second phase has it (arXiv 2407.11062), and dŴ/ds is the code's value.
+storage formats, straight through, a power of two to the nearest in the logarithm. With units u = W / s and Q the rounding to the element
+format the gradients are those of LSQ (arXiv 1902.08153) and LSQ+ (2004.09576) for every format: dŴ/ds = Q(u) - u where u is in range, the limit
+that it is clipped to elsewhere. With ``fixed_codes`` the codes stay what they are, as EfficientQAT's second phase has it (arXiv 2407.11062),
+and dŴ/ds is the code's value.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ..quantizer import QuantizationParameters, QuantizedTensor, QuantScheme, fake_quantize, quantize
-from ..scales import effective_step, load_scale, store_scale
+from ..ranges import block_ranges
+from ..scales import block_span, effective_step, load_scale, store_scale
 from .straight_through import substituted
 
 NO_SHIFT = 0.5
+NEAR_EDGE = 0.49  # octaves; half of one is where a power of two rounds to the next
 
 
 def moved(quantized: QuantizedTensor, device: torch.device | str) -> QuantizedTensor:
@@ -46,7 +49,19 @@ class ScaledWeight:
     def start(self) -> dict[str, Tensor]:
         """The parameters that leave ``base`` as it is: ``factor`` and, where there are zero points, ``shift``; in the shape of the scales."""
         factor = torch.ones(self.base.scale.shape, device=self.weight.device)
+        if self.scheme.storage.kind == "exponent":
+            factor = self._within_octave()
         return {"factor": factor} | ({} if self.base.zero_point is None else {"shift": torch.full_like(factor, NO_SHIFT)})
+
+    def _within_octave(self) -> Tensor:
+        """Where a power of two stands for its block: the scale that the block's range asks for, relative to it, where that rounds to it.
+
+        A factor of 1 would be half an octave away from any other power, and so would every block from a change.
+        """
+        shape = self.base.scale.shape
+        span = block_span(*block_ranges(self.weight.reshape(shape[:-1].numel(), shape[-1], -1), self.scheme)).reshape(shape)
+        step = effective_step(self.base.parameters, self.scheme)
+        return torch.where(span > 0, span / self.scheme.limit / step, 1.0).clamp(2**-NEAR_EDGE, 2**NEAR_EDGE)
 
     def quantized(self, values: dict[str, Tensor]) -> QuantizedTensor:
         """What is stored under these ``factor`` and ``shift``."""

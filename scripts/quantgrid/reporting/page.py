@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from .. import grid, registry
 from ..grid import Cell
 from . import costs
 from .collection import cell_key
@@ -27,12 +28,25 @@ def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure
 
 def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = (),
             losses: str | Path | None = None) -> dict[str, Any]:
-    """Models with their provenance, corpora, versions, costs of the jobs so far, the figure of the ``losses``, and the whole config."""
+    """Models with their provenance, corpora, trained mitigations, versions, costs of the jobs, the figure of the ``losses``, the whole config."""
     models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path")}
               for name, entry in config["models"].items()]
     corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
-    return {"title": config["report"]["title"], "models": models, "corpora": corpora, "config": dict(config), "versions": dict(versions),
-            "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or ""}
+    return {"title": config["report"]["title"], "models": models, "corpora": corpora, "training": trained(config), "config": dict(config),
+            "versions": dict(versions), "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or ""}
+
+
+def trained(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The mitigations of all studies that train: what, and how many steps."""
+    names = dict.fromkeys(name for study in config["studies"].values() for axis, name, _ in grid.names_in(study) if axis == "mitigations")
+    found = []
+    for name in names:
+        entry = {key: value for key, value in grid.entry(config, "mitigations", name).items() if key not in ("calibration", "seeds")}
+        method = registry.method("mitigations", entry["method"])
+        if method.training:
+            steps = method.resolve(entry, f"mitigations.{name}")["options"]["steps"]
+            found.append({"mitigation": name, "method": entry["method"], "trained": method.training, "steps": steps})
+    return found
 
 
 def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
