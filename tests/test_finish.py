@@ -204,7 +204,7 @@ def loaded(done: Trained, folder):
     return load_quantized(folder)
 
 
-@pytest.mark.parametrize("preset, granularity, base", [("int4", "channel", "rtn"), ("int4_asym", "group-32", "gptq"), ("mxfp4", "group-32", "gptq"),
+@pytest.mark.parametrize("preset, granularity, base", [("int4", "channel", "rtn"), ("int4_asym", "group-32", "gptq"), ("mxfp4", "group-32", "rtn"),
                                                        ("nvfp4", "group-16", "rtn")])
 def test_blocks_end_no_worse_and_the_checkpoint_has_their_error(preset, granularity, base, given, tmp_path):
     """The error of every layer of the loaded checkpoint against the full-precision stream, over all windows, is the one that was recorded."""
@@ -314,6 +314,17 @@ def test_a_config_that_trains_unrounded_weights_is_refused_by_name(name):
     assert grid.expand_studies(check(config_of({"method": name}, {"preset": "int4"})))
     with pytest.raises(ConfigError, match=r"mitigation 'mine' trains the rounding of weights, and format 'chosen' .* use a format that rounds"):
         check(config_of({"method": name}, {"preset": "int4", "weight": None}))
+
+
+@pytest.mark.parametrize("base", ["rtn", "gptq", "mr_gptq"])
+def test_fixed_codes_under_powers_of_two_are_refused_by_name(base):
+    config = config_of({"method": "finetune_blocks", "base": base}, {"preset": "mxfp4"})
+    config["studies"]["one"]["granularities"] = ["native"]
+    if base == "rtn":
+        assert check(config)
+    else:
+        with pytest.raises(ConfigError, match=f"keeps the codes of '{base}' .* format 'chosen' are powers of two"):
+            check(config)
 
 
 def test_options_of_the_bases_are_theirs():
