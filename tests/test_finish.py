@@ -27,6 +27,7 @@ from quantgrid.mitigations.qat import Divergence, RoundedModel
 from quantgrid.mitigations.rtn import rtn
 from quantgrid.quantization import Recipe, quantize_decoder
 from quantgrid.quantizer import activation_scheme, quantize, scheme
+from quantgrid.reporting import page, report
 from quantgrid.scales import effective_step
 from quantgrid.transforms import random_hadamard
 from quantgrid.transforms.composition import fit
@@ -336,3 +337,7 @@ def test_options_of_the_bases_are_theirs():
 def test_training_is_marked():
     marked = {name: method.training for name, method in registry.MITIGATIONS.items() if method.training}
     assert marked == {"finetune_blocks": "scales", "qat": "weights"} and all(registry.MITIGATIONS[name].seeded for name in marked)
+    found = page.trained(check(config_of({"method": "qat", "steps": 7, "seeds": [0, 1]}, {"preset": "int4"})))
+    assert found == [{"mitigation": "mine", "method": "qat", "trained": "weights", "steps": 7}]
+    shown, bare = (report.build([], {"training": rows}) for rows in (found, page.trained(check(config_of({"method": "rtn"}, {"preset": "int4"})))))
+    assert "is no post-training quantization" in shown and "<td>weights</td>" in shown.replace(" ", "") and "Trained mitigations" not in bare

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from .. import corpora
-from ..architecture import END_ROLES, SITES, linear_module
+from ..architecture import END_ROLES, LINEARS, SITES, linear_module
 from ..calibration import layer_inputs
 from ..checkpoints import CheckpointContent, empty_model
 from ..decoders import DecoderFolder, DecoderLayer
@@ -78,8 +78,7 @@ class TransformedModel:
 
     def weights(self, layer: DecoderLayer) -> dict[str, Tensor]:
         """What is to be rounded of a folded layer, linear -> (1, m, n) float32: clipped where the transform learned to."""
-        linears = [linear for found in SITES.values() for linear in found]
-        found = {linear: layer.weights[linear].float() for linear in linears}
+        found = {linear: layer.weights[linear].float() for linear in LINEARS}
         return {linear: (layer.clips[linear](weight) if linear in layer.clips else weight)[None] for linear, weight in found.items()}
 
     def folded(self, index: int) -> DecoderLayer:
@@ -117,13 +116,11 @@ class TransformedModel:
 
     def store(self, layer: DecoderLayer, solved: Mapping[str, Compensated]) -> None:
         """Put the linears of a folded ``layer`` as they are ``solved`` into the result, their errors beside."""
-        def mitigation(linear: str) -> Recipe:
-            return replace(self.recipe, mitigation=lambda *_: solved[linear])
-
+        recipes = {linear: replace(self.recipe, mitigation=lambda *_, of=of: of) for linear, of in solved.items()}
         for site, linears in SITES.items():
             measured = Site.of([layer], [self.roundings[layer.index]], site)
             for linear in linears:
-                quantize_linear(self.result, mitigation(linear), [layer], linear, measured)
+                quantize_linear(self.result, recipes[linear], [layer], linear, measured)
 
     def finished(self) -> Quantized:
         """The result, once every layer is stored."""
