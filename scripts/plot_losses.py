@@ -1,4 +1,4 @@
-"""Draw the losses of all trainings of learned transforms."""
+"""Draw the losses of all trainings, of transforms and of mitigations."""
 
 from quantgrid.job import arguments, run
 from quantgrid.reporting import losses

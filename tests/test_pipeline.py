@@ -49,7 +49,8 @@ def content() -> dict[str, Any]:
         "calibrations": {"default": {"corpus": "text"}, "other": {"corpus": "short"}},
         "transforms": {"smooth": {"method": "scaling", "alpha": 0.5}, "rotation": {"method": "random_hadamard", "seeds": [0, 1]},
                        "turn": {"method": "random_hadamard"}},
-        "mitigations": {"lr8": {"method": "low_rank", "rank": 8}, "solved": {"method": "gptq", "damping": 0.01, "calibration": "other"}},
+        "mitigations": {"lr8": {"method": "low_rank", "rank": 8}, "solved": {"method": "gptq", "damping": 0.01, "calibration": "other"},
+                        "tuned": {"method": "finetune_blocks", "steps": 3}},
         "formats": {"int4-mse": {"preset": "int4", "weight": {"range": "mse"}}},
         "tasks": {"cloze": {"source": "builtin", "kind": "cloze", "items": 8}, "true": {"source": "builtin", "kind": "continuation", "items": 8}},
         "evaluate": {"perplexity": ["docs"]},
@@ -58,6 +59,7 @@ def content() -> dict[str, Any]:
             "methods": {**common, "transforms": ["none", "smooth", "rotation", "turn"], "mitigations": ["rtn", "lr8", "solved"], "formats": ["int4"],
                         "also": [{"formats": ["bf16"]}], "exclude": [{"transform": "turn", "mitigation": "solved"}]},
             "formats": {**common, "transforms": ["none"], "mitigations": ["rtn"], "formats": ["int4", "int4-mse"], "title": "Formats",
+                        "also": [{"mitigations": ["tuned"], "formats": ["int4"]}],
                         "evaluate": {"perplexity": ["docs", "more"], "tasks": ["cloze", "true"]}, "figure": {"dataset": "docs"}},
         },
     }
@@ -130,12 +132,13 @@ def test_every_rule_has_steps_and_every_path_one_key():
     (lambda c: c["mitigations"]["lr8"].update(rank=16), "lr8"),
     (lambda c: c["mitigations"]["lr8"].update(metric="qera_exact"), "lr8"),
     (lambda c: c["mitigations"]["solved"].update(damping=0.02), "solved"),
+    (lambda c: c["mitigations"]["tuned"].update(steps=4), "tuned"),
     (lambda c: c["formats"]["int4-mse"]["weight"].update(mse_norm=2.0), "int4-mse"),
     (lambda c: c["formats"]["int4-mse"].update(activation=None), "int4-mse"),
 ])
 def test_an_option_changes_the_steps_of_its_entry_and_no_other(edit, name):
     found = changed(edit)
-    assert found == naming(name) and {"quantize_model", "evaluate_perplexity"} <= rules(found)
+    assert found == naming(name) and {"train_model" if name == "tuned" else "quantize_model", "evaluate_perplexity"} <= rules(found)
     assert ("fit_transform" in rules(found)) == (name in ("smooth", "turn"))
 
 
@@ -500,4 +503,10 @@ def test_trainings_read_windows_and_leave_losses():
     names = [f"tiny, {name}, {scheme}-channel" for name in ("turned", "flat") for scheme in ("int4", "int4-mse")] + ["tiny, free"]
     assert sorted(plan.trainings()) == sorted(names) and all(path.endswith("/losses.csv") for path in plan.trainings().values())
     assert plan.trainings()["tiny, free"] == fitted["free"].outputs["losses"]
-    assert Plan(check(content())).trainings() == {}
+    tuned = Plan(check(content()))
+    cell = Cell("tiny", "none", "tuned", "channel", "int4")
+    step = tuned.quantize_model(cell)
+    assert tuned.trainings() == {"tiny, none, tuned, channel, int4": step.outputs["losses"]} and tuned.trains(cell) == "scales"
+    assert set(step.inputs) == {"model", "transform", "statistics", "windows"} and step.spec["training"] == "scales" and step.spec["seed"] == 3
+    assert set(tuned.evaluate_perplexity(cell, "docs").inputs.values()) >= {step.outputs["checkpoint"], step.outputs["manifest"]}
+    assert step.outputs["losses"] not in tuned.all_checkpoints() and step.outputs["checkpoint"] in tuned.all_checkpoints()

@@ -182,6 +182,7 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
                           f"{', '.join(sorted(set(known_names(config, 'mitigations')) - {'none'}))}, '{FULL_PRECISION}' takes 'none'")
     if cell.format != FULL_PRECISION:
         _check_granularity(config, cell, shape(config, cell.model), where)
+        _check_training(config, cell, method, where)
 
 
 def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:
@@ -210,6 +211,19 @@ def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, w
 def _fitting(option: registry.Option) -> tuple[int, ...]:
     """Block sizes to propose: those that an option takes, or the usual ones."""
     return option.choices or (16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+def _check_training(config: Mapping[str, Any], cell: Cell, method: registry.Method, where: str) -> None:
+    """Refuse a mitigation that trains where there is nothing to train: no rounded weights, or fixed codes under scales that cannot follow."""
+    weight = resolved_schemes(config, cell)["weight"]
+    if method.training and weight is None:
+        raise ConfigError(f"{where}: mitigation '{cell.mitigation}' trains the rounding of weights, and format '{cell.format}' leaves them in full "
+                          "precision; use a format that rounds them, such as 'int4', or 'rtn' with this one")
+    given = {key: value for key, value in entry(config, "mitigations", cell.mitigation).items() if key not in ("calibration", "seeds")}
+    options = method.resolve(given, f"mitigations.{cell.mitigation}")["options"]
+    if method.needs_fine_scales(options) and schemes.SCALE_FORMATS[weight["scale_format"]].kind == "exponent":
+        raise ConfigError(f"{where}: mitigation '{cell.mitigation}' keeps the codes of '{options['base']}' and trains their scales, and those of "
+                          f"format '{cell.format}' are powers of two, which only double or halve; use 'base: rtn', or another format such as 'nvfp4'")
 
 
 def _check_width(method: registry.Method, sizes: ModelShape, cell: Cell, where: str) -> None:

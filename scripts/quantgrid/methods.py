@@ -70,7 +70,9 @@ class Method:
     ``calibrated`` says that it is fitted to the statistics of calibration, ``fitted_to_scheme`` that its parameters depend on the scheme
     they were searched or learned against; either may be a mapping, option -> the values with which that is so. ``seeded`` says that its
     parameters depend on a seed. ``widest_input`` is the largest input dimension of a linear that it takes. A ``learned`` transform is
-    trained after it was fitted, on the token windows of calibration if it is ``trained_on_windows``.
+    trained after it was fitted, on the token windows of calibration if it is ``trained_on_windows``. A mitigation with ``training`` quantizes the
+    whole model at once while it trains its ``scales`` or its ``weights`` on those windows; with the latter it is no post-training quantization.
+    ``fine_scales``, in the form of ``calibrated``, says that it can do nothing with scales of weights that are powers of two.
     """
 
     module: str
@@ -87,6 +89,8 @@ class Method:
     widest_input: int | None = None
     learned: bool = False
     trained_on_windows: bool = False
+    training: str = ""
+    fine_scales: bool | Mapping[str, tuple[Any, ...]] = False
 
     def is_calibrated(self, options: Mapping[str, Any]) -> bool:
         """Whether it reads the statistics of calibration with these resolved ``options``."""
@@ -95,6 +99,10 @@ class Method:
     def is_fitted_to_scheme(self, options: Mapping[str, Any]) -> bool:
         """Whether its parameters depend on the schemes of the cell with these resolved ``options``."""
         return _holds(self.fitted_to_scheme, options)
+
+    def needs_fine_scales(self, options: Mapping[str, Any]) -> bool:
+        """Whether scales that are powers of two leave it nothing to do with these resolved ``options``."""
+        return _holds(self.fine_scales, options)
 
     def hadamard_sizes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """The sizes of the model that must have a Hadamard matrix with these resolved ``options``."""

@@ -28,6 +28,10 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "quantize_model": {"checkpoint": f"quantized/{CELL_PATH}/{{key}}/model.safetensors",
                        "manifest": f"quantized/{CELL_PATH}/{{key}}/quantgrid.json",
                        "error": f"evaluations/{CELL_PATH}/error/{{key}}.json"},
+    "train_model": {"checkpoint": f"trained/{CELL_PATH}/{{key}}/model.safetensors",
+                    "manifest": f"trained/{CELL_PATH}/{{key}}/quantgrid.json",
+                    "losses": f"trained/{CELL_PATH}/{{key}}/losses.csv",
+                    "error": f"evaluations/{CELL_PATH}/training/{{key}}.json"},
     "evaluate_reference": {"reference": "references/{model}/{corpus}/{key}.safetensors"},
     "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
     "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
@@ -159,9 +163,12 @@ class Plan:
                           model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
 
     def quantize_model(self, cell: Cell) -> Step:
+        """The step that leaves a cell's checkpoint; a mitigation that trains has a rule of its own."""
         entry = grid.entry(self.config, "mitigations", cell.mitigation)
         calibration = entry.pop("calibration", "default")
         method = registry.method("mitigations", entry["method"])
+        if method.training:
+            return self._train_model(cell, entry, calibration, method)
         reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform")}
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
@@ -172,6 +179,16 @@ class Plan:
         reads["windows"] = (self.tokenize_corpus(cell.model, self.config["calibrations"][calibration]["corpus"]), "windows")
         return self._step("quantize_model", {**spec, "propagation": propagation}, reads, (method.module, registry.SEQUENTIAL),
                           packages=("torch", "transformers"), **cell.axes)
+
+    def _train_model(self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method) -> Step:
+        spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
+                "training": method.training, "seed": entry.get("seed", self.config["seed"]), **self._compute}
+        corpus = self.config["calibrations"][calibration]["corpus"]
+        return self._step("train_model", spec,
+                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
+                           "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
+                           "windows": (self.tokenize_corpus(cell.model, corpus), "windows")},
+                          (method.module,), packages=("torch", "transformers"), **cell.axes)
 
     def evaluate_reference(self, model: str, corpus: str) -> Step:
         return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},
@@ -218,14 +235,18 @@ class Plan:
         return list(dict.fromkeys(path for study in self.studies for paths in self.evaluations(study).values() for path in paths.values()))
 
     def trainings(self) -> dict[str, str]:
-        """What a training is called -> path of its losses, for every learned transform of every cell."""
+        """What a training is called -> path of its losses, for every learned transform and every mitigation that trains."""
         found = {}
         for cell in self.cells:
             if registry.method("transforms", grid.entry(self.config, "transforms", cell.transform)["method"]).learned:
                 step = self.fit_transform(cell)
                 model, transform, target = (step.wildcards[axis] for axis in ("model", "transform", "target"))
                 found[", ".join([model, transform, *([target] if target != "any" else [])])] = step.outputs["losses"]
-        return found
+        return found | {", ".join(cell.axes.values()): self.quantize_model(cell).outputs["losses"] for cell in self.cells if self.trains(cell)}
+
+    def trains(self, cell: Cell) -> str:
+        """What the mitigation of a cell trains: ``scales``, ``weights``, or nothing (empty)."""
+        return registry.method("mitigations", grid.entry(self.config, "mitigations", cell.mitigation)["method"]).training
 
     def distributions(self) -> dict[str, list[str]]:
         """Model -> paths of the descriptions of the transforms that ``report.distributions`` names; empty where it names none."""
@@ -247,7 +268,7 @@ class Plan:
 
     def all_checkpoints(self) -> list[str]:
         """The packed checkpoint of every cell, with its manifest."""
-        return [path for cell in self.cells for name, path in self.quantize_model(cell).outputs.items() if name != "error"]
+        return [path for cell in self.cells for name, path in self.quantize_model(cell).outputs.items() if name in ("checkpoint", "manifest")]
 
     def study_config(self, study: str) -> dict[str, Any]:
         """The part of the config that decides which cells a study has and where their evaluations lie."""

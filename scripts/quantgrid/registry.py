@@ -132,6 +132,13 @@ MITIGATIONS: dict[str, Method] = {
     "singular_domain": Method("mitigations.singular_domain", "round to nearest after a learned change of the singular values",
                               {"steps": Option(50, minimum=0), "learning_rate": Option(0.002, minimum=0.0), "bandwidth": Option(1, minimum=0),
                                **PROPAGATION}),
+    "finetune_blocks": Method("mitigations.finetune_blocks", "scales and zero points fine-tuned layer by layer (as OmniQuant's clipping)",
+                              {**{name: option for name, option in _on("rtn", "gptq", "mr_gptq").items() if name not in PROPAGATION},
+                               "error": ERROR, **training(100, 4, learning_rate=5e-3)}, seeded=True, training="scales",
+                              fine_scales={"base": ("gptq", "mr_gptq")}),
+    "qat": Method("mitigations.qat", "quantization-aware fine-tuning of the weights, end to end, then round to nearest (RoSTE)",
+                  {"loss": Option("kl", choices=("kl", "cross_entropy")), "weight_decay": Option(0.0, minimum=0.0),
+                   **training(100, 4, learning_rate=1e-5)}, seeded=True, training="weights"),
 }
 
 METHODS: dict[str, dict[str, Method]] = {"transforms": TRANSFORMS, "mitigations": MITIGATIONS}

@@ -1,5 +1,6 @@
-# Per (model, transform): the transform's parameters and, of a learned one, the losses of its training (an empty table of any other); what it makes of
-# inputs and weights, where figures show that. Per cell: the packed checkpoint and the errors of its layers.
+# Per (model, transform): the transform's parameters and, of a learned one, the losses of its training (an empty table of any other); what it makes
+# of inputs and weights, where figures show that. Per cell: the packed checkpoint and the errors of its layers, and the losses where its
+# mitigation trains.
 
 
 rule fit_transform:
@@ -67,4 +68,30 @@ rule quantize_model:
         'python "$QUANTGRID_SCRIPTS"/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
         " --statistics {input.statistics:q} --windows {input.windows:q}"
         " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
+        " > {log:q} 2>&1"
+
+
+rule train_model:
+    input:
+        unpack(PLAN.inputs("train_model")),
+    output:
+        checkpoint=(str if KEEP else temp)(PLAN.pattern("train_model", "checkpoint")),
+        manifest=PLAN.pattern("train_model", "manifest"),
+        losses=PLAN.pattern("train_model", "losses"),
+        error=PLAN.pattern("train_model", "error"),
+    log:
+        f"{RESULTS}/logs/train_model/{CELL}/{{key}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_model/{CELL}/{{key}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=lambda w, attempt: 8000 * attempt,
+    params:
+        spec=PLAN.spec("train_model"),
+    shell:
+        'python "$QUANTGRID_SCRIPTS"/train_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
+        " --statistics {input.statistics:q} --windows {input.windows:q}"
+        " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --losses {output.losses:q} --error {output.error:q}"
         " > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-"""How learned transforms came down: the loss of every training step, one panel per transform and what it was trained for.
+"""How trainings came down: the loss of every step, one panel per learned transform and what it was trained for, or per trained cell.
 
 Where layers are trained one by one each layer is a thin line and their mean a thick one, on a log axis since their losses differ widely.
 """

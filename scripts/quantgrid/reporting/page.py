@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from .. import grid, registry
 from ..grid import Cell
 from . import costs, distributions
 from .collection import cell_key
@@ -27,13 +28,13 @@ def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure
 
 def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = (),
             losses: str | Path | None = None, drawn: Sequence[str | Path] = ()) -> dict[str, Any]:
-    """Models with their provenance, corpora, versions, costs of the jobs so far, the figure of the ``losses``, those of distributions
-    that are ``drawn``, and the whole config."""
+    """Models with their provenance, corpora, trained mitigations, versions, costs of the jobs so far, the figure of the ``losses``, those of
+    distributions that are ``drawn``, and the whole config."""
     models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path")}
               for name, entry in config["models"].items()]
     corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
-    return {"title": config["report"]["title"], "models": models, "corpora": corpora, "config": dict(config), "versions": dict(versions),
-            "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or "",
+    return {"title": config["report"]["title"], "models": models, "corpora": corpora, "training": trained(config), "config": dict(config),
+            "versions": dict(versions), "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or "",
             "distributions": shown_distributions(drawn)}
 
 
@@ -41,6 +42,19 @@ def shown_distributions(paths: Sequence[str | Path]) -> list[dict[str, str]]:
     """Model, name, caption and path of each figure ``{model}/{name}.svg``."""
     found = [(path.parent.name, path.stem, str(path)) for path in map(Path, paths)]
     return [{"model": model, "name": name, "caption": distributions.caption(name), "path": path} for model, name, path in found]
+
+
+def trained(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The mitigations of all studies that train: what, and how many steps."""
+    names = dict.fromkeys(name for study in config["studies"].values() for axis, name, _ in grid.names_in(study) if axis == "mitigations")
+    found = []
+    for name in names:
+        entry = {key: value for key, value in grid.entry(config, "mitigations", name).items() if key not in ("calibration", "seeds")}
+        method = registry.method("mitigations", entry["method"])
+        if method.training:
+            steps = method.resolve(entry, f"mitigations.{name}")["options"]["steps"]
+            found.append({"mitigation": name, "method": entry["method"], "trained": method.training, "steps": steps})
+    return found
 
 
 def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ CONTEXT = {
     "description": "",
     "models": [],
     "corpora": [],
+    "training": [],
     "protocol": {},
     "versions": {},
     "hashes": {},
@@ -63,9 +64,10 @@ class StudySection:
 def build(studies: Sequence[StudySection], context: Mapping[str, Any], template: str | Path = TEMPLATE) -> str:
     """The page as text. ``context`` holds any of ``CONTEXT``'s keys (anything else is a :class:`ConfigError`):
 
-    title, description; models and corpora (lists of flat dicts; ``name`` and, of a model, ``provenance`` are shown first), protocol, versions
-    and hashes (flat dicts), benchmarks (records of ``costs.read``), missing (dicts of cell, the axes, reason), losses (path of the
-    figure of training losses, .svg or .png), distributions (dicts of model, name, caption and path of a figure), config (a dict or its text).
+    title, description; models and corpora (lists of flat dicts; ``name`` and, of a model, ``provenance`` are shown first), training (dicts of
+    mitigation, method, trained, steps), protocol, versions and hashes (flat dicts), benchmarks (records of
+    ``costs.read``), missing (dicts of cell, the axes, reason), losses (path of the figure of losses, .svg or .png), distributions (dicts of
+    model, name, caption and path of a figure), config (a dict or its text).
     """
     unknown = sorted(set(context) - set(CONTEXT))
     if unknown:

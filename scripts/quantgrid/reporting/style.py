@@ -85,6 +85,7 @@ METRICS = {
     "online_operations_per_token": Metric("online operations per token"),
     "added_parameters": Metric("parameters of online operations and new biases"),
     "untied_parameters": Metric("parameters of an untied lm_head"),
+    "training_steps": Metric("training steps"),
 }
 
 LABELS = {
