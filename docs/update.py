@@ -24,6 +24,8 @@ RUNS = {
     "transforms-run": ("Transforms on SmolLM2", "config/transforms.yaml", "make run CONFIG=config/transforms.yaml"),
     "mitigations-run": ("Mitigations on SmolLM2", "config/mitigations.yaml", "make run CONFIG=config/mitigations.yaml"),
 }
+SEED = r"-s\d+$"  # what a name with several seeds ends in
+DISTRIBUTIONS = ("kurtosis-inputs", "kurtosis-weights", "inputs-attention_input", "inputs-down_input", "weights-attention_input")
 COMMIT = re.compile(r"computed at commit \w+")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
@@ -44,13 +46,37 @@ def fits(results: Path) -> str:
         return ""
     files = [results / "transforms" / name / "transform.safetensors" for name in found.name]
     found["megabytes"] = [path.stat().st_size / 1e6 if path.is_file() else float("nan") for path in files]
-    found["transform"] = found["transform"].str.replace(r"-s\d+$", "", regex=True)
+    found["transform"] = found["transform"].str.replace(SEED, "", regex=True)
     grouped = found.groupby(["transform", "fitted to"]).agg(jobs=("seconds", "size"), seconds=("seconds", "mean"), peak=("max_rss_mb", "max"),
                                                             megabytes=("megabytes", "mean"))
     lines = [f"| {transform} | {target} | {row.jobs:.0f} | {row.seconds:.3g} | {row.peak:.0f} | {row.megabytes:.3g} |"
              for (transform, target), row in grouped.iterrows()]
     head = "| transform | fitted to | seeds | seconds, mean | peak RSS, MB | file, MB |"
     return "\n".join(["## Fitting the transforms", head, "| :-- | :-- | --: | --: | --: | --: |", *lines, "", ""])
+
+
+def spread(results: Path) -> str:
+    """Perplexity and KL divergence of names with several seeds: mean, standard deviation over seeds, range; nothing where there are none."""
+    found = pd.read_csv(results / "results.csv", keep_default_na=False)
+    found = found[found.metric.isin(["perplexity", "kl_divergence"]) & found["transform"].str.contains(SEED) & (found.status == "ok")]
+    if found.empty:
+        return ""
+    found = found.assign(name=found["transform"].str.replace(SEED, "", regex=True), value=pd.to_numeric(found.value))
+    grouped = found.groupby(["name", "mitigation", "granularity", "format", "metric"], sort=False).value
+    lines = [f"| {' | '.join(key)} | {of.size} | {of.mean():.4g} | {of.std():.2g} | {of.min():.4g} to {of.max():.4g} |" for key, of in grouped]
+    head = "| transform | mitigation | granularity | format | metric | seeds | mean | standard deviation over seeds | range |"
+    return "\n".join(["## Spread over seeds", head, "| :-- | :-- | :-- | :-- | :-- | --: | --: | --: | --: |", *lines, "", ""])
+
+
+def pictures(results: Path, run: str) -> str:
+    """Losses of trainings, and some of the figures of inputs and weights before rounding, copied beside the document; nothing if none."""
+    shown = [results / "learning.png", *(path for name in DISTRIBUTIONS for path in sorted(results.glob(f"distributions/*/{name}.png")))]
+    parts = []
+    for path in shown:
+        if path.is_file():
+            shutil.copy(path, DOCS / f"{run}-{path.name}")
+            parts.append(f"![{path.stem}]({run}-{path.name})\n")
+    return "\n".join(["## Trainings, and inputs and weights before rounding", *parts, ""]) if parts else ""
 
 
 def document(name: str, commit: str) -> None:
@@ -61,11 +87,13 @@ def document(name: str, commit: str) -> None:
     if not (results / "tables").is_dir():
         return
     parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
+    run = name.removesuffix("-run")
     for study in content["studies"]:
-        picture = f"{name.removesuffix('-run')}-{study}.png"
+        picture = f"{run}-{study}.png"
         shutil.copy(results / "figures" / f"{study}.png", DOCS / picture)
         parts += [(results / "tables" / f"{study}.md").read_text(), f"![{study}]({picture})", ""]
-    (DOCS / f"{name}.md").write_text("\n".join([*parts, fits(results) + "## What it cost", costs(results)]))
+    parts.append(pictures(results, run) + spread(results) + fits(results) + "## What it cost")
+    (DOCS / f"{name}.md").write_text("\n".join([*parts, costs(results)]))
 
 
 def main() -> None:
