@@ -210,7 +210,7 @@ def loaded(done: Trained, folder):
 def test_blocks_end_no_worse_and_the_checkpoint_has_their_error(preset, granularity, base, rate, given, tmp_path):
     """The error of every layer of the loaded checkpoint against the full-precision stream, over all windows, is the one that was recorded."""
     made, wanted = given(VARIED[1]), schemes(preset, granularity)
-    done = trained(made, "finetune_blocks", wanted, base=base, steps=8, learning_rate=rate)
+    done = trained(made, "finetune_blocks", wanted, base=base, steps=24, learning_rate=rate)
     assert all((end["kept"] == "learned") == (end["end"] < end["start"]) for end in done.ends.values())
     assert done.ends["0"]["kept"] == "learned"
     outputs, quantized = [], loaded(done, tmp_path)
@@ -224,7 +224,7 @@ def test_blocks_end_no_worse_and_the_checkpoint_has_their_error(preset, granular
         exact, end = model.advance(index, exact), done.ends[str(index)]
         assert squared_error(found, exact, "squared").item() == pytest.approx(min(end["start"], end["end"]), rel=2e-3)
         rows = [float(line.split(",")[2]) for line in done.losses.splitlines()[1:] if line.startswith(f"{index},")]
-        assert len(rows) == 8
+        assert len(rows) == 24
 
 
 @pytest.mark.parametrize("transform, preset", [("hadamard", "int4"), ("none", "mxfp4")])

@@ -89,7 +89,7 @@ def smoke(formats: dict, **study) -> dict:
     content = yaml.safe_load((Path(ROOT) / "config" / "smoke.yaml").read_text())
     content["models"]["tiny-llama"]["path"] = str(ROOT / "tests" / "data" / "tiny-llama")
     study = {"models": ["tiny-llama"], "transforms": ["none"], "mitigations": ["rtn"], "granularities": ["native"], "formats": list(formats), **study}
-    return {**content, "formats": formats, "studies": {"study": study}}
+    return {**content, "formats": formats, "studies": {"study": study}, "report": {}}
 
 
 def test_a_config_resolves_by_head_with_the_head_size_of_its_model():

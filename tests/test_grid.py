@@ -311,11 +311,10 @@ COUNTS = {
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among the quantized cells)
     "config": (31, {"transforms-mitigations": 15, "formats": 10, "transforms-formats": 10, "group-size": 5, "symmetry": 4}, (3, 4, 7)),
     "formats": (57, {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9}, (2, 3, 21)),
-    "smoke": (35, {"methods": 8, "pairs": 16, "formats": 12, "granularity": 3}, (19, 15, 11)),
-    "transforms": (113, {"scaling": 21, "rotation": 43, "principal-axes": 33, "blocks": 19, "rotation-sites": 11, "groups": 9, "costs": 8},
-                   (54, 2, 1)),
+    "smoke": (37, {"methods": 8, "pairs": 18, "formats": 12, "granularity": 3}, (19, 17, 11)),
+    "transforms": (111, {"transforms": 105, "scaling": 23, "rotation": 43, "principal-axes": 17, "blocks": 19, "learned": 27,
+                         "rotation-sites": 11, "groups": 7, "costs": 8}, (52, 2, 1)),
     "mitigations": (191, {"mitigations": 151, "low-rank-on-gptq": 41, "propagation": 65}, (2, 24, 3)),
-    "learned": (17, {"learned-transforms": 17}, (8, 2, 1)),
     "paper": (84, {"transforms-mitigations": 13, "models": 15, "symmetry": 5, "group-size": 17, "formats": 33, "transforms-formats": 13,
                    "scale-formats": 11}, (3, 4, 13)),
 }
