@@ -1,4 +1,4 @@
-"""Labels that fit: after a first layout, tick labels that touch are slanted, and value labels that would hide something are turned or dropped."""
+"""Labels that fit: tick labels that touch are slanted, many stand upright; value labels that hide something are turned or dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.transforms import Bbox
 from .panels import BASELINE, VALUE
 
 TURNS = ((0, 6.8), (90, 6.4))  # rotation in degrees and font size of value labels, tried in this order
-SLANTED = 0.5  # inches that slanted tick labels take
+SLANTED, UPRIGHT = 0.5, 1.2  # inches that slanted and upright tick labels take
 GAP = 2  # pixels between two labels, at the figure's own 100 dpi
 
 
@@ -25,10 +25,11 @@ def fit(figure: Figure, panels: list[Axes], obstacles: bool) -> None:
     for ax in panels:
         texts = [text for text in ax.get_xticklabels() if text.get_visible() and text.get_text()]
         if overlapping([text.get_window_extent() for text in texts]):
-            figure.set_figheight(figure.get_figheight() + SLANTED)
+            slanted = 2 * texts[0].get_window_extent().height < ax.bbox.width / len(texts)  # at 30 degrees lines lie half their distance apart
+            figure.set_figheight(figure.get_figheight() + (SLANTED if slanted else UPRIGHT))
             for other in panels:
-                other.tick_params(axis="x", rotation=30)
-                for text in other.get_xticklabels():
+                other.tick_params(axis="x", rotation=30 if slanted else 90)
+                for text in other.get_xticklabels() if slanted else ():
                     text.set(ha="right", rotation_mode="anchor")
             break
     for turn, size in TURNS:
