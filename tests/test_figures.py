@@ -89,6 +89,14 @@ def test_no_text_overlaps_another(kind):
         assert all(inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) for _, box in boxes)
 
 
+def test_many_names_below_an_axis_stand_upright_and_clear_of_each_other():
+    figure = figures.plot(study(transforms=tuple(f"a-transform-{number}" for number in range(40)), fail=()), spec(x="transform", hue="mitigation"))
+    names = [text for text in figure.axes[0].get_xticklabels() if text.get_text()]
+    boxes = [text.get_window_extent() for text in names]
+    assert len(names) >= 40 and {text.get_rotation() for text in names} == {90}
+    assert not any(first.overlaps(second) for first, second in combinations(boxes, 2))
+
+
 def test_value_labels_stay_where_they_fit_and_go_where_they_do_not():
     assert len(value_texts(figures.plot(study(fail=()), spec("bars", scale="linear")).axes[0])) == 6
     crowded = study(transforms=tuple(f"t{number}" for number in range(12)), mitigations=tuple(f"m{number}" for number in range(12)))
