@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from quantgrid.cell_schemes import CellSchemes
 from quantgrid.decoders import DecoderFolder
 from quantgrid.granularities import cell_schemes
 from quantgrid.hadamard import random_orthogonal
+from quantgrid.learning.session import Session
 from quantgrid.learning.trainables import learned_kinds
 from quantgrid.transforms.composition import Transform, derived_seed, fit
 from quantgrid.workplace import Workplace
@@ -83,3 +87,24 @@ def shaken(transform: Transform) -> Transform:
             drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
             parameters[name] = 2 ** (2 * drawn - 1) if kind == "positive" else 0.5 + 0.5 * drawn
     return Transform(transform.primitives, parameters)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs inside has to be a training; it is interrupted right after its ``step``-th step."""
+    count, original = [0], Session.step
+
+    def counted(self, *arguments):
+        original(self, *arguments)
+        count[0] += 1
+        if count[0] == step:
+            raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "step", counted)
+        with pytest.raises(Interrupted):
+            yield

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from learned_cases import VARIED, Given, schemes
+from learned_cases import VARIED, Given, interrupted_at, schemes
 from mitigation_cases import SCHEMES, normal, weight_of
 from quantgrid import grid, registry
 from quantgrid.cell_schemes import CellSchemes
@@ -19,7 +19,6 @@ from quantgrid.errors import ConfigError, NumericalFailure
 from quantgrid.granularities import cell_schemes
 from quantgrid.learning.learned_scales import NO_SHIFT, ScaledWeight
 from quantgrid.learning.objectives import OneLayer, squared_error
-from quantgrid.learning.session import Session
 from quantgrid.learning.transformed import Trained, TransformedModel
 from quantgrid.mitigations.bases import solve_base
 from quantgrid.mitigations.finetune_blocks import Block
@@ -260,23 +259,10 @@ def test_the_seed_decides(name, given):
 
 @pytest.mark.parametrize("name, step", [("finetune_blocks", 2), ("finetune_blocks", 5), ("qat", 2)])
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, step, given, tmp_path, monkeypatch):
-    class Interrupted(Exception):
-        pass
-
     made, place = given(VARIED[1]), {"state": tmp_path / "training.safetensors", "save_seconds": 0.0}
     whole = trained(made, name, steps=3)
-    count, original = [0], Session.step
-
-    def counted(self, *arguments):
-        original(self, *arguments)
-        count[0] += 1
-        if count[0] == step:
-            raise Interrupted
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Session, "step", counted)
-        with pytest.raises(Interrupted):
-            trained(made, name, steps=3, place=place)
+    with interrupted_at(step, monkeypatch):
+        trained(made, name, steps=3, place=place)
     resumed = trained(made, name, steps=3, place=place)
     assert resumed.losses == whole.losses and resumed.ends == whole.ends
     assert same(resumed.quantized.content.tensors, whole.quantized.content.tensors)

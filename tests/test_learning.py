@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from learned_cases import LEARNED, VARIED, Given, recipe, schemes, shaken, start
+from learned_cases import LEARNED, VARIED, Given, Interrupted, interrupted_at, recipe, schemes, shaken, start
 from quantgrid.architecture import SITES
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.errors import NumericalFailure
@@ -341,10 +341,6 @@ def test_every_item_comes_before_any_comes_again():
 # -- interruption --------------------------------------------------------------------------------------------------------------------------
 
 
-class Interrupted(Exception):
-    pass
-
-
 def stopping(after: int):
     """A progress that raises after so many items of all loops together."""
     left = [after]
@@ -377,18 +373,8 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, options, af
 def test_a_training_by_layer_goes_on_inside_or_between_layers(name, step, given, tmp_path, monkeypatch):
     made, state = given(VARIED[1]), tmp_path / "training.safetensors"
     _, whole = learned(made, name, steps=5, batch_size=2)
-    count, original = [0], Session.step
-
-    def counted(self, *arguments):
-        original(self, *arguments)
-        count[0] += 1
-        if count[0] == step:
-            raise Interrupted
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Session, "step", counted)
-        with pytest.raises(Interrupted):
-            learned(made, name, steps=5, batch_size=2, place={"state": state, "save_seconds": 0.0})
+    with interrupted_at(step, monkeypatch):
+        learned(made, name, steps=5, batch_size=2, place={"state": state, "save_seconds": 0.0})
     _, resumed = learned(made, name, steps=5, batch_size=2, place={"state": state, "save_seconds": 0.0})
     assert resumed.losses == whole.losses and resumed.ends == whole.ends
     assert all(torch.equal(resumed.transform.parameters[p], tensor) for p, tensor in whole.transform.parameters.items())

@@ -117,6 +117,11 @@ def known_names(config: Mapping[str, Any], axis: str) -> set[str]:
     return {*config.get(axis, {}), *builtin}
 
 
+def without_note(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A config entry less what is there for readers only."""
+    return {key: value for key, value in entry.items() if key != "note"}
+
+
 def entry(config: Mapping[str, Any], axis: str, name: str) -> dict[str, Any]:
     """The config entry behind a name; a method or preset used by its own name needs none, a seeded name gets its seed."""
     entries = config.get(axis, {})

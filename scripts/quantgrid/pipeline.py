@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from . import grid, registry, shown_transforms
-from .grid import Cell
+from .grid import Cell, without_note
 from .provenance import canonical, code_hash, digest, fingerprint, versions
 
 CELL_PATH = "{model}/{transform}/{mitigation}/{granularity}/{format}"
@@ -52,11 +52,6 @@ class Step:
     @property
     def key(self) -> str:
         return self.wildcards["key"]
-
-
-def without_note(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A config entry less what is there for readers only."""
-    return {key: value for key, value in entry.items() if key != "note"}
 
 
 class Plan:

@@ -6,7 +6,6 @@ order and the damping that quantgrid's ``gptq`` has by default. Writes the packe
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 
@@ -19,6 +18,7 @@ from llmcompressor import oneshot  # noqa: E402
 from llmcompressor.modifiers.gptq import GPTQModifier  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
+from turns import solver_options  # noqa: E402
 
 
 def recipe(group_size: int, damping: float) -> GPTQModifier:
@@ -28,13 +28,7 @@ def recipe(group_size: int, damping: float) -> GPTQModifier:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("model", "windows", "output"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--group-size", type=int, required=True)
-    parser.add_argument("--damping", type=float, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
+    options = solver_options(__doc__.splitlines()[0], "model", "windows", "output").parse_args()
     torch.set_num_threads(options.threads)
     imported = time.perf_counter()
     windows = load_file(options.windows)["windows"].long()

@@ -9,7 +9,6 @@ their outputs, by which the two can be held against each other.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -21,6 +20,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from turns import solver_options  # noqa: E402
 
 from quantgrid.architecture import SITES  # noqa: E402
 from quantgrid.decoders import DecoderFolder  # noqa: E402
@@ -70,13 +70,8 @@ def output_errors(weight: Tensor, used: Tensor, moment: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = solver_options(__doc__.splitlines()[0], "model", "statistics")
     parser.add_argument("--solver", choices=("quantgrid", "llm-compressor"), required=True)
-    for name in ("model", "statistics"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--group-size", type=int, required=True)
-    parser.add_argument("--damping", type=float, required=True)
-    parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     solve: Solver = own if options.solver == "quantgrid" else toolkit()

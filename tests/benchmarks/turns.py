@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -25,6 +26,17 @@ def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
             call()
             taken[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+
+def solver_options(description: str, *files: str) -> argparse.ArgumentParser:
+    """What every contender that solves with GPTQ is told: its ``files``, the group size, the damping, the threads."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in files:
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--group-size", type=int, required=True)
+    parser.add_argument("--damping", type=float, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    return parser
 
 
 @dataclass(frozen=True)
