@@ -25,7 +25,7 @@ def table_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 def figure_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with its defaults: perplexity by mitigation, a series per transform, as far as the study does not place these itself."""
     placed = {given.get(key) for key in ("x", "hue", "facet")}
-    x = given.get("x", next(axis for axis in _X_AXES if axis not in placed))
+    x = given.get("x") or next(axis for axis in _X_AXES if axis not in placed)
     hue = {} if "transform" in {x, *placed} else {"hue": "transform"}
     return {"kind": "dots", "x": x, **hue, "metric": "perplexity", "scale": "log", **given}
 
