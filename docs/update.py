@@ -91,7 +91,8 @@ def document(name: str, commit: str) -> None:
     for study in content["studies"]:
         picture = f"{run}-{study}.png"
         shutil.copy(results / "figures" / f"{study}.png", DOCS / picture)
-        parts += [(results / "tables" / f"{study}.md").read_text(), f"![{study}]({picture})", ""]
+        compared = results / "comparisons" / f"{study}.md"
+        parts += [(results / "tables" / f"{study}.md").read_text(), compared.read_text() if compared.is_file() else "", f"![{study}]({picture})", ""]
     parts.append(pictures(results, run) + spread(results) + fits(results) + "## What it cost")
     (DOCS / f"{name}.md").write_text("\n".join([*parts, costs(results)]))
 

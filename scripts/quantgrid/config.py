@@ -67,6 +67,8 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     for name, study in config["studies"].items():
         study["table"] = layouts.table_defaults(study.get("table", {}))
         study["figure"] = layouts.figure_defaults(study.get("figure", {}))
+        if "compare" in study:
+            study["compare"] = layouts.compare_defaults(study["compare"], {**config["evaluate"], **study.get("evaluate", {})})
         study.setdefault("title", name.replace("_", " "))
     config["results_dir"] = os.path.normpath(config["results_dir"])
     return config
@@ -212,9 +214,23 @@ def _check_writable(folder: str) -> None:
         raise ConfigError(f"results_dir: '{folder}' cannot be written ({existing} is not a writable folder)")
 
 
+def _check_compare(wanted: Mapping[str, Any] | None, cells: Iterable[grid.Cell], study: str) -> None:
+    """That a study's comparisons have something to compare: cells that differ in one axis alone, one of them with the value ``to``."""
+    if wanted is None:
+        return
+    others: dict[tuple, set[str]] = {}
+    for cell in (cell for cell in cells if cell.quantized):
+        axes = {**cell.axes, wanted["axis"]: ""}
+        others.setdefault(tuple(axes.values()), set()).add(cell.axes[wanted["axis"]])
+    if not any(wanted["to"] in values for values in others.values()):
+        raise ConfigError(f"studies.{study}.compare.to: {unknown_name(wanted['axis'], wanted['to'], set().union(*others.values()))}")
+    if not any(len(values) > 1 for values in others.values() if wanted["to"] in values):
+        raise ConfigError(f"studies.{study}.compare: no cell differs from one with {wanted['axis']} '{wanted['to']}' in that axis alone")
+
+
 def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     for name in config["studies"]:
-        yield from _collected(lambda name=name: grid.study_cells(config, name))
+        yield from _collected(lambda name=name: _check_compare(config["studies"][name].get("compare"), grid.study_cells(config, name), name))
         asked = {**config["evaluate"], **config["studies"][name].get("evaluate", {})}
         if asked["perplexity"] or asked["tasks"]:
             yield from layouts.mistakes(config["studies"][name], asked, f"studies.{name}")

@@ -1,4 +1,4 @@
-"""What a study's table and figure show: defaults, and every mistake in them that the config alone can tell. Standard library only.
+"""What a study's table, figure and comparisons show: defaults, and every mistake in them that the config alone can tell. Standard library only.
 
 An axis has one place in a table or a figure; an axis that varies but is placed nowhere finds its own (``reporting/tables.py`` and
 ``figures.py``). A metric must be measured by what the study evaluates, a dataset be one that it is measured on.
@@ -30,11 +30,18 @@ def figure_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "dots", "x": x, **hue, "metric": "perplexity", "scale": "log", **given}
 
 
+def compare_defaults(given: Mapping[str, Any], asked: Mapping[str, list[str]]) -> dict[str, Any]:
+    """``given`` with its default: losses are compared, or outcomes of tasks in a study of tasks alone."""
+    return {"metrics": ["negative_log_likelihood" if asked["perplexity"] else "accuracy"], **given}
+
+
 def mistakes(study: Mapping[str, Any], asked: Mapping[str, list[str]], where: str) -> Iterator[str]:
-    """Mistakes in the table and the figure of a study that evaluates ``asked`` (``perplexity`` and ``tasks``: names)."""
+    """Mistakes in the table, the figure and the comparisons of a study that evaluates ``asked`` (``perplexity`` and ``tasks``: names)."""
     table, figure = study["table"], study["figure"]
     yield from _twice([*table["rows"], *table["columns"]], f"{where}.table", "rows or columns")
     yield from _twice([figure[key] for key in ("x", "hue", "facet") if key in figure], f"{where}.figure", "x, hue or facet")
+    for metric in study.get("compare", {}).get("metrics", []):
+        yield from _unmeasured(metric, [], asked[MEASURED_BY[metric]], f"{where}.compare", f"{where}.compare.metrics")
     wanted = [("table", metric, table.get("datasets", [])) for metric in table["metrics"]]
     wanted.append(("figure", figure["metric"], [figure["dataset"]] if "dataset" in figure else []))
     for part, metric, datasets in wanted:

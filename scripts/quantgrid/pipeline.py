@@ -36,6 +36,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
     "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
 }
+SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_study": ("table", "compare")}
 OPTIONAL_INPUTS = {"fit_transform": ("statistics", "windows"), "quantize_model": ("statistics", "windows")}
 
 
@@ -280,7 +281,7 @@ class Plan:
         for kind in (*grid.AXES, "corpora", "tasks"):
             if kind in part:
                 part[kind] = {name: without_note(entry) for name, entry in part[kind].items()}
-        shown = ("title", "description", "paper", "table", "figure")
+        shown = ("title", "description", "paper", "table", "figure", "compare")
         part["studies"] = {study: {key: value for key, value in asked.items() if key not in shown}}
         return part
 
@@ -290,7 +291,7 @@ class Plan:
         if study is not None:
             entry = self.config["studies"][study]
             spec |= {"study": study, **{key: entry[key] for key in ("title", "description", "paper") if key in entry}}
-            spec["table" if rule == "tabulate_study" else "figure"] = entry["table" if rule == "tabulate_study" else "figure"]
+            spec |= {part: entry[part] for part in SHOWN_BY[rule]}
         elif rule == "plot_losses":
             spec["labels"] = list(self.trainings())
         elif rule == "plot_distributions":

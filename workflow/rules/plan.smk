@@ -27,6 +27,7 @@ except ConfigError as error:
 RESULTS = PLAN.results
 PARTIAL_REPORT = PLAN.reporting_spec("build_report")
 STUDIES = list(PLAN.studies)
+COMPARED = [study for study in STUDIES if "compare" in PLAN.config["studies"][study]]
 LOSSES = list(PLAN.trainings().values())
 DISTRIBUTIONS = PLAN.distributions()
 CELL = CELL_PATH

@@ -6,6 +6,7 @@ rule collect_study:
         lambda w: PLAN.study_inputs(w.study),
     output:
         records=f"{RESULTS}/studies/{{study}}.csv",
+        samples=f"{RESULTS}/studies/{{study}}.items.parquet",
     log:
         f"{RESULTS}/logs/collect_study/{{study}}.log",
     benchmark:
@@ -15,7 +16,8 @@ rule collect_study:
     params:
         spec=lambda w: PLAN.study_spec(w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/collect_study.py --spec {params.spec:q} --records {output.records:q} > {log:q} 2>&1'
+        'python "$QUANTGRID_SCRIPTS"/collect_study.py --spec {params.spec:q} --records {output.records:q}'
+        " --items {output.samples:q} > {log:q} 2>&1"
 
 
 rule collect_results:
@@ -61,6 +63,32 @@ rule tabulate_study:
     shell:
         'python "$QUANTGRID_SCRIPTS"/tabulate_study.py --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}'
         " --tex {output.tex:q} > {log:q} 2>&1"
+
+
+rule compare_study:
+    input:
+        records=f"{RESULTS}/studies/{{study}}.csv",
+        samples=f"{RESULTS}/studies/{{study}}.items.parquet",
+    output:
+        csv=f"{RESULTS}/comparisons/{{study}}.csv",
+        md=report(
+            f"{RESULTS}/comparisons/{{study}}.md",
+            caption="../report/comparison.rst",
+            category="Tables",
+            labels={"study": "{study}, differences"},
+        ),
+        tex=f"{RESULTS}/comparisons/{{study}}.tex",
+    log:
+        f"{RESULTS}/logs/compare_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_study/{{study}}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    params:
+        spec=lambda w: PLAN.reporting_spec("compare_study", w.study),
+    shell:
+        'python "$QUANTGRID_SCRIPTS"/compare_study.py --spec {params.spec:q} --records {input.records:q} --items {input.samples:q}'
+        " --csv {output.csv:q} --md {output.md:q} --tex {output.tex:q} > {log:q} 2>&1"
 
 
 rule plot_study:
@@ -145,6 +173,7 @@ rule build_report:
         results=f"{RESULTS}/results.csv",
         studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
         tables=collect(f"{RESULTS}/tables/{{study}}.csv", study=STUDIES),
+        comparisons=collect(f"{RESULTS}/comparisons/{{study}}.csv", study=COMPARED),
         figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
         losses=f"{RESULTS}/learning.svg" if LOSSES else [],
         distributions=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.svg", model=DISTRIBUTIONS, figure=FIGURES),

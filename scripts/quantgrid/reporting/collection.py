@@ -45,11 +45,24 @@ def read_evaluations(paths: Mapping[Cell, Mapping[str, str]], missing_allowed: b
 
 def records(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
     """Tidy records of all cells, in their order."""
-    rows = [row for cell, found in evaluations.items() for row in cell_rows(cell, found, evaluations.get(baseline(cell.model), {}))]
+    rows = all_rows(evaluations)
     compare_with_best(rows)
     return pd.DataFrame(rows, columns=["cell", "model", "transform", "mitigation", "granularity", "format", "status", "reason", "metric", "dataset",
                                        "value", "stderr", "count", "difference", "difference_stderr", "best_difference", "best_difference_stderr",
                                        "unit", "protocol"])
+
+
+def all_rows(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> list[Row]:
+    """The rows of every cell, each with the numbers behind its mean where it is one (``items``)."""
+    return [row for cell, found in evaluations.items() for row in cell_rows(cell, found, evaluations.get(baseline(cell.model), {}))]
+
+
+def items(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """What differences are paired over: one line per window or sample, with its cell, metric, dataset and number from 0."""
+    kept = [row for row in all_rows(evaluations) if "items" in row and row["metric"] != "perplexity"]  # of perplexity the losses are
+    columns = {name: [row[name] for row in kept for _ in row["items"]] for name in ("cell", "metric", "dataset")}
+    columns |= {"item": [number for row in kept for number in range(len(row["items"]))]}
+    return pd.DataFrame({**columns, "value": [float(value) for row in kept for value in row["items"]]})
 
 
 def compare_with_best(rows: Sequence[Row]) -> None:

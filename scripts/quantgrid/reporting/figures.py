@@ -87,6 +87,8 @@ def layout(records: pd.DataFrame, figure: Mapping[str, Any], key: str) -> tuple[
 def plot(records: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     """The figure that ``spec['figure']`` asks for: 7 in wide, 3.6 in high, and higher by further rows of panels."""
     marks, wanted = points(records, spec), spec["figure"]
+    if marks.empty:
+        raise ConfigError(f"{spec.get('study', 'study')}: figure: no cell has the metric '{wanted['metric']}'")
     names = list(dict.fromkeys(marks.panel))
     width = min(len(names), 3)
     height = -(-len(names) // width)

@@ -13,17 +13,20 @@ from .. import grid, registry
 from ..grid import Cell
 from . import costs, distributions
 from .collection import cell_key
+from .comparisons import read
 from .report import StudySection
 
-BESIDE = {"tables": ("csv", "md", "tex"), "figures": ("png", "pdf", "svg", "csv")}
+BESIDE = {"tables": ("csv", "md", "tex"), "figures": ("png", "pdf", "svg", "csv"), "comparisons": ("csv", "md", "tex")}
 
 
 def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure: str | Path | None, base: Path) -> StudySection:
-    """One study: its presentation from the config, its records, its figure, and links to its files below ``base`` that exist."""
+    """One study: its presentation from the config, its records, its figure, and its comparisons and links to its files below ``base``, as far as these exist."""
     files = {"records, CSV": base / "studies" / f"{study}.csv"}
     files |= {f"{folder[:-1]}, {suffix.upper()}": base / folder / f"{study}.{suffix}" for folder, suffixes in BESIDE.items() for suffix in suffixes}
     links = {what: os.path.relpath(path, base) for what, path in files.items() if path.is_file()}
-    return StudySection({"study": study, **config["studies"][study]}, records, figure, links)
+    compared = base / "comparisons" / f"{study}.csv"
+    found = read(compared) if "compare" in config["studies"][study] and compared.is_file() else None
+    return StudySection({"study": study, **config["studies"][study]}, records, figure, links, found)
 
 
 def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = (),

@@ -19,7 +19,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import ConfigError
-from . import costs, figures, tables
+from . import comparisons, costs, figures, tables
 from .records import AXES, is_baseline, tidy
 from .style import metric, value_label
 
@@ -52,13 +52,14 @@ WITHOUT_REFERENCE = ("perplexity", "negative_log_likelihood", "accuracy")  # wha
 class StudySection:
     """One study of the report: its spec, its tidy records, its figure (.svg or .png, None if it could not be drawn) and its files.
 
-    ``links`` maps what a file is (``table, CSV``) to its path relative to the report.
+    ``links`` maps what a file is (``table, CSV``) to its path relative to the report; ``compared`` holds its comparisons, if it has any.
     """
 
     spec: Mapping[str, Any]
     records: pd.DataFrame
     figure: str | Path | None = None
     links: Mapping[str, str] = field(default_factory=dict)
+    compared: pd.DataFrame | None = None
 
 
 def build(studies: Sequence[StudySection], context: Mapping[str, Any], template: str | Path = TEMPLATE) -> str:
@@ -91,7 +92,6 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         problems=problems(studies, full["missing"]),
         rules=costs.summary(full["benchmarks"]),
         axes=list(AXES),
-        note=tables.NOTE,
         model_columns=keys_of(full["models"], ("name", "provenance")),
         corpus_columns=keys_of(full["corpora"], ("name",)),
     )
@@ -99,10 +99,13 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
 
 def section(study: StudySection, number: int) -> dict[str, Any]:
     """What the template shows of one study; a table or figure that its spec does not allow becomes a message in its place."""
-    result = {"id": f"study-{number}", "spec": study.spec, "links": study.links, "image": "", "table": None, "caption": "", "error": ""}
+    result = {"id": f"study-{number}", "spec": study.spec, "links": study.links, "image": "", "table": None, "comparison": None,
+              "caption": "", "error": ""}
     result["title"] = study.spec.get("title") or study.spec.get("study", "")
     try:
         result["table"] = table_content(tables.build(study.records, study.spec))
+        if study.compared is not None:
+            result["comparison"] = table_content(comparisons.table(study.compared, study.spec))
         result["caption"] = figures.caption(study.records, study.spec) if study.spec.get("figure") else ""
         result["image"] = data_uri(study.figure) if study.figure else ""
     except ConfigError as error:
@@ -117,7 +120,8 @@ def table_content(table: tables.Table) -> dict[str, Any]:
         values = ["" if math.isnan(value) else repr(float(value)) for value in table.values.iloc[position]]
         rows.append({"baseline": table.baseline[position], "labels": labels, "cells": list(zip(texts, values, marks))})
     columns = table.column_labels()
-    return {"axes": table.rows, "groups": table.groups(), "columns": columns if any(columns) else [], "rows": rows, "footnotes": table.footnotes}
+    return {"axes": table.rows, "groups": table.groups(), "columns": columns if any(columns) else [], "rows": rows, "footnotes": table.footnotes,
+            "note": table.note}
 
 
 def data_uri(path: str | Path) -> str:

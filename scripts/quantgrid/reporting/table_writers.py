@@ -11,7 +11,7 @@ import pandas as pd
 from ..errors import ConfigError
 from ..storage import replacing, write_text
 from .style import superscript
-from .tables import NOTE, Table, as_tuple
+from .tables import Table, as_tuple
 
 
 def numbers(table: Table) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def markdown(table: Table) -> str:
     for labels, texts, marks in zip(table.row_labels(), table.display.values, table.marks.values):
         cells = (styles.get(mark, f"{{}} <sup>{mark}</sup>").format(text) for text, mark in zip(texts, marks))
         lines.append([*map(escape_markdown, labels), *cells])
-    notes = [NOTE, *(f"<sup>{name}</sup> failed: {escape_markdown(reason)}" for name, reason in table.footnotes.items())]
+    notes = [table.note, *(f"<sup>{name}</sup> failed: {escape_markdown(reason)}" for name, reason in table.footnotes.items())]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"**{escape_markdown(table.title)}**\n\n{body}\n\n" + "<br>\n".join(notes) + "\n"
 
@@ -66,7 +66,7 @@ def latex(table: Table) -> str:
         styled = zip(map(escape_latex, texts), (styles.get(mark, ("", rf"\textsuperscript{{{mark}}}")) for mark in marks))
         cells = [before + text + after for text, (before, after) in styled]
         lines.append(join_latex([*map(escape_latex, names), *cells]))
-    notes = [escape_latex(NOTE), *(rf"\textsuperscript{{{name}}} failed: {escape_latex(reason)}" for name, reason in table.footnotes.items())]
+    notes = [escape_latex(table.note), *(rf"\textsuperscript{{{name}}} failed: {escape_latex(reason)}" for name, reason in table.footnotes.items())]
     label = re.sub("[^A-Za-z0-9:-]", "-", table.study)
     head = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(table.title)}}}", rf"\label{{tab:{label}}}"]
     tabular = rf"\begin{{tabular}}{{{'l' * len(table.rows)}{'r' * len(labels)}}}"

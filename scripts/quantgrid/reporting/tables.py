@@ -56,6 +56,8 @@ class Table:
     marks: pd.DataFrame
     baseline: list[bool]
     footnotes: dict[str, str]
+    note: str = NOTE  # what errors and marks mean
+    reference: str = ""  # where values are differences: to what, as it ends the header of a group
 
     def row_labels(self) -> list[list[str]]:
         """Per row, its axis values for readers."""
@@ -65,7 +67,7 @@ class Table:
         """The upper header line: (metric with unit, dataset and better direction, number of columns)."""
         result: list[tuple[str, int]] = []
         for name, dataset, *_ in self.display.columns:
-            text = f"{metric_label(name, dataset)} {metric(name).arrow}".strip()
+            text = f"{metric_label(name, dataset)}{self.reference} {metric(name).arrow}".strip()
             result = [*result[:-1], (text, result[-1][1] + 1)] if result and result[-1][0] == text else [*result, (text, 1)]
         return result
 
