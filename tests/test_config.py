@@ -375,7 +375,9 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
 
 
 @pytest.mark.parametrize(("figure", "x", "hue"), [({"x": "transform"}, "transform", None), ({"hue": "mitigation"}, "transform", "mitigation"),
-                                                  ({"x": "format"}, "format", "transform"), ({"facet": "transform"}, "mitigation", None)])
+                                                  ({"x": "format"}, "format", "transform"),
+                                                  ({"x": "mitigation", "hue": "transform", "facet": "format"}, "mitigation", "transform"),
+                                                  ({"facet": "transform"}, "mitigation", None)])
 def test_defaults_of_a_figure_make_room_for_what_a_study_places(figure, x, hue):
     found = configs.check(valid(studies={"s": {**valid()["studies"]["s"], "figure": figure}}))["studies"]["s"]["figure"]
     assert (found["x"], found.get("hue")) == (x, hue) and figure.items() <= found.items()

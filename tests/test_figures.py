@@ -151,6 +151,12 @@ def test_one_cell_only_failures_and_only_a_baseline(kind):
         figures.plot(frame, spec(kind)).draw_without_rendering()
 
 
+def test_a_metric_that_no_cell_has_is_an_error_with_its_name():
+    """A study of which only the errors of quantization are there yet, in the report after a run that failed."""
+    with pytest.raises(ConfigError, match="no cell has the metric 'perplexity'"):
+        figures.plot(pd.DataFrame([record("1", 40.0, "weight_sqnr_db")]), spec())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_value_that_a_log_axis_cannot_show_is_named(kind):
     rows = [record("1", 0.0, "kl_divergence", transform="rotate"), record("2", 0.5, "kl_divergence", transform="shift")]

@@ -19,7 +19,7 @@ from workflow import Checkout, running_jobs
 
 pytestmark = pytest.mark.workflow
 RESULTS = "results-smoke"
-RESULT_FILES = ("evaluations/**/*.json", "results.csv", "cells.csv", "studies/*.csv", "tables/*", "figures/*")
+RESULT_FILES = ("evaluations/**/*.json", "results.csv", "cells.csv", "studies/*.csv", "tables/*", "comparisons/*", "figures/*")
 
 
 def small(config: dict[str, Any]) -> dict[str, Any]:

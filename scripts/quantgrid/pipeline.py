@@ -290,8 +290,7 @@ class Plan:
         spec: dict[str, Any] = {"code": code_hash(rule)}
         if study is not None:
             entry = self.config["studies"][study]
-            spec |= {"study": study, **{key: entry[key] for key in ("title", "description", "paper") if key in entry}}
-            spec |= {part: entry[part] for part in SHOWN_BY[rule]}
+            spec |= {"study": study, **{key: entry[key] for key in ("title", "description", "paper", *SHOWN_BY[rule]) if key in entry}}
         elif rule == "plot_losses":
             spec["labels"] = list(self.trainings())
         elif rule == "plot_distributions":

@@ -20,7 +20,7 @@ BESIDE = {"tables": ("csv", "md", "tex"), "figures": ("png", "pdf", "svg", "csv"
 
 
 def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure: str | Path | None, base: Path) -> StudySection:
-    """One study: its presentation from the config, its records, its figure, and its comparisons and links to its files below ``base``, as far as these exist."""
+    """One study: its presentation from the config, records, figure, and its comparisons and links to files below ``base`` where these exist."""
     files = {"records, CSV": base / "studies" / f"{study}.csv"}
     files |= {f"{folder[:-1]}, {suffix.upper()}": base / folder / f"{study}.{suffix}" for folder, suffixes in BESIDE.items() for suffix in suffixes}
     links = {what: os.path.relpath(path, base) for what, path in files.items() if path.is_file()}
