@@ -23,7 +23,7 @@ CELLS = {"1": ("none", "gptq"), "2": ("none", "caldera"), "3": ("none", "lr"), "
 def study() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Two transforms; ``caldera`` is better without, worse with the second; ``lr`` is as good; one cell failed, one has no counterpart."""
     cells = [record("0", 2.0, metric=LOSS, **BASELINE)]
-    cells += [record(key, LOSSES[key].mean(), metric=LOSS, transform=transform, mitigation=mitigation) for key, (transform, mitigation) in CELLS.items()]
+    cells += [record(key, LOSSES[key].mean(), metric=LOSS, transform=names[0], mitigation=names[1]) for key, names in CELLS.items()]
     cells += [record("6", transform="rotate", mitigation="lr", reason="NaN"), record("7", 2.0, metric=LOSS, transform="alone", mitigation="lr")]
     values = {**LOSSES, "0": SPREAD, "7": SPREAD}
     items = [(cell, LOSS, "text", item, loss) for cell, losses in values.items() for item, loss in enumerate(losses)]
