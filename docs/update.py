@@ -55,6 +55,18 @@ def fits(results: Path) -> str:
     return "\n".join(["## Fitting the transforms", head, "| :-- | :-- | --: | --: | --: | --: |", *lines, "", ""])
 
 
+def solves(results: Path) -> str:
+    """Wall time and memory of quantizing the whole model by each mitigation, over transforms and formats, import and checkpoint included."""
+    found = pd.DataFrame([entry for entry in read(results / "benchmarks") if entry["rule"] in ("quantize_model", "train_model")])
+    found[["model", "transform", "mitigation", "granularity", "format", "key"]] = found.name.str.split("/", expand=True)
+    grouped = found[found.mitigation != "none"].groupby("mitigation").agg(jobs=("seconds", "size"), mean=("seconds", "mean"), low=("seconds", "min"),
+                                                                        high=("seconds", "max"), peak=("max_rss_mb", "max"))
+    lines = [f"| {mitigation} | {row.jobs:.0f} | {row['mean']:.0f} | {row.low:.0f} to {row.high:.0f} | {row.peak:.0f} |"
+             for mitigation, row in grouped.sort_values("mean").iterrows()]
+    head = "| mitigation | jobs | seconds, mean | range | peak RSS, MB |"
+    return "\n".join(["## Quantizing the model", head, "| :-- | --: | --: | --: | --: |", *lines, "", ""])
+
+
 def spread(results: Path) -> str:
     """Perplexity and KL divergence of names with several seeds: mean, standard deviation over seeds, range; nothing where there are none."""
     found = pd.read_csv(results / "results.csv", keep_default_na=False)
@@ -93,7 +105,7 @@ def document(name: str, commit: str) -> None:
         shutil.copy(results / "figures" / f"{study}.png", DOCS / picture)
         compared = results / "comparisons" / f"{study}.md"
         parts += [(results / "tables" / f"{study}.md").read_text(), compared.read_text() if compared.is_file() else "", f"![{study}]({picture})", ""]
-    parts.append(pictures(results, run) + spread(results) + fits(results) + "## What it cost")
+    parts.append(pictures(results, run) + spread(results) + fits(results) + solves(results) + "## What it cost")
     (DOCS / f"{name}.md").write_text("\n".join([*parts, costs(results)]))
 
 
