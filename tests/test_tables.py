@@ -48,6 +48,11 @@ def test_rows_columns_baseline_and_marks():
     assert table.values.iloc[2, 1] == 9.0 and math.isnan(table.values.iloc[1, 0]) and table.stderrs.iloc[0, 0] == 0.2
 
 
+def test_a_study_without_a_cell_is_an_error_with_its_name():
+    with pytest.raises(ConfigError, match="a_study: table: no cell of this study has been measured"):
+        tables.build(pd.DataFrame(grid()).iloc[:0], spec())
+
+
 def test_order_is_that_of_first_appearance_even_if_the_baseline_comes_last():
     rows = [record("1", 1.0, transform="z"), record("2", 2.0, transform="a"), record("b", 0.5, **BASELINE)]
     table = tables.build(pd.DataFrame(rows), spec(columns=()))

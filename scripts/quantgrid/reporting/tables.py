@@ -96,6 +96,8 @@ def build(records: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
     check_one_cell_each(records, [*rows, *columns], key)
     headers = column_keys(records, columns, layout, key)
     entries, lines = place(records, rows, columns, headers)
+    if not headers or not lines:
+        raise ConfigError(f"{key}: no cell of this study has been measured")
     return Table(spec.get("title", study), study, rows, columns, **frames(entries, lines, headers))
 
 
