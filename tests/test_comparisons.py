@@ -54,7 +54,7 @@ def test_the_table_has_a_column_per_compared_value_and_marks_what_differs():
     assert table.marks.values.tolist() == [["best", "tied"], ["best", "missing"]] and table.display.iloc[1, 1] == "–"
     assert table.values.iloc[0, 0] == pytest.approx(-0.1, abs=0.01) and table.groups()[0][0].endswith(", less that of GPTQ ↓")
     shown = table_writers.markdown(table)
-    assert comparisons.NOTE in shown and "**A: differences to GPTQ**" in shown and "| no transform | **-0.1" in shown
+    assert comparisons.NOTE in shown and "**A: differences to GPTQ**" in shown and "| no transform | **-0.098" in shown
 
 
 def test_comparisons_come_back_from_their_file(tmp_path):
