@@ -27,6 +27,9 @@ RUNS = {
 SEED = r"-s\d+$"  # what a name with several seeds ends in
 DISTRIBUTIONS = ("kurtosis-inputs", "kurtosis-weights", "inputs-attention_input", "inputs-down_input", "weights-attention_input")
 COMMIT = re.compile(r"computed at commit \w+")
+MEASURED = re.compile(r"<!-- benchmarks -->\n.*?<!-- end -->\n", re.DOTALL)
+SHOWN = {"case": ":--", "threads": "--:", "milliseconds": "--:", "peak_mb": "--:", "reference": ":--", "reference_milliseconds": "--:",
+         "reference_peak_mb": "--:", "ratio": "--:", "goal": "--:", "reached": ":--"}
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
@@ -109,10 +112,22 @@ def document(name: str, commit: str) -> None:
     (DOCS / f"{name}.md").write_text("\n".join([*parts, costs(results)]))
 
 
+def benchmarks(commit: str) -> None:
+    """What `make bench` left in the results folder, into performance.md; nothing where it was not run."""
+    table, page = ROOT / "results" / "benchmarks.csv", DOCS / "performance.md"
+    if not table.is_file():
+        return
+    found = pd.read_csv(table, dtype=str, keep_default_na=False)[list(SHOWN)]
+    lines = [f"| {' | '.join(row)} |" for row in [[name.replace("_", " ") for name in SHOWN], list(SHOWN.values()), *found.values.tolist()]]
+    text = f"<!-- benchmarks -->\nBy `make bench` and `make docs` on 2 cores of an x86-64 processor, computed at commit {commit}.\n\n"
+    page.write_text(MEASURED.sub(lambda _: text + "\n".join(lines) + "\n<!-- end -->\n", page.read_text()))
+
+
 def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     for name in RUNS:
         document(name, commit)
+    benchmarks(commit)
     tables, readme = ROOT / "results" / "tables", ROOT / "README.md"
     if tables.is_dir():
         text = MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{(tables / f'{found[1]}.md').read_text()}<!-- end -->\n", readme.read_text())
