@@ -90,7 +90,7 @@ def plot(records: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     if marks.empty:
         raise ConfigError(f"{spec.get('study', 'study')}: figure: no cell has the metric '{wanted['metric']}'")
     names = list(dict.fromkeys(marks.panel))
-    width = min(len(names), 3)
+    width = 2 if len(names) == 4 else min(len(names), 3)
     height = -(-len(names) // width)
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH, HEIGHT + 2.2 * (height - 1)), layout="constrained")
