@@ -304,7 +304,8 @@ def test_the_scripts_collect_what_the_plan_names(tmp_path):
             for name, path in paths.items():
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 Path(path).write_text(json.dumps(evaluations(cell)[cell][name]))
-    options = {study: ("--spec", plan.study_spec(study), "--records", str(tmp_path / f"{study}.csv")) for study in plan.studies}
+    options = {study: ("--spec", plan.study_spec(study), "--records", str(tmp_path / f"{study}.csv"), "--items", str(tmp_path / f"{study}.parquet"))
+               for study in plan.studies}
     for study in plan.studies:
         assert run_script("collect_study", *options[study]).stderr == ""
     outputs = [option for name in ("csv", "parquet", "cells") for option in (f"--{name}", str(tmp_path / f"all.{name}"))]
@@ -316,6 +317,12 @@ def test_the_scripts_collect_what_the_plan_names(tmp_path):
     assert list(merged.cell) == list(expected.cell[expected.metric != "accuracy"])
     assert list(csv.DictReader((tmp_path / "all.cells").read_text().splitlines())) == [
         {"cell": collection.cell_key(cell), **cell.axes, "status": "ok"} for cell in (FULL, RTN, GPTQ)]
+    items = pd.read_parquet(tmp_path / "b.parquet")
+    windows = evaluations(GPTQ)[GPTQ]["perplexity.docs"]["windows"]
+    for metric in ("negative_log_likelihood", "kl_divergence"):
+        own = items[(items.cell == collection.cell_key(GPTQ)) & (items.metric == metric) & (items.dataset == "docs")]
+        assert own.value.tolist() == windows[metric] and own.item.tolist() == list(range(len(windows[metric])))
+    assert set(items.metric) == {"negative_log_likelihood", "kl_divergence"} and items.cell.nunique() == 3
     Path(plan.evaluations("a")[RTN]["perplexity.docs"]).unlink()
     done = run_script("collect_study", *options["a"])
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1 and "this evaluation is not there" in done.stderr
