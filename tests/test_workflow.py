@@ -38,12 +38,16 @@ def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
         for path in (f"tables/{study}.csv", f"tables/{study}.md", f"tables/{study}.tex", f"figures/{study}.png", f"figures/{study}.pdf",
                      f"figures/{study}.svg", f"figures/{study}.csv", f"studies/{study}.csv"):
             assert (folder / path).stat().st_size > 0, path
+    compared = [study for study, content in smoke.config()["studies"].items() if "compare" in content]
+    assert compared
+    assert all((folder / "comparisons" / f"{study}.{suffix}").stat().st_size > 0 for study in compared for suffix in ("csv", "md", "tex"))
     assert {row["status"] for row in rows(smoke)} == {"ok"}
     assert {"perplexity", "kl_divergence", "accuracy", "bits_per_weight", "weight_sqnr_db"} <= {row["metric"] for row in rows(smoke)}
     assert (folder / "results.parquet").is_file()
     page = (folder / "report.html").read_text()
     assert "src=\"http" not in page and "href=\"http" not in page
     assert all(study["title"] in page for study in smoke.config()["studies"].values())
+    assert page.count("Compared cell by cell") == len(compared)
 
 
 def test_every_method_and_every_format_of_the_registry_is_in_the_smoke_config():
