@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +16,7 @@ from quantgrid.errors import ConfigError
 from quantgrid.reporting import comparisons, table_writers
 from quantgrid.reporting.paired import estimate, holm
 from test_tables import BASELINE, record
+from workflow import ROOT
 
 WINDOWS, LOSS = 16, "negative_log_likelihood"
 SPREAD = np.random.default_rng(0).normal(2.0, 0.5, WINDOWS)  # of windows, shared by all cells
@@ -63,20 +68,26 @@ def test_comparisons_come_back_from_their_file(tmp_path):
     pd.testing.assert_frame_equal(comparisons.read(tmp_path / "compared.csv"), compared, check_dtype=False)
 
 
-def test_nothing_to_compare_is_an_error():
-    with pytest.raises(ConfigError, match="no two cells differ in mitigation alone, one of them 'rtn'"):
-        comparisons.evaluate(*study(), spec(to="rtn"))
+def test_where_all_counterparts_failed_the_job_succeeds_and_says_so(tmp_path):
+    records, items = study()
+    records.loc[records.mitigation == "gptq", "status"] = "failed"
+    records.to_csv(tmp_path / "records.csv", index=False)
+    items.to_parquet(tmp_path / "items.parquet")
+    paths = [option for name, file in (("records", "records.csv"), ("items", "items.parquet"), ("csv", "c.csv"), ("md", "c.md"), ("tex", "c.tex"))
+             for option in (f"--{name}", str(tmp_path / file))]
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "compare_study.py"), "--spec", json.dumps(spec()), *paths], check=True)
+    assert comparisons.read(tmp_path / "c.csv").empty and (tmp_path / "c.md").read_text() == comparisons.NOTHING
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
     random = np.random.default_rng(5)
-    covered = [low <= 0.3 <= high for _, low, high, _ in (estimate([random.normal(0.3, 1, 40)]) for _ in range(60))]
+    covered = [low <= 0.3 <= high for _, low, high, _ in (estimate(random.normal(0.3, 1, 40)) for _ in range(60))]
     assert 0.86 <= np.mean(covered) <= 0.99
 
 
 def test_without_spread_the_number_itself_decides_and_one_window_decides_nothing():
-    assert estimate([np.full(5, 0.25)]) == (0.25, 0.25, 0.25, 0.0) and estimate([np.zeros(5)])[3] == 1.0
-    assert estimate([np.array([1.0]), np.array([0.0, 2.0])]) == (2.0, -np.inf, np.inf, 1.0)
+    assert estimate(np.full(5, 0.25)) == (0.25, 0.25, 0.25, 0.0) and estimate(np.zeros(5))[3] == 1.0
+    assert estimate(np.array([2.0])) == (2.0, -np.inf, np.inf, 1.0)
 
 
 def test_holm_by_hand():

@@ -68,7 +68,7 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
         study["table"] = layouts.table_defaults(study.get("table", {}))
         study["figure"] = layouts.figure_defaults(study.get("figure", {}))
         if "compare" in study:
-            study["compare"] = layouts.compare_defaults(study["compare"], {**config["evaluate"], **study.get("evaluate", {})})
+            study["compare"] = layouts.compare_defaults(study["compare"], grid.asked(config, study))
         study.setdefault("title", name.replace("_", " "))
     config["results_dir"] = os.path.normpath(config["results_dir"])
     return config
@@ -231,7 +231,7 @@ def _check_compare(wanted: Mapping[str, Any] | None, cells: Iterable[grid.Cell],
 def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     for name in config["studies"]:
         yield from _collected(lambda name=name: _check_compare(config["studies"][name].get("compare"), grid.study_cells(config, name), name))
-        asked = {**config["evaluate"], **config["studies"][name].get("evaluate", {})}
+        asked = grid.asked(config, config["studies"][name])
         if asked["perplexity"] or asked["tasks"]:
             yield from layouts.mistakes(config["studies"][name], asked, f"studies.{name}")
         else:

@@ -117,6 +117,11 @@ def known_names(config: Mapping[str, Any], axis: str) -> set[str]:
     return {*config.get(axis, {}), *builtin}
 
 
+def asked(config: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What a study evaluates: its own ``evaluate``, the config's where it says nothing."""
+    return {**config["evaluate"], **study.get("evaluate", {})}
+
+
 def without_note(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A config entry less what is there for readers only."""
     return {key: value for key, value in entry.items() if key != "note"}

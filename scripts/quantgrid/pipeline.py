@@ -210,13 +210,9 @@ class Plan:
                            "manifest": (quantized, "manifest")},
                           packages=("torch", "transformers", "lm_eval", "datasets"), **cell.axes)
 
-    def asked(self, study: str) -> dict[str, list[str]]:
-        """What a study evaluates: its own ``evaluate``, the config's where it says nothing."""
-        return {**self.config["evaluate"], **self.config["studies"][study].get("evaluate", {})}
-
     def evaluations(self, study: str) -> dict[Cell, dict[str, str]]:
         """Cell -> name of the evaluation -> path of its JSON, for all that a study asks for."""
-        asked = self.asked(study)
+        asked = grid.asked(self.config, self.config["studies"][study])
         found: dict[Cell, dict[str, str]] = {}
         for cell in self.studies[study]:
             found[cell] = {"error": self.quantize_model(cell).outputs["error"]}
@@ -275,7 +271,7 @@ class Plan:
                 used = {getattr(cell, singular) for cell in cells} | {name for named, name, _ in grid.names_in(asked) if named == axis}
                 part[axis] = {name: entry for name, entry in part[axis].items()
                               if used & {name, *grid.entry_names(self.config, axis, name, axis)}}
-        wanted = self.asked(study)
+        wanted = grid.asked(self.config, self.config["studies"][study])
         read = {*wanted["perplexity"], *(entry["corpus"] for entry in part["calibrations"].values())}
         part |= {"corpora": {name: part["corpora"][name] for name in read}, "tasks": {name: part["tasks"][name] for name in wanted["tasks"]}}
         for kind in (*grid.AXES, "corpora", "tasks"):

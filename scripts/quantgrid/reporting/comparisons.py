@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import ConfigError
 from .paired import LEVEL, estimate, holm
 from .records import AXES, is_baseline, left_over, order, tidy
 from .style import value_label, with_error
@@ -21,6 +20,7 @@ from .tables import MISSING, Table
 
 NOTE = ("Paired differences ± standard error; negative is better, of accuracies positive. Bold: differs, by a t test over windows or samples "
         "adjusted for all comparisons of the table (Holm, 0.05) and by a bootstrap interval without 0. †: not told apart. –: no such cell.")
+NOTHING = "Nothing could be compared: the cells that differ in one axis alone failed.\n"
 COLUMNS = (*AXES, "metric", "dataset", "effect", "stderr", "low", "high", "p", "p_adjusted", "count", "differs")
 
 
@@ -28,7 +28,7 @@ def evaluate(records: pd.DataFrame, items: pd.DataFrame, spec: Mapping[str, Any]
     """All comparisons that ``spec['compare']`` asks for, one row each (``COLUMNS``; the axes are those of the cell that is compared).
 
     ``records`` are a study's, ``items`` the numbers behind them (cell, metric, dataset, item, value). Failed cells and cells without a
-    counterpart are left out; :class:`ConfigError` if nothing is left.
+    counterpart are left out, and so may be all.
     """
     wanted, records = spec["compare"], tidy(records)
     quantized = records[(records.status == "ok") & ~is_baseline(records)].drop_duplicates("cell")
@@ -37,8 +37,6 @@ def evaluate(records: pd.DataFrame, items: pd.DataFrame, spec: Mapping[str, Any]
     values = {key: part.sort_values("item").value.to_numpy() for key, part in items.groupby(["cell", "metric", "dataset"], sort=False)}
     rows = [row for cell in quantized.itertuples() if (place := tuple(getattr(cell, axis) for axis in shared)) in reference.index
             for row in _rows(cell, reference[place], wanted, values)]
-    if not rows:
-        raise ConfigError(f"{spec['study']}: compare: no two cells differ in {wanted['axis']} alone, one of them '{wanted['to']}'")
     result = pd.DataFrame(rows, columns=list(COLUMNS))
     result["p_adjusted"] = holm(result.p.tolist())
     result["differs"] = (result.p_adjusted < LEVEL) & ~((result.low <= 0) & (result.high >= 0))
@@ -51,14 +49,14 @@ def _rows(cell: Any, reference: str, wanted: Mapping[str, Any], values: Mapping[
     for key, own in values.items():
         if key[0] == cell.cell and key[1] in wanted["metrics"] and (reference, *key[1:]) in values:
             differences = own - values[reference, *key[1:]]
-            effect, low, high, p = estimate([differences])
+            effect, low, high, p = estimate(differences)
             error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
             yield {**{axis: getattr(cell, axis) for axis in AXES}, "metric": key[1], "dataset": key[2], "effect": effect, "stderr": error,
                    "low": low, "high": high, "p": p, "count": len(differences)}
 
 
 def table(compared: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
-    """The comparisons as a table: a column per compared value, a row per value of the other axes that the study's table places or that vary."""
+    """The comparisons, one at least, as a table: a column per compared value, a row per value of the other axes that are placed or vary."""
     wanted, study = spec["compare"], spec["study"]
     axis, frame = wanted["axis"], compared.assign(cell=range(len(compared)), status="ok")
     placed = [name for name in (*spec["table"]["rows"], *spec["table"]["columns"]) if name != axis]

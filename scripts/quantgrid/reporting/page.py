@@ -25,8 +25,8 @@ def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure
     files |= {f"{folder[:-1]}, {suffix.upper()}": base / folder / f"{study}.{suffix}" for folder, suffixes in BESIDE.items() for suffix in suffixes}
     links = {what: os.path.relpath(path, base) for what, path in files.items() if path.is_file()}
     compared = base / "comparisons" / f"{study}.csv"
-    found = read(compared) if "compare" in config["studies"][study] and compared.is_file() else None
-    return StudySection({"study": study, **config["studies"][study]}, records, figure, links, found)
+    found = read(compared) if "compare" in config["studies"][study] and compared.is_file() else pd.DataFrame()
+    return StudySection({"study": study, **config["studies"][study]}, records, figure, links, None if found.empty else found)
 
 
 def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = (),
