@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+import plan_cases
 from build_tiny_model import perplexity, unigram_perplexity
-from quantgrid import corpora
+from quantgrid import corpora, library_docs
 from quantgrid.errors import ConfigError
 
 TINY = Path(__file__).parent / "data" / "tiny-llama"
@@ -137,3 +139,31 @@ def test_tiny_model_has_learnt_from_the_corpus(parts):
     (trained, _), (held_out, _) = (parts[part] for part in corpora.PARTS)
     model = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
     assert perplexity(model, held_out[:48]) < 0.2 * unigram_perplexity(trained, held_out[:48])
+
+
+@pytest.fixture(scope="module")
+def held_out() -> dict[str, list[str]]:
+    return {part: library_docs.documents(part) for part in corpora.PARTS}
+
+
+def test_held_out_docstrings_are_large_and_share_no_paragraph_with_each_other_or_training(held_out: dict[str, list[str]]):
+    paragraphs = {part: {" ".join(text.split()) for document in documents for text in document.split("\n\n") if len(text) >= 60}
+                  for part, documents in held_out.items()}
+    assert all(sum(map(len, documents)) > 400_000 for documents in held_out.values())
+    assert not paragraphs["calibration"] & paragraphs["evaluation"]
+    packages = {name.split(".")[0] for name, _ in library_docs.modules("networkx") if library_docs.part_of(name) == "evaluation"}
+    assert packages == {"networkx"}, "a part has modules of every package"
+
+
+def test_a_docstring_is_read_without_running_its_file(tmp_path: Path):
+    file = tmp_path / "module.py"
+    long = "It says in more than eighty characters what the following statements would do if they ever ran."
+    file.write_text(f'"""Module.\n\n    {long}"""\nraise SystemExit("it ran")\ndef f():\n    "{long} Twice."\n')
+    assert library_docs.docstrings(file) == f"Module.\n\n{long}\n\n{long} Twice."
+
+
+def test_a_corpus_of_docstrings_names_its_libraries():
+    made = plan_cases.plan({**plan_cases.content(), "corpora": {
+        name: {"source": "library_docs" if name == "docs" else "builtin", "part": "evaluation" if name in ("docs", "more") else "calibration",
+               "window": 64, "windows": 4} for name in ("text", "short", "docs", "more")}})
+    assert made.tokenize_corpus("tiny", "docs").spec["libraries"]["scipy"] == version("scipy")

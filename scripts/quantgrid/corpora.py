@@ -1,5 +1,6 @@
-"""Text to calibrate on and to measure perplexity on, from three sources, as windows of tokens.
+"""Text to calibrate on and to measure perplexity on, from four sources, as windows of tokens.
 
+``library_docs``  docstrings of the pinned libraries: {part: calibration | evaluation}; the same text on every machine (:mod:`.library_docs`).
 ``builtin``  CPython's own ``pydoc_data.topics``: {part: calibration | evaluation}; needs nothing but Python, and varies with its version.
 ``local``    a file: {path, format: text | jsonl | parquet (else from the suffix), field: text}.
 ``hub``      a dataset: {id, name, split, field, revision, data_files, documents: first so many, streamed}, through ``datasets``.
@@ -15,27 +16,26 @@ import hashlib
 import json
 import platform
 import random
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import library_docs
 from .errors import ConfigError, unknown_name
+from .library_docs import PARTS, unrepeated
 from .storage import read_json, read_metadata, read_tensors, sha256_of, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-PARTS = ("calibration", "evaluation")
 SELECTIONS = ("sequential", "random")
 _FORMATS = {".txt": "text", ".raw": "text", ".md": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-_PARAGRAPH = 40  # characters: a shorter paragraph (a heading) may occur in both parts
-_RUN = 64        # tokens: so long a run in two corpora is the same text, not chance
+_RUN = 64  # tokens: so long a run in two corpora is the same text, not chance
 
 
 def read(entry: Mapping[str, Any], where: str = "corpus") -> list[str]:
     """The documents of a corpus entry, in their order. ``where`` is the config key that messages name; raises :class:`ConfigError`."""
-    sources = {"builtin": _read_builtin, "local": _read_local, "hub": _read_hub}
+    sources = {"library_docs": _read_library_docs, "builtin": _read_builtin, "local": _read_local, "hub": _read_hub}
     if entry.get("source") not in sources:
         raise ConfigError(f"{where}.source: {unknown_name('source', entry.get('source'), sources)}")
     documents = sources[entry["source"]](entry, where)  # blank rows too: the usual protocol joins the rows of a data set as they are
@@ -56,25 +56,23 @@ def _read_builtin(entry: Mapping[str, Any], where: str) -> list[str]:
     """
     from pydoc_data.topics import topics
 
-    if entry.get("part") not in PARTS:
-        raise ConfigError(f"{where}.part: {unknown_name('part', entry.get('part'), PARTS)}")
+    _check_part(entry, where)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for name in sorted(topics):
         parts[PARTS[int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 >= 6]].append(topics[name])
     seen: set[str] = set()
-    kept = {part: [_without_repeats(text, seen) for text in texts] for part, texts in parts.items()}
+    kept = {part: [unrepeated(text, seen) for text in texts] for part, texts in parts.items()}
     return kept[entry["part"]]
 
 
-def _without_repeats(text: str, seen: set[str]) -> str:
-    """``text`` without the paragraphs that are in ``seen``, to which its own are added."""
-    kept = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        key = " ".join(paragraph.split())
-        if len(key) < _PARAGRAPH or key not in seen:
-            kept.append(paragraph)
-        seen.add(key)
-    return "\n\n".join(kept).strip("\n")
+def _read_library_docs(entry: Mapping[str, Any], where: str) -> list[str]:
+    _check_part(entry, where)
+    return library_docs.documents(entry["part"])
+
+
+def _check_part(entry: Mapping[str, Any], where: str) -> None:
+    if entry.get("part") not in PARTS:
+        raise ConfigError(f"{where}.part: {unknown_name('part', entry.get('part'), PARTS)}")
 
 
 def _read_local(entry: Mapping[str, Any], where: str) -> list[str]:

@@ -1,0 +1,32 @@
+"""Check a model before it is quantized: calibration and evaluation share no text, and full precision is as published."""
+
+from quantgrid import corpora
+from quantgrid.errors import ConfigError
+from quantgrid.evaluation.gate import check_published
+from quantgrid.job import arguments, run
+from quantgrid.storage import read_json, write_json
+
+
+def main() -> None:
+    job = arguments("calibrations", "evaluations", "measured", "result", several=("calibrations", "evaluations", "measured"))
+    shared, mistakes = {}, []
+    windows = {path: corpora.load(path)[0] for path in [*job.calibrations, *job.evaluations]}
+    for calibration, first in zip(job.spec["calibrations"], job.calibrations, strict=True):
+        for evaluation, second in zip(job.spec["evaluations"], job.evaluations, strict=True):
+            try:
+                shared[f"{calibration}, {evaluation}"] = corpora.check_disjoint(windows[first], windows[second], (calibration, evaluation))
+            except ConfigError as error:
+                mistakes.append(str(error))
+    found = {}
+    for (corpus, published), path in zip(job.spec["published"], job.measured, strict=True):
+        try:
+            found[corpus] = check_published(job.spec["model"], corpus, published, read_json(path))
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    write_json(job.result, {"model": job.spec["model"], "shared_windows": shared, "published": found})
+
+
+if __name__ == "__main__":
+    run(main)

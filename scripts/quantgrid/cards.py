@@ -1,0 +1,42 @@
+"""One GPU for one job: on a machine with several cards a job takes the first that no other job of this user holds.
+
+Where a scheduler has set ``CUDA_VISIBLE_DEVICES`` it has chosen already, and nothing is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from glob import glob
+from pathlib import Path
+from typing import TextIO
+
+DEVICES = "/dev/nvidia[0-9]*"
+_HELD: dict[int, TextIO] = {}  # card -> open file, whose lock ends with the process
+
+
+def take(count: int, seconds: float = 1.0, folder: str | None = None) -> int:
+    """Number of a card of ``count`` that is this process's own until it ends; waits, looking every ``seconds``, until one is free."""
+    if _HELD:
+        return next(iter(_HELD))
+    place = Path(folder or tempfile.gettempdir())
+    while True:
+        for number in range(count):
+            file = open(place / f"quantgrid-{os.getuid()}-card-{number}.lock", "w")  # noqa: SIM115 (held until the process ends)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            _HELD[number] = file
+            return number
+        time.sleep(seconds)
+
+
+def choose(devices: str = DEVICES) -> None:
+    """Let this process see one card that is its own; before torch is imported. Where there is none, or a choice has been made, nothing is done."""
+    count = len(glob(devices))
+    if count and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(take(count))

@@ -1,0 +1,74 @@
+"""The family of reference models as data: sizes, and the recipe that each was trained by. Plain data.
+
+All are Llama decoders (RMSNorm, RoPE, grouped-query attention, SwiGLU, tied embeddings, no biases). Between them are hidden and intermediate
+sizes that are powers of two and others (384 = 12 x 32, 768 = 12 x 64, 1152 = 36 x 32), heads with a Hadamard matrix of their number (4, 8) and
+without (6), two and more query heads to a key-value head, and groups of 128 that divide every linear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .planting import Planting
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a decoder, in the terms of transformers' ``LlamaConfig``."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """AdamW (decay of matrices only) on ``batch`` windows of ``window`` tokens a step.
+
+    The rate rises to ``rate`` over ``warm_up`` steps, stays, and falls linearly to a tenth over the last ``decay_share`` of the steps (a
+    trapezoid, arXiv 2405.18392): until then it does not depend on ``steps``, so that a training can be lengthened while it runs.
+    """
+
+    steps: int
+    rate: float
+    batch: int = 4
+    window: int = 512
+    warm_up: int = 40
+    decay_share: float = 0.35
+    final_share: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    largest_gradient: float = 1.0
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of ``step`` (from 0)."""
+        decay = round(self.decay_share * self.steps)
+        left = min(1.0, (self.steps - step) / max(1, decay))
+        return self.rate * min(1.0, (step + 1) / self.warm_up) * (self.final_share + (1 - self.final_share) * left)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.window
+
+
+@dataclass(frozen=True)
+class Reference:
+    """``planting``: of a variant with outlier channels that is made of the trained weights."""
+
+    size: Size
+    training: Training
+    planting: Planting | None = None
+
+
+FAMILY = {
+    "reference-1m": Reference(Size(128, 384, 4, 4, 2, 32), Training(steps=1700, rate=3e-3),
+                              Planting(hidden={9: 32.0, 50: 16.0, 101: 16.0}, down={3: 16.0, 250: 32.0}, value={5: 8.0})),
+    "reference-4m": Reference(Size(256, 768, 4, 8, 2, 32), Training(steps=2400, rate=2e-3),
+                              Planting(hidden={7: 32.0, 100: 16.0, 201: 16.0}, down={3: 16.0, 500: 32.0}, value={5: 8.0})),
+    "reference-12m": Reference(Size(384, 1152, 6, 6, 2, 64), Training(steps=4200, rate=1e-3)),
+}
+SMALLEST = "reference-1m"

@@ -1,0 +1,84 @@
+"""What the card of a reference model states of it: held-out perplexity beside that of n-grams, the shape of its activations, samples of its text."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import median
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from .. import corpora
+from ..architecture import SITES
+from ..calibration import collect, site_name
+from ..distributions import measures
+from ..evaluation.perplexity import final_hidden, window_losses
+from .ngrams import Ngrams
+
+PROMPTS = ("Compute the eigenvalues of", "Parameters\n----------\nx : array_like\n", "Return True if")
+_NEW_TOKENS = 60
+_CALIBRATION_WINDOWS = 16
+
+
+def load(folder: Path) -> nn.Module:
+    """A Llama's folder through transformers, whatever its weights are kept in, in float32."""
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def part(name: str, tokenizer: Path, window: int) -> Tensor:
+    """All windows of a held-out part: int64 [count, window]."""
+    return corpora.tokenize({"source": "library_docs", "part": name, "window": window}, tokenizer)[0]
+
+
+def loss_of_model(model: nn.Module, windows: Tensor) -> float:
+    """Nats per predicted token of a model over ``windows`` [count, window]."""
+    losses = [window_losses(hidden, model.lm_head.weight.detach(), tokens)[0]
+              for some in windows.split(8) for hidden, tokens in zip(final_hidden(model, some, 8), some, strict=True)]
+    return math.fsum(losses) / len(losses)
+
+
+def bytes_per_token(tokenizer: Path, windows: Tensor) -> float:
+    """Mean length in bytes of the predicted tokens of ``windows``; the entries of a byte-level BPE have a character for every byte."""
+    entries = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    lengths = torch.tensor([len(entries.id_to_token(token)) for token in range(entries.get_vocab_size())], dtype=torch.float64)
+    return lengths[windows[:, 1:]].mean().item()
+
+
+def losses(model: nn.Module, folder: Path, seen: Tensor, text: Tensor) -> dict[str, float]:
+    """Nats per token of the evaluation part under the model and under the n-grams of what it has ``seen`` and of the whole ``text``, both windows
+    [count, window]; ``bytes_per_token``."""
+    evaluation, calibration = (part(name, folder, text.shape[1]) for name in ("evaluation", "calibration"))
+    found = {"model": loss_of_model(model, evaluation)}
+    for counted, windows in (("seen", seen), ("text", text)):
+        ngrams = Ngrams(windows, len(model.lm_head.weight))
+        found[f"{counted} bigrams"] = ngrams.bigram_loss(evaluation, ngrams.best_weight(calibration))
+        found[f"{counted} frequencies"] = ngrams.unigram_loss(evaluation)
+    return {**found, "windows": len(evaluation), "bytes_per_token": bytes_per_token(folder, evaluation)}
+
+
+def activations(model: nn.Module, windows: Tensor) -> dict[str, dict[str, float]]:
+    """By site, over layers: median and largest kurtosis and ratio of the largest to the median channel, of what 256 tokens of calibration give."""
+    found, layers = collect(model, windows[:_CALIBRATION_WINDOWS]), model.config.num_hidden_layers
+    table = {}
+    for site in SITES:
+        seen = [measures(found[site_name(layer, site)].samples.double(), 1) for layer in range(layers)]
+        table[site] = {f"{which.__name__} {name}": which(one[name] for one in seen)
+                       for name in ("kurtosis", "peak_to_median") for which in (median, max)}
+    return table
+
+
+@torch.no_grad()
+def samples(model: nn.Module, tokenizer: Path) -> dict[str, str]:
+    """Prompt -> what the model continues it with, the most likely token each time."""
+    entries, found = Tokenizer.from_file(str(tokenizer / "tokenizer.json")), {}
+    for prompt in PROMPTS:
+        ids = [0, *entries.encode(prompt).ids]
+        begun = len(ids)
+        for _ in range(_NEW_TOKENS):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        found[prompt] = entries.decode(ids[begun:])
+    return found
