@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from build_tiny_model import DOWN_CHANNELS, HIDDEN_CHANNELS, VALUE_CHANNELS
+from build_tiny_model import PLANTING
 from quantgrid.architecture import SITES
 from quantgrid.calibration import LARGEST, Accumulator, collect, sample_positions, site_name
 from quantgrid.checkpoints import load_full_precision
-from quantgrid.errors import NumericalFailure
+from quantgrid.errors import ConfigError, NumericalFailure
 from reference_decoder import site_inputs
 from reference_statistics import FIELDS, close, statistics_of
 from tiny_decoders import CASES, Case, random_tokens, save
@@ -81,6 +81,37 @@ def test_sample_positions(windows, window, samples):
     assert torch.equal(positions, sample_positions(windows, window, samples, 0))
     if samples == 64:
         assert not torch.equal(positions, sample_positions(windows, window, samples, 1))
+
+
+@pytest.mark.parametrize("skip", [1, 5, LENGTH - 1])
+def test_the_first_tokens_of_every_window_are_context_alone(skip, tmp_path):
+    """The oracle: inputs of the model's own forward pass over whole windows, hooked, without those tokens."""
+    _, _, tokens, model = built(QWEN2, tmp_path)
+    found = collect(model, tokens, samples=16, seed=3, skip_first=skip)
+    positions, rest = sample_positions(WINDOWS, LENGTH - skip, 16, 3), WINDOWS * (LENGTH - skip)
+    for name, x in hooked(tmp_path, tokens).items():
+        kept = x[:, skip:].flatten(0, 1)
+        assert found[name].count == rest
+        assert all(close(getattr(found[name], field), getattr(statistics_of(kept), field), 1e-5) for field in FIELDS), name
+        assert close(found[name].samples[:len(positions)].double(), kept[positions], 1e-5)
+        assert rows_within(found[name].samples, kept) and not rows_within(x[:, 0], found[name].samples)
+
+
+def test_all_tokens_left_out_are_refused(tmp_path):
+    *_, tokens, model = built(LLAMA, tmp_path)
+    with pytest.raises(ConfigError, match=f"skip_first {LENGTH} leaves nothing of windows of {LENGTH} tokens"):
+        collect(model, tokens, skip_first=LENGTH)
+
+
+def hooked(folder, tokens):
+    """Site -> inputs (windows, window, n) in a forward pass of transformers' own model, in float64."""
+    model, seen = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager"), {}
+    for index, layer in enumerate(model.model.layers):
+        for site, module in zip(SITES, (layer.self_attn.v_proj, layer.self_attn.o_proj, layer.mlp.up_proj, layer.mlp.down_proj)):
+            module.register_forward_pre_hook(lambda _module, inputs, key=(index, site): seen.update({site_name(*key): inputs[0]}))
+    with torch.no_grad():
+        model(tokens)
+    return seen
 
 
 def same(one, other, tolerance=0.0):
@@ -158,13 +189,7 @@ def test_sliding_windows_are_those_of_the_model(case, change, tmp_path):
     tokens = random_tokens(config, WINDOWS, LENGTH)
     folder = save(tmp_path, {**config, **change}, state)
     found = collect(load_full_precision(folder, torch.float64), tokens)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
-    seen: dict[str, torch.Tensor] = {}
-    for index, layer in enumerate(model.model.layers):
-        for site, module in zip(SITES, (layer.self_attn.v_proj, layer.self_attn.o_proj, layer.mlp.up_proj, layer.mlp.down_proj)):
-            module.register_forward_pre_hook(lambda _module, inputs, key=(index, site): seen.update({site_name(*key): inputs[0].flatten(0, 1)}))
-    with torch.no_grad():
-        model(tokens)
+    seen = {name: x.flatten(0, 1) for name, x in hooked(folder, tokens).items()}
     full = {site_name(*key): statistics_of(x) for key, x in site_inputs(state, config, tokens).items()}
     assert same(found, {name: statistics_of(x) for name, x in seen.items()}, 1e-5)
     assert not same(found, full, 1e-3)
@@ -178,8 +203,8 @@ def test_planted_outliers_are_seen():
     tokens = torch.randint(512, (4, 64), generator=torch.Generator().manual_seed(0))
     found = collect(model, tokens)
     shape = model.config
-    channels = {"attention_input": HIDDEN_CHANNELS, "mlp_input": HIDDEN_CHANNELS, "down_input": DOWN_CHANNELS,
-                "output_input": {head * shape.head_dim + channel for head in range(shape.num_attention_heads) for channel in VALUE_CHANNELS}}
+    channels = {"attention_input": PLANTING.hidden, "mlp_input": PLANTING.hidden, "down_input": PLANTING.down,
+                "output_input": {head * shape.head_dim + channel for head in range(shape.num_attention_heads) for channel in PLANTING.value}}
     for layer in range(shape.num_hidden_layers):
         for site, planted in channels.items():
             size = found[site_name(layer, site)].second_moment.diagonal().sqrt()

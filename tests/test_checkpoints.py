@@ -48,7 +48,7 @@ TRANSFORMS = {"none": [], "scaling": scaling.primitives(0.5, list(SITES)), "hada
               "shifting": [*shifting.primitives("midrange", list(SITES)), *quarot.primitives(2, "orthogonal")],
               "blocks": [*reordering.primitives("rms", list(SITES), "across"), *block_hadamard.primitives(16, list(SITES), False)],
               "duquant": duquant.primitives(3, 0.6, 16, 4, list(SITES))}
-QUANTIZED = [name for name in PRESETS if name != "bf16"]
+QUANTIZED = [name for name, preset in PRESETS.items() if preset["weight"]]
 GRANULAR = [*((name, "channel") for name in QUANTIZED), ("int4", "tensor"), ("int4_asym", "tensor"), ("int4_asym", "group-16"), ("int3", "group-32"),
             ("fp4", "group-16"), ("kmeans4", "group-32"), ("fp4_ue2m2", "group-16")]
 
@@ -82,7 +82,7 @@ def schemes(preset: str, granularity: str = "channel") -> tuple[QuantScheme | No
         return None, None
     found = cell_schemes({"preset": preset}, granularity, "test")
     candidates = found["activation"].get("down_input")
-    return QuantScheme.from_dict(found["weight"]), QuantScheme.from_dict(candidates[0]) if candidates else None
+    return QuantScheme.from_dict(found["weight"]) if found["weight"] else None, QuantScheme.from_dict(candidates[0]) if candidates else None
 
 
 def everywhere(scheme: QuantScheme | None) -> dict[str, list[QuantScheme]]:
@@ -171,7 +171,7 @@ def expected_logits(made: Given, transform: str, preset: str, granularity: str, 
     return logits(state, made.config, made.tokens, hook)
 
 
-RUNS = [("llama", "none", preset, granularity, rtn) for preset, granularity in (*GRANULAR, ("bf16", "channel"))
+RUNS = [("llama", "none", preset, granularity, rtn) for preset, granularity in (*GRANULAR, ("bf16", "channel"), ("w16a4", "channel"))
         if granularity != "tensor" or preset == "int4"]
 RUNS += [(case, transform, preset, "channel", rtn) for case in CASE_OF for transform in ("scaling", "hadamard") for preset in ("int4", "bf16")]
 RUNS += [(case, transform, preset, "channel", rtn) for case in ("llama", "mistral") for transform in ("shifting", "blocks", "duquant")
@@ -186,7 +186,7 @@ RUNS += [("llama", "hadamard", "nvfp4", "channel", rtn), ("qwen2", "hadamard", "
                          (f"{value.func.__name__}" if isinstance(value, partial) else str(value)))
 def test_the_loaded_model_computes_what_the_definition_says(case, transform, preset, granularity, mitigation, given, tmp_path):
     made = given[case]
-    done = quantized(made, transform, preset, granularity, None if preset == "bf16" else mitigation)
+    done = quantized(made, transform, preset, granularity, mitigation if PRESETS[preset]["weight"] else None)
     found, seen = logits_and_inputs(load_quantized(saved(done, tmp_path), torch.float64), made.tokens)
     assert close(found, expected_logits(made, transform, preset, granularity, done, seen), 2e-6)
     if preset != "bf16":

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from build_tiny_model import CONFIG, plant
+from build_tiny_model import CONFIG, PLANTING
 from quantgrid import model_shapes, models
 from quantgrid.errors import ConfigError, UnsupportedModel
+from quantgrid.reference.planting import plant
 from quantgrid.storage import read_json, sha256_of
 
 TINY = Path(__file__).parent / "data" / "tiny-llama"
@@ -221,7 +222,7 @@ def test_planting_outliers_leaves_the_logits_as_they_are():
 
     planted = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
     twice = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
-    twice.load_state_dict(plant(twice.state_dict()))
+    twice.load_state_dict(plant(twice.state_dict(), PLANTING, CONFIG["num_hidden_layers"], CONFIG["head_dim"]))
     tokens = torch.randint(0, CONFIG["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(planted(tokens).logits, twice(tokens).logits)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantgrid.checkpoints import load_full_precision
 from quantgrid.errors import NumericalFailure
@@ -18,7 +19,7 @@ from quantgrid.evaluation import perplexity as module
 from quantgrid.evaluation.perplexity import evaluate, final_hidden, window_losses
 from quantgrid.evaluation.significance import mean_and_error, paired_difference, perplexity, perplexity_difference
 from reference_decoder import logits
-from tiny_decoders import CASES, random_tokens, save
+from tiny_decoders import CASES, Case, random_tokens, save
 
 TINY = Path(__file__).parent / "data" / "tiny-llama"
 
@@ -194,6 +195,30 @@ def test_a_broken_reference_fails_the_cell(model, windows):
     reference[1, 4, 3] = math.nan
     with pytest.raises(NumericalFailure, match="window 1 "):
         evaluate(model, windows, reference, model.lm_head.weight, 2)
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest storage that any operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                self.size = max(self.size, tensor.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_exist_for_a_chunk_of_positions_at_a_time(dtype, tmp_path):
+    """The largest allocation is a chunk's logits in float32, whatever the batch: of all windows of a batch they would be eight times as large."""
+    config, state = Case("LlamaForCausalLM", vocab=4096).build(torch.float32)
+    of_model, tokens = load_full_precision(save(tmp_path / "model", config, state), dtype), random_tokens(config, 4, 512)
+    reference = final_hidden(of_model, tokens, 4)
+    with Largest() as seen:
+        evaluate(of_model, tokens, reference, of_model.lm_head.weight, 4)
+    assert seen.size == module.CHUNK * 4096 * torch.float32.itemsize
 
 
 # -- significance --------------------------------------------------------------------------------------------------------------------------

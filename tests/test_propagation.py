@@ -106,6 +106,19 @@ def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
     return (one.double() - other.double()).abs().max() <= tolerance * other.abs().max()
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_first_tokens_of_every_window_are_left_out_here_too(given, paired):
+    """With an exact quantizer the statistics are those of a calibration that skips as many tokens."""
+    recording = Recording()
+    run(given, recording, skip_first=3, paired=paired)
+    wanted = collect(load_full_precision(given.folder), given.tokens, skip_first=3)
+    for (layer, linear), (found, _) in recording.by_linear(recording.given).items():
+        statistics = wanted[site_name(layer, SITE_OF[linear])]
+        assert found.count == statistics.count == 8 * 21
+        assert all(close(getattr(found, name)[0], getattr(statistics, name), 2e-5) for name in FIELDS), (layer, linear)
+        assert not paired or found.cross.abs().max() <= 1e-5 * found.second_moment.abs().max()
+
+
 @pytest.mark.parametrize("transform", ["none", "hadamard"])
 def test_with_unquantized_weights_the_statistics_are_those_of_calibration(given, transform):
     """Collected on the transformed model, and transformed from the collected ones: the same up to float32."""

@@ -124,3 +124,13 @@ def layer_tensors(architecture: str, layer: int) -> dict[str, str]:
 def linear_module(linear: str) -> str:
     """Module path of a linear below its decoder layer, such as ``self_attn.q_proj``."""
     return _LAYER_ROLES[linear].removesuffix(".weight")
+
+
+def layer_weights(shape: ModelShape) -> int:
+    """Weights of the linears of one decoder layer."""
+    return sum(rows * columns for rows, columns in map(shape.linear_size, LINEARS))
+
+
+def layer_moments(shape: ModelShape) -> int:
+    """Entries of the second moments of the inputs of one decoder layer."""
+    return sum(shape.site_size(site) ** 2 for site in SITES)

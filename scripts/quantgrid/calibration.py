@@ -6,16 +6,19 @@ count, mean, second moment (float64 sums of float32 products), extremes and a to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .architecture import SITES, linear_module
-from .statistics import SiteStatistics
+from .architecture import SITES, ModelShape, linear_module
+from .errors import ConfigError
+from .statistics import SiteStatistics, to_tensors
 
 LARGEST = 16  # tokens of largest norm kept in the sample of a site
+BLOCK = 512  # rows of a second moment that are added at a time: as many are converted to float64 on the way
 
 
 def site_name(layer: int, site: str) -> str:
@@ -53,9 +56,13 @@ class Accumulator:
         x = x.reshape(-1, x.shape[-1]).float()
         self.sample.add(x, self.count)
         self.count += len(x)
-        part = {"mean": x.sum(0, dtype=torch.float64), "second_moment": (x.mT @ x).double(), "mean_absolute": x.abs().sum(0, dtype=torch.float64)}
+        part = {"mean": x.sum(0, dtype=torch.float64), "second_moment": x.mT @ x, "mean_absolute": x.abs().sum(0, dtype=torch.float64)}
         for name, value in part.items():
-            self.sums[name] = self.sums[name].add_(value) if name in self.sums else value
+            if name not in self.sums:
+                self.sums[name] = value.double()
+                continue
+            for total, more in zip(self.sums[name].split(BLOCK), value.split(BLOCK)):
+                total.add_(more)
         low, high = x.aminmax(dim=0)
         self.sums["minimum"] = torch.minimum(self.sums.get("minimum", low), low)
         self.sums["maximum"] = torch.maximum(self.sums.get("maximum", high), high)
@@ -75,59 +82,92 @@ def sample_positions(windows: int, window: int, samples: int, seed: int) -> Tens
     return torch.cat([first, drawn]).sort().values
 
 
-class _Stop(Exception):
-    """Ends a forward pass once the inputs of the first decoder layer are known."""
+class _Passage(nn.Module):
+    """Stands in for a decoder layer, hands on what it is given, and remembers it."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.attention_type = getattr(layer, "attention_type", None)
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.hidden, self.arguments = hidden_states, {key: value for key, value in arguments.items() if key != "past_key_values"}
+        return hidden_states
+
+
+@contextmanager
+def _passages(model: nn.Module) -> Iterator[list[_Passage]]:
+    """``model`` with nothing but passages in the places of its decoder layers, whose weights need not be there."""
+    layers = model.model.layers
+    model.model.layers = nn.ModuleList(map(_Passage, layers.children()))
+    try:
+        yield list(model.model.layers)
+    finally:
+        model.model.layers = layers
 
 
 def layer_inputs(model: nn.Module, windows: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     """Hidden states (windows, window, d) before the first decoder layer, and the keyword arguments of every layer.
 
-    Masks and position embeddings depend on the window length alone; they are recorded in one forward pass of one window,
-    so that nothing is assumed about how an architecture builds them.
+    Masks and position embeddings depend on the window length alone; they are those of a forward pass of the first window, so that nothing is
+    assumed about how an architecture builds them. No decoder layer runs.
     """
-    layers, hidden, arguments = model.model.layers, [], []
-
-    def record(_module: nn.Module, _positional: tuple, keywords: dict) -> None:
-        arguments.append({key: value for key, value in keywords.items() if key not in ("past_key_values", "hidden_states")})
-
-    def stop(_module: nn.Module, positional: tuple, keywords: dict) -> None:
-        hidden.append(positional[0] if positional else keywords["hidden_states"])
-        raise _Stop
-
-    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-    model.model(windows[:1], use_cache=False)
-    for handle in handles:
-        handle.remove()
-    handle = layers[0].register_forward_pre_hook(stop, with_kwargs=True)
-    for window in windows:
-        try:
+    with _passages(model) as passages:
+        model.model(windows[:1], use_cache=False)
+        arguments, first = [passage.arguments for passage in passages], passages[0].hidden
+        hidden = first.new_empty(len(windows), *first.shape[1:])
+        for row, window in enumerate(windows):
             model.model(window[None], use_cache=False)
-        except _Stop:
-            continue
-    handle.remove()
-    return torch.cat(hidden), arguments
+            hidden[row] = passages[0].hidden[0]
+    return hidden, arguments
+
+
+def advance(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], batch_size: int = 1) -> None:
+    """Replace the hidden states (windows, window, d) that enter a decoder layer by those that leave it, ``batch_size`` windows at a time."""
+    for rows in hidden.split(batch_size):
+        output = layer(rows, **arguments)
+        rows.copy_(output[0] if isinstance(output, tuple) else output)
 
 
 @torch.no_grad()
-def collect(model: nn.Module, tokens: Tensor, samples: int = 256, seed: int = 0,
-            progress: Callable[[Iterable], Iterable] = iter) -> dict[str, SiteStatistics]:
-    """Statistics of every site of a transformers decoder.
-
-    ``tokens`` (windows, window) of token ids; returns ``layers.{i}.{site}`` -> :class:`SiteStatistics` over all windows x window
-    tokens. ``progress`` wraps the iteration over layers.
-    """
+def collect_layers(model: nn.Module, tokens: Tensor, samples: int = 256, seed: int = 0, progress: Callable[[Iterable], Iterable] = iter,
+                   skip_first: int = 0) -> Iterator[dict[str, SiteStatistics]]:
+    """What :func:`collect` returns, one decoder layer after the other, as soon as it is known."""
+    count, window = tokens.shape
+    if skip_first >= window:
+        raise ConfigError(f"skip_first {skip_first} leaves nothing of windows of {window} tokens")
     device = next(model.parameters()).device
     hidden, arguments = layer_inputs(model, tokens.to(device))
-    positions = sample_positions(*tokens.shape, samples, seed)
-    found: dict[str, SiteStatistics] = {}
-    for index, layer in progress(list(enumerate(model.model.layers))):
+    positions = sample_positions(count, window - skip_first, samples, seed)
+    for index, layer in zip(progress(range(len(arguments))), model.model.layers):
         accumulators = {site: Accumulator(positions) for site in SITES}
         handles = [layer.get_submodule(linear_module(linears[0])).register_forward_pre_hook(
-            lambda _module, inputs, seen=accumulators[site]: seen.add(inputs[0])) for site, linears in SITES.items()]
-        for window in range(len(hidden)):
-            output = layer(hidden[window: window + 1], **arguments[index])
-            hidden[window] = (output[0] if isinstance(output, tuple) else output)[0]
+            lambda _module, inputs, seen=accumulators[site]: seen.add(inputs[0][:, skip_first:])) for site, linears in SITES.items()]
+        advance(layer, hidden, arguments[index])
         for handle in handles:
             handle.remove()
-        found.update({site_name(index, site): accumulator.result() for site, accumulator in accumulators.items()})
+        yield {site_name(index, site): accumulators.pop(site).result() for site in SITES}
+
+
+def collect(model: nn.Module, tokens: Tensor, samples: int = 256, seed: int = 0, progress: Callable[[Iterable], Iterable] = iter,
+            skip_first: int = 0) -> dict[str, SiteStatistics]:
+    """Statistics of every site of a transformers decoder.
+
+    ``tokens`` (windows, window) of token ids; returns ``layers.{i}.{site}`` -> :class:`SiteStatistics` over all windows x (window -
+    ``skip_first``) tokens: the first ones of every window are context and not counted. ``progress`` wraps the iteration over layers.
+    """
+    layers = collect_layers(model, tokens, samples, seed, progress, skip_first)
+    return {name: statistics for layer in layers for name, statistics in layer.items()}
+
+
+def kept_tensors(shape: ModelShape, tokens: Tensor, samples: int, seed: int, skip_first: int) -> dict[str, Tensor]:
+    """What a file of the statistics that :func:`collect` would return holds, by name: tensors of that dtype and shape on the meta device."""
+    count, window = len(tokens), tokens.shape[1] - skip_first
+    rows = len(sample_positions(count, window, samples, seed)) + min(LARGEST, count * window)
+    found: dict[str, Tensor] = {}
+    for layer in range(shape.layers):
+        for site in SITES:
+            size = shape.site_size(site)
+            vector = torch.empty(size, device="meta")
+            moment, sample = (vector.expand(length, size) for length in (size, rows))
+            found |= to_tensors(site_name(layer, site), SiteStatistics(count * window, vector, moment, vector, vector, vector, sample))
     return found

@@ -3,14 +3,14 @@
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, where a scheme has them, ``.zero_point``, ``.global_scale``,
 ``.codebook``, and what ``compensation_storage.py`` lists (low-rank factors, outliers); scales and zero points of fewer than 8 bits are
 packed as codes are; the tensors of the online operations as ``{site}.online.{number}.{name}``; all other tensors under their own names.
-``quantgrid.json`` holds the model's config, the schemes (``activations`` per site), the shapes of the linears, the online operations, and
-the sha256 of the tensors' file.
+``quantgrid.json`` holds the model's config, the schemes (``activations`` per site), the names of the linears that they are for (``rounded``), the
+shapes of the linears, the online operations, and the sha256 of the tensors' file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from .mitigations.compensated import Compensated
 from .online import restored, stored
 from .packing import pack, unpack
 from .quantizer import QuantizedTensor, QuantScheme
-from .storage import read_json, read_tensors, sha256_of, write_json, write_tensors
+from .skeletons import fill, require_filled, skeleton
+from .storage import open_tensors, read_json, sha256_of, write_json, write_tensors
+from .tensor_files import write_each
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
 
 
@@ -42,18 +44,18 @@ def bare_name(layer: int, linear: str) -> str:
 
 @dataclass
 class CheckpointContent:
-    """What a checkpoint will hold, while layers are added to it."""
+    """What a checkpoint will hold, while layers are added to it; ``tensors`` may be a ``tensor_files.TensorSpool``."""
 
     config: Mapping[str, Any]
     schemes: CellSchemes
     activations: dict[str, QuantScheme] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: MutableMapping[str, Tensor] = field(default_factory=dict)
     linears: dict[str, dict[str, Any]] = field(default_factory=dict)
     online: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def add_plain(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         """Tensors kept as they are: norms and biases in float32, embeddings in bfloat16."""
-        self.tensors |= {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        self.tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
 
     def add_ends(self, ends: Mapping[str, Tensor]) -> None:
         """Embedding and lm_head in bfloat16, the final norm in float32; a lm_head that is tied to the embedding is left out."""
@@ -66,19 +68,19 @@ class CheckpointContent:
         name = site_name(layer, site)
         if online:
             self.online[name], tensors = stored(name, online)
-            self.tensors |= tensors
+            self.tensors.update(tensors)
         if rounding is not None:
             self.activations[name] = rounding.scheme
-            self.tensors |= {f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()}
+            self.tensors.update({f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()})
 
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """One linear of several layers: ``solved`` has a leading dimension as long as ``names``."""
         parts, packed = _parts(solved.quantized), _packed_bits(self.schemes.weight)
         for i, name in enumerate(names):
             self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)
-            self.tensors |= {f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
-                             for part, tensor in parts.items()}
-            self.tensors |= {f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()}
+            self.tensors.update({f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
+                                 for part, tensor in parts.items()})
+            self.tensors.update({f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()})
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), **side_entry(solved)}
 
 
@@ -95,12 +97,13 @@ def _packed_bits(scheme: QuantScheme) -> dict[str, int]:
 
 def save_quantized(content: CheckpointContent, checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any]) -> None:
     """Write tensors, then the manifest with their sha256; ``record`` (axes, versions, inputs) is kept in the manifest."""
-    write_tensors(checkpoint, content.tensors)
+    write_each(checkpoint, content.tensors, {})
     schemes = {name: scheme.to_dict() if scheme else None for name in ("weight", "key_value")
                for scheme in [getattr(content.schemes, name)]}
     activations = {name: scheme.to_dict() for name, scheme in content.activations.items()}
     write_json(manifest, {**record, "status": "ok", "format_version": FORMAT_VERSION, "config": content.config, "schemes": schemes,
-                          "activations": activations, "linears": content.linears, "online": content.online, "sha256": sha256_of(checkpoint)})
+                          "activations": activations, "rounded": list(content.schemes.linears), "linears": content.linears,
+                          "online": content.online, "sha256": sha256_of(checkpoint)})
 
 
 def save_failed(checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any], reason: str) -> None:
@@ -109,68 +112,75 @@ def save_failed(checkpoint: str | Path, manifest: str | Path, record: Mapping[st
     write_json(manifest, {**record, "status": "failed", "reason": reason, "format_version": FORMAT_VERSION})
 
 
-def load_quantized(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-                   manifest: str | Path | None = None) -> nn.Module:
-    """A transformers model that computes as the quantized one does: codes dequantized once, activations rounded on the way.
+class PackedCheckpoint:
+    """A packed checkpoint whose decoder layers are read one at a time, each into a layer of a transformers model that computes as the quantized
+    one does: codes dequantized once, activations rounded on the way.
 
     ``folder`` holds ``model.safetensors`` and ``quantgrid.json``. Raises :class:`ConfigError` for a file that is not whole or was
     altered, :class:`NumericalFailure` for the stand-in of a failed cell.
     """
-    checkpoint = Path(folder) / "model.safetensors"
-    about = read_json(manifest or Path(folder) / "quantgrid.json")
-    if about["status"] == "failed":
-        raise NumericalFailure(about["reason"])
-    if about["format_version"] != FORMAT_VERSION:
-        raise ConfigError(f"{checkpoint}: written in format {about['format_version']}, this version reads {FORMAT_VERSION}; quantize it again")
-    if sha256_of(checkpoint) != about["sha256"]:
-        raise ConfigError(f"{checkpoint}: its sha256 is not the one in its manifest; delete its folder and run again")
-    tensors = read_tensors(checkpoint)
-    model = empty_model(about["config"])
-    _insert_linears(model, about, tensors, dtype)
-    if about["schemes"]["key_value"]:
-        round_key_values(model, KeyValueScheme.from_dict(about["schemes"]["key_value"]))
-    names = {name for name, _ in model.named_parameters() if name in tensors}
-    model.load_state_dict({name: tensors[name].to(dtype) for name in names}, strict=False, assign=True)
-    model.tie_weights()
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
-        raise ConfigError(f"{checkpoint}: tensor {missing[0]} is missing ({len(missing)} in all)")
-    return model.to(device).eval()
+
+    def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+                 manifest: str | Path | None = None):
+        self.path, self.dtype, self.device = Path(folder) / "model.safetensors", dtype, device
+        self.about = read_json(manifest or Path(folder) / "quantgrid.json")
+        if self.about["status"] == "failed":
+            raise NumericalFailure(self.about["reason"])
+        if (version := self.about["format_version"]) != FORMAT_VERSION:
+            raise ConfigError(f"{self.path}: written in format {version}, this version reads {FORMAT_VERSION}; quantize it again")
+        if sha256_of(self.path) != self.about["sha256"]:
+            raise ConfigError(f"{self.path}: its sha256 is not the one in its manifest; delete its folder and run again")
+
+    def _read(self, *prefixes: str) -> dict[str, Tensor]:
+        with open_tensors(self.path) as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118 (not a mapping)
+
+    def skeleton(self) -> nn.Module:
+        """The model with its ends, keys and values rounded if they are to be; its decoder layers are empty."""
+        model = skeleton(self.about["config"], self._read(*END_ROLES.values()), self.path, self.dtype, self.device)
+        if self.about["schemes"]["key_value"]:
+            round_key_values(model, KeyValueScheme.from_dict(self.about["schemes"]["key_value"]))
+        return model
+
+    def fill(self, index: int, layer: nn.Module) -> None:
+        """Put a :class:`QuantizedLinear` in the place of every linear of the decoder layer ``index``, and what it holds besides."""
+        prefix = LAYER_PREFIX.format(layer=index)
+        tensors = self._read(prefix, site_name(index, ""))
+        for site, linears in SITES.items():
+            name = site_name(index, site)
+            site_input = SiteInput(restored(name, self.about["online"].get(name, []), tensors, self.dtype), _rounding(name, self.about, tensors),
+                                   len(linears))
+            for linear in linears:
+                layer.set_submodule(linear_module(linear), self._linear(bare_name(index, linear), linear, tensors, site_input))
+        fill(layer, prefix, tensors, self.dtype, self.device)
+        require_filled(layer, prefix, self.path)
+        layer.to(self.device)
+
+    def _linear(self, module: str, linear: str, tensors: dict[str, Tensor], site_input: SiteInput) -> QuantizedLinear:
+        rounded, weights = linear in self.about["rounded"], self.about["schemes"]["weight"]
+        weight, low_rank = _weight(module, self.about, tensors, QuantScheme.from_dict(weights) if weights and rounded else None, self.dtype)
+        bias = tensors.get(f"{module}.bias")
+        term = self.about["linears"].get(module, {}).get("low_rank")
+        fed = term["input"] if term else "quantized"
+        return QuantizedLinear(weight, None if bias is None else bias.to(self.dtype), site_input, low_rank, fed, rounded)
+
+
+def load_quantized(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+                   manifest: str | Path | None = None) -> nn.Module:
+    """The transformers model of a :class:`PackedCheckpoint`, all of it in memory."""
+    packed = PackedCheckpoint(folder, dtype, device, manifest)
+    model = packed.skeleton()
+    for index, layer in enumerate(model.model.layers):
+        packed.fill(index, layer)
+    return model.eval()
 
 
 def load_full_precision(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
-    """The unmodified model of a canonical folder, as transformers runs it."""
+    """The unmodified model of a canonical folder, as transformers runs it, all of it in memory."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True)
     return model.to(device).eval()
-
-
-def empty_model(config: Mapping[str, Any]) -> nn.Module:
-    """A transformers decoder of this config whose parameters take no memory yet; buffers are real."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = AutoConfig.for_model(**{"use_cache": False, **config})
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(settings)
-
-
-def _insert_linears(model: nn.Module, about: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Put a :class:`QuantizedLinear` in the place of every linear of the decoder layers."""
-    weights = about["schemes"]["weight"] and QuantScheme.from_dict(about["schemes"]["weight"])
-    for index in range(len(model.model.layers)):
-        for site, linears in SITES.items():
-            name = site_name(index, site)
-            site_input = SiteInput(restored(name, about["online"].get(name, []), tensors, dtype), _rounding(name, about, tensors), len(linears))
-            for linear in linears:
-                module = bare_name(index, linear)
-                weight, low_rank = _weight(module, about, tensors, weights, dtype)
-                bias = tensors.get(f"{module}.bias")
-                term = about["linears"].get(module, {}).get("low_rank")
-                fed = term["input"] if term else "quantized"
-                replacement = QuantizedLinear(weight, None if bias is None else bias.to(dtype), site_input, low_rank, fed)
-                model.set_submodule(module, replacement)
 
 
 def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rounding | None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,17 +88,22 @@ class DecoderFolder:
         with open_tensors(single) as file:
             return dict.fromkeys(file.keys(), single)
 
-    def read(self, names: dict[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Tensors by role for those of ``names`` (role -> tensor name) that the folder holds; NaN or infinity is a failure of the cell."""
+    def stored(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of the named tensors that the folder holds, as it holds them: mapped, so that they take memory from when they are looked at."""
+        held = [name for name in names if name in self.files]
         found: dict[str, Tensor] = {}
-        for path in dict.fromkeys(self.files[name] for name in names.values() if name in self.files):
+        for path in dict.fromkeys(self.files[name] for name in held):
             with open_tensors(path) as file:
-                for role, name in names.items():
-                    if self.files.get(name) == path:
-                        stored = file.get_tensor(name)
-                        if not torch.isfinite(torch.stack(stored.aminmax())).all():  # NaN is both extremes; no mask of all elements
-                            raise NumericalFailure(f"tensor {name} of the model holds NaN or infinity")
-                        found[role] = stored.to(dtype)
+                found |= {name: file.get_tensor(name) for name in held if self.files[name] == path}
+        return found
+
+    def read(self, names: Mapping[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Tensors by role for those of ``names`` (role -> tensor name) that the folder holds; NaN or infinity is a failure of the cell."""
+        stored = self.stored(names.values())
+        found = {role: stored.pop(name) for role, name in names.items() if name in stored}
+        for role, tensor in found.items():
+            require_finite(names[role], tensor)
+            found[role] = tensor.to(dtype)
         return found
 
     def layer(self, index: int) -> DecoderLayer:
@@ -113,3 +118,14 @@ class DecoderFolder:
     def ends(self) -> dict[str, Tensor]:
         """Embedding, final norm and, where it is not tied to the embedding, lm_head, in float64."""
         return self.read(END_ROLES, torch.float64)
+
+    def head(self, dtype: torch.dtype) -> Tensor:
+        """The lm_head (vocabulary, d), which may be the embedding."""
+        stored = self.stored([END_ROLES["embedding"], END_ROLES["lm_head"]])
+        return stored.get(END_ROLES["lm_head"], stored[END_ROLES["embedding"]]).to(dtype)
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise :class:`NumericalFailure` where a tensor of the model holds a NaN or an infinity."""
+    if not torch.isfinite(torch.stack(tensor.aminmax())).all():  # NaN is both extremes; no mask of all elements
+        raise NumericalFailure(f"tensor {name} of the model holds NaN or infinity")

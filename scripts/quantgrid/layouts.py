@@ -12,7 +12,8 @@ from typing import Any
 from .errors import unknown_name
 
 # Metric -> the key of `evaluate` whose names are its datasets; a metric of the weights alone has none.
-MEASURED_BY = {"perplexity": "perplexity", "negative_log_likelihood": "perplexity", "kl_divergence": "perplexity", "accuracy": "tasks"}
+MEASURED_BY = {"perplexity": "perplexity", "negative_log_likelihood": "perplexity", "kl_divergence": "perplexity", "accuracy": "tasks",
+               "stream_error": "depth"}
 _X_AXES = ("mitigation", "transform", "format")
 
 
@@ -36,7 +37,7 @@ def compare_defaults(given: Mapping[str, Any], asked: Mapping[str, list[str]]) -
 
 
 def mistakes(study: Mapping[str, Any], asked: Mapping[str, list[str]], where: str) -> Iterator[str]:
-    """Mistakes in the table, the figure and the comparisons of a study that evaluates ``asked`` (``perplexity`` and ``tasks``: names)."""
+    """Mistakes in the table, the figure and the comparisons of a study that evaluates ``asked`` (``perplexity``, ``tasks``, ``depth``: names)."""
     table, figure = study["table"], study["figure"]
     yield from _twice([*table["rows"], *table["columns"]], f"{where}.table", "rows or columns")
     yield from _twice([figure[key] for key in ("x", "hue", "facet") if key in figure], f"{where}.figure", "x, hue or facet")
@@ -46,9 +47,11 @@ def mistakes(study: Mapping[str, Any], asked: Mapping[str, list[str]], where: st
     wanted.append(("figure", figure["metric"], [figure["dataset"]] if "dataset" in figure else []))
     for part, metric, datasets in wanted:
         key = f"{where}.{part}.dataset{'s' if part == 'table' else ''}"
-        known = [*asked["perplexity"], *asked["tasks"]]
+        known = list(dict.fromkeys([*asked["perplexity"], *asked["tasks"], *asked["depth"]]))
         if unknown := [name for name in datasets if name not in known]:
             yield f"{key}: {unknown_name('dataset', unknown[0], known)}"
+        elif metric == "mean_accuracy" and len(asked["tasks"]) < 2:
+            yield f"{where}.{part}: metric 'mean_accuracy' is the mean over tasks; name two or more in evaluate.tasks"
         elif metric in MEASURED_BY:
             yield from _unmeasured(metric, datasets, asked[MEASURED_BY[metric]], f"{where}.{part}", key)
 

@@ -84,20 +84,20 @@ class SiteInput(nn.Module):
 class QuantizedLinear(nn.Module):
     """y = Ŵ x̂ + left (right x̂) + bias with x̂ the site's prepared input; ``weight`` (m, n) holds the dequantized codes.
 
-    ``branch_input`` ``unquantized`` feeds the low-rank branch with the input as it was before it was rounded.
+    ``branch_input`` ``unquantized`` feeds the low-rank branch with the input as it was before it was rounded; with ``rounded`` off, so is the weight.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, site_input: SiteInput, low_rank: tuple[Tensor, Tensor] | None = None,
-                 branch_input: str = "quantized"):
+                 branch_input: str = "quantized", rounded: bool = True):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.left, self.right = (nn.Parameter(factor, requires_grad=False) for factor in low_rank) if low_rank else (None, None)
-        self.site_input, self.branch_input = site_input, branch_input
+        self.site_input, self.branch_input, self.rounded = site_input, branch_input, rounded
 
     def forward(self, x: Tensor) -> Tensor:
         x, exact = self.site_input(x)
-        y = linear(x, self.weight, self.bias)
+        y = linear(x if self.rounded else exact, self.weight, self.bias)
         if self.left is None:
             return y
         return y.add_(linear(linear(exact if self.branch_input == "unquantized" else x, self.right), self.left))

@@ -17,7 +17,8 @@ from .architecture import END_ROLES, LINEARS, ModelShape, architecture_of, layer
 from .errors import ConfigError, unknown_name
 from .storage import read_json
 
-SOURCES = ("wheel", "local", "hub")
+SOURCES = ("wheel", "local", "builtin", "hub")
+BUILTIN = Path(__file__).resolve().parents[2] / "models"  # those that quantgrid ships
 SHAPE_KEYS = tuple(field.name for field in fields(ModelShape))
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 INDEX = "model.safetensors.index.json"
@@ -26,7 +27,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def shape_of(entry: Mapping[str, Any], where: str = "model") -> ModelShape:
-    """The shape that a model's config entry declares, a local folder by its config.json, the others by their ``shape``.
+    """The shape that a model's config entry declares, a local or builtin folder by its config.json, the others by their ``shape``.
 
     ``where`` is the config key that messages name, such as ``models.smollm2``. Raises :class:`ConfigError` (what is missing or not readable)
     or :class:`UnsupportedModel` (a mixture of experts, an unknown architecture).
@@ -34,11 +35,23 @@ def shape_of(entry: Mapping[str, Any], where: str = "model") -> ModelShape:
     source = entry.get("source")
     if source not in SOURCES:
         raise ConfigError(f"{where}.source: {unknown_name('source', source, SOURCES)}")
-    if source == "local":
-        found = check_folder(entry.get("path") or "", f"{where}.path")
+    if (folder := folder_of(entry, where)) is not None:
+        found = check_folder(folder, f"{where}.{'path' if source == 'local' else 'name'}")
         verify_shape(found, entry.get("shape") or {}, f"{where}.shape")
         return found
     return _declared_shape(entry.get("shape") or {}, f"{where}.shape")
+
+
+def folder_of(entry: Mapping[str, Any], where: str = "model") -> str | Path | None:
+    """The folder of a model that lies on this machine before the workflow runs (``local``, ``builtin``); None for the others."""
+    if entry["source"] == "local":
+        return entry.get("path") or ""
+    if entry["source"] != "builtin":
+        return None
+    known = sorted(path.name for path in BUILTIN.iterdir() if path.is_dir()) if BUILTIN.is_dir() else []
+    if entry.get("name") not in known:
+        raise ConfigError(f"{where}.name: {unknown_name('builtin model', entry.get('name'), known)}")
+    return BUILTIN / entry["name"]
 
 
 def _declared_shape(shape: Mapping[str, Any], where: str) -> ModelShape:

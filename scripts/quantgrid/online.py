@@ -94,7 +94,7 @@ def restored(site: str, listed: list[dict[str, Any]], tensors: Mapping[str, Tens
     found = []
     for number, operation in enumerate(listed):
         prefix = f"{site}.online.{number}."
-        parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        parts = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
         found.append(cast({**operation, **parts}, dtype))
     return found
 

@@ -9,7 +9,7 @@ Errors in the result are measured on the statistics of the full-precision model,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,27 +19,30 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import END_ROLES, LAYER_PREFIX, LINEARS, SITES, layer_tensors, linear_module
-from .calibration import Accumulator, layer_inputs, site_name
-from .checkpoints import CheckpointContent, empty_model
+from .calibration import Accumulator, advance, layer_inputs, site_name
+from .checkpoints import CheckpointContent
 from .corpora import load
 from .decoders import DecoderFolder, DecoderLayer
 from .key_values import KeyValues, round_key_values
 from .linear import QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
 from .online import cast
-from .quantization import Quantized, Recipe, Site, add_layer, quantize_linear, transformed
+from .quantization import Quantized, Recipe, Site, add_layer, keep_linear, quantize_linear, transformed
+from .skeletons import skeleton
 from .statistics import PairedStatistics, SiteStatistics, stack
 from .transform_costs import transform_costs
+from .transforms.composition import folded_ends
 
 
 @dataclass(frozen=True)
 class Sequential:
     """How the model runs: on ``windows`` (count, tokens) of token ids, with activations, keys and values rounded or not; ``paired``
-    lets the unquantized model run beside it."""
+    lets the unquantized model run beside it. The ``skip_first`` tokens of every window are context alone: no statistics count them."""
 
     windows: Tensor
     quantized_activations: bool = False
     paired: bool = False
+    skip_first: int = 0
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
 
@@ -67,22 +70,11 @@ class _Watched(nn.Module):
         return x
 
 
-class _Passage(nn.Module):
-    """Stands in for a decoder layer while the arguments of the layers are recorded."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.attention_type = getattr(layer, "attention_type", None)
-
-    def forward(self, hidden_states: Tensor, **_arguments: Any) -> Tensor:
-        return hidden_states
-
-
 class RunningLayer:
     """One transformed decoder layer as a module whose linears are replaced as they are quantized."""
 
-    def __init__(self, module: nn.Module, layer: DecoderLayer, roundings: Mapping[str, Rounding], how: Sequential):
-        self.module, self.how = module, how
+    def __init__(self, module: nn.Module, layer: DecoderLayer, roundings: Mapping[str, Rounding], how: Sequential, rounded: Sequence[str] = LINEARS):
+        self.module, self.how, self.rounded = module, how, rounded
         prefix = LAYER_PREFIX.format(layer=layer.index)
         names = layer_tensors(layer.shape.architecture, layer.index)
         self.tensors = {names[role].removeprefix(prefix): tensor.to(how.device, how.dtype) for role, tensor in layer.weights.items()}
@@ -97,7 +89,7 @@ class RunningLayer:
 
     def _set(self, site: str, linear: str, weight: Tensor, *term: Any) -> None:
         bias = self.tensors.get(f"{linear_module(linear)}.bias")
-        self.module.set_submodule(linear_module(linear), QuantizedLinear(weight, bias, self.inputs[site], *term))
+        self.module.set_submodule(linear_module(linear), QuantizedLinear(weight, bias, self.inputs[site], *term, rounded=linear in self.rounded))
 
     def quantized(self, site: str, linear: str, solved: Compensated) -> None:
         """Let ``linear`` compute as ``solved``, whose batch is this layer alone, does."""
@@ -123,31 +115,33 @@ class RunningLayer:
 
     def advance(self, hidden: Tensor, arguments: Mapping[str, Any]) -> None:
         """Replace the hidden states (windows, tokens, d) that enter the layer by those that leave it."""
-        for window in range(len(hidden)):
-            output = self.module(hidden[window: window + 1], **arguments)
-            hidden[window] = (output[0] if isinstance(output, tuple) else output)[0]
+        advance(self.module, hidden, arguments)
 
 
 @torch.no_grad()
-def quantize_sequentially(decoder: DecoderFolder, recipe: Recipe, how: Sequential, progress: Callable[[Iterable], Iterable] = iter) -> Quantized:
+def quantize_sequentially(decoder: DecoderFolder, recipe: Recipe, how: Sequential, progress: Callable[[Iterable], Iterable] = iter,
+                          packed: MutableMapping[str, Tensor] | None = None) -> Quantized:
     """What :func:`quantization.quantize_decoder` does, with the statistics that mitigations see taken from ``how``'s windows on the way."""
-    result = Quantized(CheckpointContent(decoder.config, recipe.schemes))
-    ends = decoder.ends()
-    recipe.transform.fold_ends(ends)
-    modules, hidden, arguments = _begin(decoder, ends, recipe, how)
+    result = Quantized(CheckpointContent(decoder.config, recipe.schemes, tensors={} if packed is None else packed))
+    modules, hidden, arguments = _begin(decoder, recipe, how)
     original_hidden = hidden.clone() if how.paired else None
-    result.content.add_ends(ends)
-    del ends
+    result.content.add_ends(folded_ends(recipe.transform, decoder, torch.bfloat16))
     for index in progress(range(decoder.shape.layers)):
         (layer,) = transformed(decoder, recipe, range(index, index + 1))
         roundings = add_layer(result, layer, recipe.schemes.activation)
         original = RunningLayer(_unrounded(deepcopy(modules[index])), layer, {}, how) if how.paired else None
-        running = RunningLayer(modules[index], layer, roundings if how.quantized_activations else {}, how)
+        running = RunningLayer(modules[index], layer, roundings if how.quantized_activations else {}, how, recipe.schemes.linears)
         for site, linears in SITES.items():
-            statistics = _statistics(running, original, site, hidden, original_hidden, arguments[index])
+            chosen = [linear for linear in linears if linear in recipe.schemes.linears]
+            for linear in linears:
+                if linear not in chosen:
+                    keep_linear(result, [layer], linear)
+            if not chosen:
+                continue
+            statistics = _statistics(running, original, site, hidden, original_hidden, arguments[index], how.skip_first)
             statistics.require_finite(f"{site_name(index, site)} behind quantized layers")
             statistics, measured = stack([statistics]), Site.of([layer], [roundings], site)
-            for linear in linears:
+            for linear in chosen:
                 running.quantized(site, linear, quantize_linear(result, recipe, [layer], linear, measured, statistics))
         running.advance(hidden, arguments[index])
         if original is not None:
@@ -157,17 +151,13 @@ def quantize_sequentially(decoder: DecoderFolder, recipe: Recipe, how: Sequentia
     return result
 
 
-def _begin(decoder: DecoderFolder, ends: Mapping[str, Tensor], recipe: Recipe, how: Sequential) -> tuple[list, Tensor, list[dict[str, Any]]]:
+def _begin(decoder: DecoderFolder, recipe: Recipe, how: Sequential) -> tuple[list, Tensor, list[dict[str, Any]]]:
     """(empty decoder layers, hidden states (windows, tokens, d) before the first, the arguments of every layer)."""
-    model = empty_model(decoder.config).eval()
+    ends = {END_ROLES[role]: tensor for role, tensor in folded_ends(recipe.transform, decoder, how.dtype).items() if role != "lm_head"}
+    model = skeleton({**decoder.config, "tie_word_embeddings": True}, ends, decoder.folder, how.dtype, how.device)  # nobody asks for logits
     if how.quantized_activations and recipe.schemes.key_value:
         round_key_values(model, recipe.schemes.key_value)
-    modules = list(model.model.layers)
-    model.model.layers = nn.ModuleList(_Passage(module) for module in modules)
-    real = {END_ROLES[role]: ends[role].to(how.dtype) for role in ("embedding", "final_norm")}
-    model.load_state_dict(real, strict=False, assign=True)
-    model.model.to(how.device)
-    return modules, *layer_inputs(model, how.windows.to(how.device))
+    return list(model.model.layers), *layer_inputs(model, how.windows.to(how.device))
 
 
 def _unrounded(module: nn.Module) -> nn.Module:
@@ -179,14 +169,14 @@ def _unrounded(module: nn.Module) -> nn.Module:
 
 
 def _statistics(running: RunningLayer, original: RunningLayer | None, site: str, hidden: Tensor, original_hidden: Tensor | None,
-                arguments: Mapping[str, Any]) -> SiteStatistics:
-    """Statistics of the inputs of ``site`` over all windows; without a token sample but for the largest tokens."""
+                arguments: Mapping[str, Any], skip_first: int) -> SiteStatistics:
+    """Statistics of the inputs of ``site`` over all windows but their ``skip_first`` tokens; without a token sample but for the largest tokens."""
     accumulator, cross = Accumulator(torch.empty(0, dtype=torch.int64)), None
     for window in range(len(hidden)):
-        x = running.input_of(site, hidden[window: window + 1], arguments)
+        x = running.input_of(site, hidden[window: window + 1], arguments)[skip_first:]
         accumulator.add(x)
         if original is not None:
-            wanted = original.input_of(site, original_hidden[window: window + 1], arguments)
+            wanted = original.input_of(site, original_hidden[window: window + 1], arguments)[skip_first:]
             part = ((wanted.float() - x.float()).mT @ x.float()).double()
             cross = part if cross is None else cross.add_(part)
     found = accumulator.result()

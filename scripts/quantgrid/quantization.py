@@ -7,7 +7,7 @@ all a mitigation needs are the transformed weight and the transformed statistics
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .activations import choose
+from .allocator import LARGE, layer_bytes
 from .architecture import LINEARS, SITE_OF, SITES, layer_tensors
 from .calibration import site_name
 from .cell_schemes import CellSchemes
@@ -25,9 +26,9 @@ from .mitigations.compensated import Compensated
 from .quantizer import QuantScheme
 from .statistics import SiteStatistics
 from .transform_costs import transform_costs
-from .transforms.composition import Transform, layer_state
+from .transforms.composition import Transform, folded_ends, layer_state
 
-BUDGET = 1 << 29  # bytes of weights and second moments (float64) held at a time
+BUDGET = LARGE  # bytes of weights and second moments (float64) held at a time
 Mitigation = Callable[[Tensor, SiteStatistics, QuantScheme], Compensated]
 
 
@@ -55,16 +56,17 @@ class Quantized:
 
 def chunks(decoder: DecoderFolder) -> list[range]:
     """Layer indices in groups whose weights and second moments stay within ``BUDGET``."""
-    shape = decoder.shape
-    weights = sum(math.prod(shape.linear_size(linear)) for linear in LINEARS)
-    moments = sum(shape.site_size(site) ** 2 for site in SITES)
-    size = max(1, BUDGET // (8 * (weights + moments)))
-    return [range(start, min(start + size, shape.layers)) for start in range(0, shape.layers, size)]
+    layers, size = decoder.shape.layers, max(1, BUDGET // layer_bytes(decoder.shape))
+    return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
 
 
-def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[[Iterable], Iterable] = iter) -> Quantized:
-    """Quantize every linear of ``decoder``; embedding, lm_head, norms and biases stay in 16 or 32 bits."""
-    result = Quantized(CheckpointContent(decoder.config, recipe.schemes))
+def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[[Iterable], Iterable] = iter,
+                     packed: MutableMapping[str, Tensor] | None = None) -> Quantized:
+    """Quantize every linear of ``decoder``; embedding, lm_head, norms and biases stay in 16 or 32 bits.
+
+    ``packed`` takes what the checkpoint will hold as it arises: a ``tensor_files.TensorSpool``, so that memory holds none of it; by default a dict.
+    """
+    result = Quantized(CheckpointContent(decoder.config, recipe.schemes, tensors={} if packed is None else packed))
     groups = chunks(decoder)
     work = [(group, linear) for group in groups for linear in LINEARS]
     layers: list[DecoderLayer] = []
@@ -72,17 +74,18 @@ def quantize_decoder(decoder: DecoderFolder, recipe: Recipe, progress: Callable[
     site: Site | None = None
     for group, linear in progress(work):
         if linear == LINEARS[0]:
+            layers, site = [], None  # let go of before the next ones are read
             layers = list(transformed(decoder, recipe, group))
             roundings = [add_layer(result, layer, recipe.schemes.activation) for layer in layers]
-        if recipe.schemes.weight is None:
-            _keep_linear(result, layers, linear)
-            continue
         if linear == SITES[SITE_OF[linear]][0]:
-            site = Site.of(layers, roundings, SITE_OF[linear])
+            site = None
+        if recipe.schemes.weight is None or linear not in recipe.schemes.linears:
+            keep_linear(result, layers, linear)
+            continue
+        site = site or Site.of(layers, roundings, SITE_OF[linear])
         quantize_linear(result, recipe, layers, linear, site)
-    ends = decoder.ends()
-    recipe.transform.fold_ends(ends)
-    result.content.add_ends(ends)
+    layers, site = [], None
+    result.content.add_ends(folded_ends(recipe.transform, decoder, torch.bfloat16))
     result.costs = transform_costs(result.content, decoder)
     return result
 
@@ -115,7 +118,7 @@ def _stacked(layers: list[DecoderLayer], linear: str) -> tuple[Tensor, list[str]
     return weight, [bare_name(layer.index, linear) for layer in layers], [f"{layer.index}.{linear}" for layer in layers]
 
 
-def _keep_linear(result: Quantized, layers: list[DecoderLayer], linear: str) -> None:
+def keep_linear(result: Quantized, layers: list[DecoderLayer], linear: str) -> None:
     """One linear left in bfloat16, with the error of that."""
     weight, names, keys = _stacked(layers, linear)
     result.content.add_plain({f"{name}.weight": w for name, w in zip(names, weight)}, torch.bfloat16)

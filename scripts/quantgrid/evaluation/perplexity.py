@@ -1,4 +1,4 @@
-"""Perplexity and divergence from full precision, window by window, from one forward pass.
+"""Perplexity and divergence from full precision, window by window, from one forward pass, layer by layer.
 
 Protocol: non-overlapping windows of a fixed length, every token but the first of a window predicted from those before it in that
 window, natural logarithms, mean over tokens. KL(p || q) compares the next-token distributions of the unmodified model (p) and of
@@ -14,17 +14,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, linear, log_softmax
 
+from ..calibration import advance, layer_inputs
 from ..errors import NumericalFailure
 
 CHUNK = 256
 
 
 @torch.no_grad()
+def final_states(model: nn.Module, windows: Tensor, batch_size: int, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
+    """Hidden states after the final norm (windows, window, d), in the dtype and on the device of ``model``.
+
+    All windows move through one decoder layer before the next one is asked for; ``batch_size`` of them at a time, so that the arithmetic is that
+    of the whole model. ``progress`` wraps the iteration over layers.
+    """
+    hidden, arguments = layer_inputs(model, windows.to(next(model.parameters()).device))
+    for index, layer in zip(progress(range(len(arguments))), model.model.layers):
+        advance(layer, hidden, arguments[index], batch_size)
+    for rows in hidden.split(batch_size):
+        rows.copy_(model.model.norm(rows))
+    return hidden
+
+
 def final_hidden(model: nn.Module, windows: Tensor, batch_size: int, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
-    """Hidden states after the final norm (windows, window, d), in the model's dtype, on the CPU."""
-    device = next(model.parameters()).device
-    batches = [model.model(batch.to(device), use_cache=False).last_hidden_state.cpu() for batch in progress(windows.split(batch_size))]
-    return torch.cat(batches)
+    """:func:`final_states` on the CPU: what divergences of other models are measured from."""
+    return final_states(model, windows, batch_size, progress).cpu()
 
 
 def window_losses(hidden: Tensor, head: Tensor, tokens: Tensor, reference: tuple[Tensor, Tensor] | None = None) -> tuple[float, float | None]:
@@ -52,16 +65,14 @@ def evaluate(model: nn.Module, windows: Tensor, reference: Tensor, reference_hea
     ``reference`` (count, window, d) are the final hidden states of the unmodified model, ``reference_head`` its lm_head. Raises
     :class:`NumericalFailure` where the model's output is not finite.
     """
-    device, head = next(model.parameters()).device, model.lm_head.weight
-    reference_head = reference_head.to(device, head.dtype)
+    hidden, head = final_states(model, windows, batch_size, progress), model.lm_head.weight
+    reference_head = reference_head.to(hidden.device, head.dtype)
     found: dict[str, list[float]] = {"negative_log_likelihood": [], "kl_divergence": []}
-    for number, batch in enumerate(progress(windows.split(batch_size))):
-        hidden = model.model(batch.to(device), use_cache=False).last_hidden_state
-        for offset, tokens in enumerate(batch.to(device)):
-            wanted = reference[number * batch_size + offset].to(device, head.dtype)
-            loss, divergence = window_losses(hidden[offset], head, tokens, (wanted, reference_head))
-            if not (loss < float("inf") and divergence < float("inf")):
-                raise NumericalFailure(f"perplexity: window {number * batch_size + offset} has a loss that is NaN or infinite")
-            found["negative_log_likelihood"].append(loss)
-            found["kl_divergence"].append(divergence)
+    for number, tokens in enumerate(windows.to(hidden.device)):
+        wanted = reference[number].to(hidden.device, head.dtype)
+        loss, divergence = window_losses(hidden[number], head, tokens, (wanted, reference_head))
+        if not (loss < float("inf") and divergence < float("inf")):
+            raise NumericalFailure(f"perplexity: window {number} has a loss that is NaN or infinite")
+        found["negative_log_likelihood"].append(loss)
+        found["kl_divergence"].append(divergence)
     return found
