@@ -72,7 +72,7 @@ def test_keys_and_values_take_the_activation_scheme_of_a_preset_whatever_the_gra
     ({"weight": {"scale_format": "e4m3", "global_scale": "static"}}, r"formats\.f\.weight: global_scale 'static' comes from calibration"),
     ({"activation": {"element": ["int4", "int9"]}}, r"formats\.f\.activation: unknown element 'int9'"),
     ({"key_value": {"preset": "w4a16"}}, r"formats\.f\.key_value: preset 'w4a16' has no scheme for activations.*: fp4"),
-    ({"key_value": {"preset": "int5"}}, r"formats\.f\.key_value: preset 'int5'"),
+    ({"key_value": {"preset": "int9"}}, r"formats\.f\.key_value: preset 'int9'"),
     ({"key_value": {"granularity": "tensor"}}, r"formats\.f\.key_value: keys and values are rounded token by token"),
     ({"key_value": {"preset": "nvfp4", "global_scale": "static"}}, "token by token"),
     ({"key_value": {"preset": "nvfp4", "global_scale": "tensor"}}, "token by token"),
@@ -87,8 +87,8 @@ def smoke(formats: dict, **study) -> dict:
     import yaml
 
     content = yaml.safe_load((Path(ROOT) / "config" / "smoke.yaml").read_text())
-    content["models"]["tiny-llama"]["path"] = str(ROOT / "tests" / "data" / "tiny-llama")
-    study = {"models": ["tiny-llama"], "transforms": ["none"], "mitigations": ["rtn"], "granularities": ["native"], "formats": list(formats), **study}
+    study = {"models": ["reference-1m-planted"], "transforms": ["none"], "mitigations": ["rtn"], "granularities": ["native"],
+             "formats": list(formats), **study}
     return {**content, "formats": formats, "studies": {"study": study}, "report": {}}
 
 
@@ -96,13 +96,14 @@ def test_a_config_resolves_by_head_with_the_head_size_of_its_model():
     config = configs.check(smoke({"heads": {"preset": "int4", "activation": {"by_head": True}}}))
     (cell,) = [cell for cell in grid.expand_studies(config) if cell.quantized]
     found = grid.resolved_schemes(config, cell)["activation"]
-    assert found["output_input"][0]["group_size"] == 16 and found["attention_input"][0]["group_size"] is None
-    assert not any(grid.resolved_schemes(config, grid.baseline("tiny-llama")).values())
+    assert found["output_input"][0]["group_size"] == 32 and found["attention_input"][0]["group_size"] is None
+    assert not any(grid.resolved_schemes(config, grid.baseline("reference-1m-planted")).values())
 
 
 @pytest.mark.parametrize("entry, message", [
-    ({"preset": "int4", "activation": {"group_size": 40}}, r"group size 40 of formats\.f\.activation does not divide the 96 inputs of site"),
-    ({"preset": "int4", "key_value": {"group_size": 12}}, r"formats\.f\.key_value on model 'tiny-llama': group size 12 does not divide the 16"),
+    ({"preset": "int4", "activation": {"group_size": 40}}, r"group size 40 of formats\.f\.activation does not divide the 128 inputs of site"),
+    ({"preset": "int4", "key_value": {"group_size": 12}},
+     r"formats\.f\.key_value on model 'reference-1m-planted': group size 12 does not divide the 32"),
     ({"preset": "mxfp4", "activation": {"by_head": True}}, "blocks of 32 by definition, so by_head contradicts it"),
     ({"preset": "mxfp4", "activation": {"group_size": 16}}, r"formats\.f\.activation: preset 'mxfp4' has blocks of 32"),
     ({"preset": "w4a16", "activation": {"by_head": True}}, r"formats\.f\.activation: preset 'w4a16' leaves activations in full precision"),

@@ -102,7 +102,7 @@ def test_random_singular_vectors_are_as_good_as_exact_ones(name, shape):
     matrix = noise if spectrum is None else u @ torch.diag(spectrum.double()) @ v
     vectors, blocks = krylov_directions(matrix, 6)
     wanted = torch.linalg.svdvals(matrix)
-    assert vectors is not None and 2 <= blocks <= singular.LARGEST_BLOCKS
+    assert vectors is not None and 1 <= blocks <= singular.LARGEST_BLOCKS
     assert torch.allclose(vectors.T @ vectors, torch.eye(6, dtype=torch.float64), atol=1e-8)
     kept = torch.linalg.svdvals(vectors.T @ matrix)
     assert abs(kept[-1] - wanted[5]) <= singular.ACCURACY * wanted[0]

@@ -1,10 +1,12 @@
 """How the range of a block is found: the search against brute force, percentiles and clip ratios by hand."""
 
+import math
+
 import pytest
 import torch
 
 from quantgrid.quantizer import activation_scheme, fake_quantize, find_parameters, scheme
-from quantgrid.ranges import shrink_factors
+from quantgrid.ranges import block_ranges, shrink_factors
 from test_quantizer import heavy_tailed
 
 
@@ -43,3 +45,21 @@ def test_clip_ratio_scales_both_ends():
     x = torch.tensor([[-2.0, 4.0]])
     assert find_parameters(x, activation_scheme("int4", clip_ratio=0.5)).scale.item() == pytest.approx(3 / 15)
     assert find_parameters(x, scheme("int4", clip_ratio=0.5)).scale.item() == pytest.approx(2 / 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 15, 16, 24, 31, 32, 33, 48, 64])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_ranges_are_the_plain_extremes_bit_for_bit(symmetric, size, dtype):
+    """Whatever way is the fastest for a block's size: signed zeros, subnormals, infinities and NaN, and rows that do not lie next to each other."""
+    used, blocks = scheme("int4" if symmetric else "int4_asym", group_size=size), heavy_tailed(12, 5 * size).to(dtype).unflatten(-1, (5, size))
+    for row, value in enumerate((0.0, -0.0, torch.finfo(dtype).tiny / 4, -math.inf, math.inf, math.nan)):
+        blocks[row, 2] = value
+        blocks[row, 4, -1] = value
+    plain = blocks.float() if dtype != torch.float64 else blocks
+    for values, exact in ((blocks, plain), (blocks[::2], plain[::2]), (blocks.transpose(0, 1), plain.transpose(0, 1))):
+        low, high = block_ranges(values, used)
+        wanted = (None, exact.abs().amax(-1)) if symmetric else (exact.amin(-1).clamp(max=0), exact.amax(-1).clamp(min=0))
+        assert torch.equal(high.view(torch.int32)[~high.isnan()], (wanted[1].float().abs()).view(torch.int32)[~high.isnan()])
+        assert torch.equal(high.isnan(), exact.isnan().any(-1))
+        assert (low is None) == symmetric and (symmetric or torch.equal(low[~low.isnan()], wanted[0].float()[~low.isnan()]))

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .architecture import SITES
+from .architecture import LINEARS, SITES
 from .errors import ConfigError
 from .schemes import PRESETS, QuantScheme, activation_scheme, scheme
 
@@ -36,18 +36,22 @@ def cell_schemes(entry: Mapping[str, Any], granularity: str, where: str, head_di
 
     ``weight``: the scheme as a dict, or None; ``activation``: site -> the candidate schemes of its input, one unless the entry lists
     several elements, no site where activations stay in full precision; ``key_value``: ``{scheme, rotate_keys}`` or None. ``weight`` and
-    ``activation`` override fields of the preset's schemes, null leaves the tensor in full precision. Without a ``head_dim``, when no
+    ``activation`` override fields of the preset's schemes, null leaves the tensor in full precision. An entry's ``linears`` (of q, k, v, o,
+    gate, up, down; there where they are not all) are the only ones whose weight and input are rounded. Without a ``head_dim``, when no
     model is at hand yet, ``by_head`` groups nothing. Raises :class:`ConfigError` with the key below ``where``.
     """
-    block = PRESETS[entry["preset"]]["block"]
+    preset = PRESETS[entry["preset"]]
     kind, group_size = parse_granularity(granularity, where)
-    own = {} if block else {"granularity": kind, **({"group_size": group_size} if group_size else {})}
-    weight, activation, key_value = entry.get("weight", {}), entry.get("activation", {}), entry.get("key_value")
+    own = {} if preset["block"] else {"granularity": kind, **({"group_size": group_size} if group_size else {})}
+    weight, activation, key_value = entry.get("weight", {} if preset["weight"] else None), entry.get("activation", {}), entry.get("key_value")
     found: dict[str, Any] = {"weight": None, "activation": {}, "key_value": None}
     if weight is not None:
         found["weight"] = _located(f"{where}.weight", lambda: _weight(entry["preset"], _at(own, weight)))
     if activation is not None:
         found["activation"] = _located(f"{where}.activation", lambda: _activation(entry["preset"], _at(own, activation), head_dim))
+    chosen = [linear for linear in LINEARS if linear in entry.get("linears", LINEARS)]
+    if len(chosen) < len(LINEARS):
+        found |= {"linears": chosen, "activation": {site: schemes for site, schemes in found["activation"].items() if {*SITES[site]} & {*chosen}}}
     if key_value is not None:
         found["key_value"] = _located(f"{where}.key_value", lambda: _key_value({"preset": entry["preset"], **key_value}))
     return found

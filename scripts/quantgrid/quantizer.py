@@ -121,38 +121,30 @@ def quantize(x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters 
 def fake_quantize(x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters | None = None, check: bool = True) -> Tensor:
     """The values of ``quantize(x, scheme, parameters).dequantize()``, bit for bit, without making codes.
 
-    Rows are worked on in chunks that stay in the cache, from their range to their values where rows do not depend on one another.
+    Rows are worked on in chunks that stay in the cache: first their ranges, then, with the parameters of all rows at hand, their values.
     ``check`` False skips the search of ``x`` for NaN and infinity under given ``parameters``; there such values give values without
     meaning. Raises as ``quantize`` does.
     """
     _check_dtype(x)
-    if parameters is not None and check:
-        _check_finite(x)
-    elif parameters is None and not scheme.rows_are_independent:
+    if parameters is None:
         parameters = find_parameters(x, scheme)
+    elif check:
+        _check_finite(x)
     scheme.scale_shape(x.shape)  # refuses a group size that does not divide, also of an empty tensor
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return result
     values = x.detach().reshape(-1, 1, x.shape[-1])
-    parts = None if parameters is None else _by_rows(x, parameters, scheme)[1]
+    parts = _by_rows(x, parameters, scheme)[1]
     slices = list(row_slices(values))
     work = torch.empty(values[slices[0]].shape, dtype=compute_dtype(x.dtype), device=x.device)
     for rows in slices:
         block = values[rows]
         block = work[: len(block)].copy_(block).squeeze(1)
-        step, zero_point, codebook = _by_rows(block, _found(block, scheme, x), scheme)[1] if parts is None else _rows_of(parts, rows)
+        step, zero_point, codebook = _rows_of(parts, rows)
         rounded = round_values_(block.view(len(block), step.shape[1], -1), step, zero_point, scheme, codebook)
         result.view(values.shape)[rows] = rounded.view(len(block), 1, -1)
     return result
-
-
-def _found(rows: Tensor, scheme: QuantScheme, whole: Tensor) -> QuantizationParameters:
-    """``find_parameters`` of some rows of ``whole``, whose bad values a failure counts."""
-    try:
-        return find_parameters(rows, scheme)
-    except NumericalFailure:
-        raise NumericalFailure(_not_finite(whole)) from None
 
 
 def step_size(parameters: QuantizationParameters, scheme: QuantScheme, shape: tuple[int, ...]) -> Tensor:

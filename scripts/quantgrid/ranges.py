@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool1d
 
 from .rounding import compute_dtype, round_values_
 from .scales import QuantizationParameters, block_span, effective_step, range_parameters
@@ -19,7 +20,7 @@ from .schemes import QuantScheme
 # Elements worked on at a time, per thread: few enough for the last-level cache, enough to hide the cost of some 60 calls.
 _CACHED_ELEMENTS = 262144
 _DEVICE_ELEMENTS = 1 << 26
-# Up to this width, comparing the halves of a block elementwise is faster than a reduction.
+# Up to this width, comparing the halves of a block elementwise is faster than a reduction, and pooling faster than either.
 _SHORT_BLOCK = 32
 
 
@@ -39,7 +40,8 @@ def block_ranges(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Te
 
     Symmetric schemes get low None and the largest magnitude; asymmetric ranges always contain 0. NaN and infinity show in the result.
     """
-    ends = [_percentiles(values[rows], scheme) if scheme.range == "percentile" else _extremes(values[rows], scheme) for rows in row_slices(values)]
+    find, wide = _percentiles if scheme.range == "percentile" else _extremes, compute_dtype(values.dtype)
+    ends = [find(values[rows].to(wide), scheme) for rows in row_slices(values)]  # 16-bit reductions take longer than the copy and the wide ones
     low, high = (None if end[0] is None else torch.cat(end).float() for end in zip(*ends))
     high = high.clamp_(min=0).abs_().mul_(scheme.clip_ratio)  # the clamp may leave -0, and with it negative zeros as scales
     return None if low is None else low.clamp_(max=0).mul_(scheme.clip_ratio), high
@@ -101,13 +103,19 @@ def _extremes(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tenso
     if values.shape[-1] == 0:
         zeros = values.new_zeros(values.shape[:-1])
         return None if scheme.symmetric else zeros, zeros.clone()
-    if scheme.symmetric and values.shape[-1] > _SHORT_BLOCK:
-        return None, torch.maximum(-values.amin(-1), values.amax(-1))
-    low, high = (None, values.abs()) if scheme.symmetric else (values, values)
+    if scheme.symmetric:
+        return None, _largest_magnitude(values)
+    low = high = values
     while 2 < high.shape[-1] <= _SHORT_BLOCK and high.shape[-1] % 2 == 0:
-        low = None if low is None else torch.minimum(*low.chunk(2, dim=-1))
-        high = torch.maximum(*high.chunk(2, dim=-1))
-    return None if low is None else low.amin(-1), high.amax(-1)
+        low, high = torch.minimum(*low.chunk(2, dim=-1)), torch.maximum(*high.chunk(2, dim=-1))
+    return low.amin(-1), high.amax(-1)
+
+
+def _largest_magnitude(values: Tensor) -> Tensor:
+    """(rows, groups) of ``values`` (rows, groups, size), none of them empty."""
+    if values.shape[-1] > _SHORT_BLOCK or values.device.type != "cpu":
+        return torch.maximum(-values.amin(-1), values.amax(-1))
+    return max_pool1d(values.abs().flatten(1), values.shape[-1])
 
 
 def _percentiles(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:

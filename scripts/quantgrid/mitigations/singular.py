@@ -17,6 +17,7 @@ OVERSAMPLING = 2  # columns of the random block, times the rank
 LARGEST_BLOCKS = 16  # powers after which the random way is given up
 ACCURACY = 1e-3  # of the singular value number rank, relative
 NOTHING = 1e-6  # of the largest singular value: what is below needs no accuracy
+ROUNDING = 1e-13  # of the length of a column in float64: what is below is not told from rounding errors
 
 
 def leading_directions(matrix: Tensor, rank: int, record: dict[str, str] | None = None) -> Tensor:
@@ -52,21 +53,29 @@ def krylov_directions(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor 
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(matrix.shape[1], OVERSAMPLING * rank, generator=generator, dtype=matrix.dtype).to(matrix.device)
-    block = torch.linalg.qr(matrix @ start).Q
+    block = _added(matrix.new_empty(len(matrix), 0), matrix @ start)
     basis, images = block, matrix.mT @ block
     gram, last, settled = images.mT @ images, 0.0, 0
     for blocks in range(1, LARGEST_BLOCKS + 1):
+        if basis.shape[1] < rank:  # all that the matrix reaches: any directions complete it, their singular values are 0
+            return torch.cat([basis, _added(basis, torch.randn(len(matrix), rank - basis.shape[1], generator=generator, dtype=matrix.dtype)
+                                            .to(matrix.device))], 1), blocks
         values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
         value, largest = values[-rank].item(), values[-1].item()
         settled = settled + 1 if value - last <= 0.1 * ACCURACY * max(value, NOTHING * largest) else 0
-        if settled == 2:
+        block = _added(basis, matrix @ images[:, -block.shape[1]:])
+        if settled == 2 or block.shape[1] == 0:
             return basis @ torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(-1), blocks
-        last = value
-        block = matrix @ images[:, -block.shape[1]:]
-        for _ in range(2):  # once leaves, of a block that lay almost within the basis, little but rounding errors
-            block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
-        image = matrix.mT @ block
+        last, image = value, matrix.mT @ block
         beside = images.mT @ image
         gram = torch.cat([torch.cat([gram, beside], 1), torch.cat([beside.mT, image.mT @ image], 1)])
         basis, images = torch.cat([basis, block], 1), torch.cat([images, image], 1)
     return None, LARGEST_BLOCKS
+
+
+def _added(basis: Tensor, block: Tensor) -> Tensor:
+    """Orthonormal columns (m, k') of what ``block`` (m, k) adds to the orthonormal ``basis`` (m, b), less what is but rounding errors."""
+    least = ROUNDING * torch.linalg.vector_norm(block, dim=0).max()
+    block, factor = torch.linalg.qr(block - basis @ (basis.mT @ block))
+    block = block[:, factor.diagonal().abs() > least]
+    return torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
