@@ -16,10 +16,11 @@ import pytest
 
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
+from quantgrid.evaluation.protocols import of_perplexity, of_task
 from quantgrid.grid import Cell, baseline
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import digest
-from quantgrid.reporting import collection
+from quantgrid.reporting import collection, figures, page, tables
 from quantgrid.reporting.records import BEST, NUMBERS, TEXTS, tidy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,16 +40,19 @@ def mean_error(values: np.ndarray) -> float:
 def perplexity(cell: Cell, **protocol: Any) -> dict[str, Any]:
     """The JSON of evaluate_perplexity."""
     windows = {"negative_log_likelihood": LOSSES[cell].tolist(), "kl_divergence": DIVERGENCES[cell].tolist()}
-    made = {"window": 64, "windows": 12, "text_sha256": "ab", "axes": {"key": cell.path}, "inputs": {}, "versions": {"python": "3"}, **protocol}
-    return {"status": "ok", "axes": cell.axes, "perplexity": 0.0, "stderr": 0.0, "windows": windows, "protocol": made}
+    corpus = {"corpus": "docs", "text_sha256": "ab", "join": "\n\n", "window": 64, "stride": 64, "windows": 12, "selection": "sequential",
+              "tokens": 800, "tokenizer_sha256": "ef", "seed": 3, "axes": {"key": cell.path}, "versions": {"python": "3"}, **protocol}
+    return {"status": "ok", "axes": cell.axes, "perplexity": 0.0, "stderr": 0.0, "windows": windows, "corpus": corpus,
+            "model": {"weights_sha256": {"model.safetensors": f"weights of {cell.model}"}},
+            "protocol": of_perplexity(corpus, protocol.get("dtype", "float32"))}
 
 
 def tasks(cell: Cell, **changes: Any) -> dict[str, Any]:
     """The JSON of evaluate_tasks, of one task."""
     outcomes = OUTCOMES[cell]
     result = {"metric": "acc", "value": float(np.mean(outcomes)), "stderr": float(mean_error(np.array(outcomes))), "count": 8, "outcomes": outcomes,
-              "version": "1", "shots": 0, "documents_sha256": "cd", "lm_eval": "0.4"}
-    return {"status": "ok", "axes": cell.axes, "tasks": {"cloze": {**result, **changes}}}
+              "version": "1", "shots": 0, "documents_sha256": "cd", "lm_eval": "0.4", "task": "cloze", "source": "builtin", **changes}
+    return {"status": "ok", "axes": cell.axes, "tasks": {"cloze": {**result, "protocol": of_task(result, 4, None, "float32")}}}
 
 
 def error(cell: Cell) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def test_accuracy_and_errors_of_layers_are_taken_as_they_stand(frame):
 
 
 def test_a_single_window_has_no_standard_error():
-    content = {"status": "ok", "windows": {"negative_log_likelihood": [3.0], "kl_divergence": [0.1]}, "protocol": {}}
+    content = {**perplexity(FULL), "windows": {"negative_log_likelihood": [3.0], "kl_divergence": [0.1]}}
     found = row(collection.records({FULL: {"perplexity.docs": content}}), FULL, "perplexity")
     assert found.value == pytest.approx(math.exp(3)) and pd.isna(found.stderr) and pd.isna(found.difference_stderr) and found.difference == 0
 
@@ -194,6 +198,94 @@ def test_each_model_is_compared_with_its_own_baseline():
 def test_without_a_measured_baseline_there_is_no_difference(reference):
     frame = collection.records({FULL: reference, **evaluations(RTN)})
     assert row(frame, RTN, "perplexity").value > 0 and frame[frame.cell == collection.cell_key(RTN)].difference.isna().all()
+
+
+# -- protocols ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_an_evaluation_carries_its_protocol(frame):
+    for record in frame[frame.metric.isin(["perplexity", "kl_divergence", "negative_log_likelihood"])].itertuples():
+        content = json.loads(record.protocol)
+        assert content["corpus"] == "docs" and content["text_sha256"] == "ab" and content["join"] == "\n\n" and content["dtype"] == "float32"
+        assert (content["window"], content["stride"], content["normalization"], content["bos"]) == (64, 64, "token", False)
+    content = json.loads(row(frame, RTN, "accuracy").protocol)
+    assert {"task", "version", "metric", "shots", "lm_eval", "batch_size", "dtype"} <= set(content)
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"window": 32}, "window 64 / 32"), ({"join": "\n"}, "join"), ({"text_sha256": "xy"}, "text_sha256 'ab' / 'xy'"),
+    ({"add_bos": True, "bos_token_id": 1}, "bos False / True"), ({"dtype": "bfloat16"}, "dtype 'float32' / 'bfloat16'")])
+def test_cells_measured_in_two_ways_are_never_compared(changes, named):
+    found = evaluations(FULL, RTN)
+    found[RTN]["perplexity.docs"] = perplexity(RTN, **changes)
+    with pytest.raises(ConfigError, match="not measured alike") as caught:
+        collection.records(found)
+    assert named in str(caught.value)
+
+
+def test_tasks_run_in_two_ways_are_never_compared():
+    found = evaluations(FULL, RTN)
+    found[RTN]["tasks"] = tasks(RTN, shots=5)
+    with pytest.raises(ConfigError, match=r"tasks on 'cloze' was not measured alike in cells .*: shots 0 / 5"):
+        collection.records(found)
+
+
+def test_models_may_differ_in_what_follows_from_their_tokenizers():
+    other = Cell("n", *list(RTN.axes.values())[1:])
+    changed = {"tokenizer_sha256": "gh", "tokens": 900}
+    found = {**evaluations(FULL, RTN), other: {"perplexity.docs": {**perplexity(RTN, **changed), "axes": other.axes}}}
+    assert len(collection.records(found).protocol[lambda texts: texts.notna()].unique()) == 3
+    found[other] = {"perplexity.docs": perplexity(RTN, **changed, window=32)}
+    with pytest.raises(ConfigError, match="window 64 / 32"):
+        collection.records(found)
+
+
+def test_a_table_of_records_that_differ_names_the_difference(tmp_path):
+    one, two = evaluations(FULL, RTN), evaluations(FULL, GPTQ)
+    for cell in two:
+        two[cell]["perplexity.docs"] = perplexity(cell, window=32)
+    both = pd.concat(saved(tmp_path, one, two)).drop_duplicates(["cell", "metric", "dataset"])
+    layout = {"study": "s", "table": {"rows": ["mitigation"], "columns": [], "metrics": ["perplexity"]},
+              "figure": {"kind": "dots", "x": "mitigation", "metric": "perplexity"}}
+    for draw in (tables.build, figures.points):
+        with pytest.raises(ConfigError, match="cannot stand in one table: window 64 / 32"):
+            draw(both, layout)
+    with pytest.raises(ConfigError, match="window 64 / 32"):  # one cell measured twice
+        tidy(pd.concat(saved(tmp_path, one, two)))
+
+
+def test_the_mean_over_tasks_counts_every_task_alike():
+    found = evaluations(FULL, RTN)
+    for cell in found:
+        found[cell]["tasks"]["tasks"]["other"] = {**tasks(cell)["tasks"]["cloze"], "value": 0.25, "stderr": 0.1}
+    frame = collection.records(found)
+    mean = row(frame, RTN, "mean_accuracy")
+    first = tasks(RTN)["tasks"]["cloze"]
+    assert mean.value == pytest.approx((first["value"] + 0.25) / 2) and mean.stderr == pytest.approx(math.hypot(first["stderr"], 0.1) / 2)
+    assert mean.difference == pytest.approx(np.mean(np.subtract(OUTCOMES[RTN], OUTCOMES[FULL])))  # the two tasks have the same outcomes here
+    assert set(json.loads(mean.protocol)["tasks"]) == {"cloze", "other"}
+
+
+def test_means_over_tasks_are_paired_with_the_best_task_by_task():
+    found = evaluations(FULL, RTN, GPTQ)
+    for cell in found:
+        found[cell]["tasks"]["tasks"]["other"] = tasks(cell)["tasks"]["cloze"]
+    frame = collection.records(found)
+    means = {cell: row(frame, cell, "mean_accuracy") for cell in (RTN, GPTQ)}
+    best = max(means, key=lambda cell: means[cell].value)
+    (other,) = {RTN, GPTQ} - {best}
+    gap = np.subtract(OUTCOMES[other], OUTCOMES[best])
+    assert means[best].best_difference == 0 and means[other].best_difference == pytest.approx(gap.mean())
+    assert means[other].best_difference_stderr == pytest.approx(gap.std(ddof=1) / len(gap) ** 0.5 / 2**0.5)  # two tasks that share no samples
+
+
+def test_the_report_says_how_it_was_measured_and_of_what():
+    other = baseline("n")
+    found = {**evaluations(FULL, RTN), other: {"perplexity.docs": perplexity(FULL, tokenizer_sha256="gh")}}
+    said, sums = page.protocol([found]), page.hashes([found])
+    assert set(said) == {"docs, m", "docs, n", "cloze"} and "stride 64" in said["docs, m"] and "tokenizer_sha256 gh" in said["docs, n"]
+    assert "shots 0" in said["cloze"] and "batch_size 4" in said["cloze"]
+    assert sums == {"model m": "weights of m", "model n": "weights of m", "corpus docs": "ab", "task cloze": "cd"}
 
 
 # -- failed and missing -------------------------------------------------------------------------------------------------------------------
@@ -281,7 +373,7 @@ def test_the_same_metric_under_two_protocols_stays_two_rows(tmp_path):
     one, two = evaluations(FULL), evaluations(FULL)
     two[FULL]["tasks"] = tasks(FULL, shots=5)
     assert (collection.merge(saved(tmp_path, one, two)).metric == "accuracy").sum() == 2
-    two[FULL] = {"perplexity.docs": perplexity(FULL, axes={"key": "another"}, versions={"python": "4"})}  # who measured is no part of a protocol
+    two[FULL] = {"perplexity.docs": perplexity(FULL, axes={"key": "another"}, versions={"python": "4"}, seed=4)}  # who measured is no part of it
     assert (collection.merge(saved(tmp_path, one, two)).metric == "perplexity").sum() == 1
 
 
@@ -290,7 +382,7 @@ def run_script(name: str, *options: str) -> subprocess.CompletedProcess:
 
 
 def test_the_scripts_collect_what_the_plan_names(tmp_path):
-    """collect_study and collect_results on hand-written evaluations, at the paths of a plan."""
+    """collect_study and collect_results on hand-written evaluations, at the paths of a plan; those of study b below a prefix."""
     shape = {"architecture": "LlamaForCausalLM", "hidden_size": 64, "intermediate_size": 64, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 32,
              "vocabulary": 8}
     axes = {"models": ["m"], "transforms": ["none"], "granularities": ["channel"], "formats": ["int4"]}
@@ -299,13 +391,14 @@ def test_the_scripts_collect_what_the_plan_names(tmp_path):
                        "corpora": corpora, "calibrations": {"default": {"corpus": "text"}}, "evaluate": {"perplexity": ["docs"]},
                        "studies": {"a": {**axes, "mitigations": ["rtn"]}, "b": {**axes, "mitigations": ["gptq", "rtn"]}}}))
     assert plan.cells == [FULL, RTN, GPTQ]
+    place = {"a": "", "b": str(tmp_path / "store")}
     for study in plan.studies:
         for cell, paths in plan.evaluations(study).items():
             for name, path in paths.items():
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                Path(path).write_text(json.dumps(evaluations(cell)[cell][name]))
-    options = {study: ("--spec", plan.study_spec(study), "--records", str(tmp_path / f"{study}.csv"), "--items", str(tmp_path / f"{study}.parquet"))
-               for study in plan.studies}
+                Path(place[study] + path).parent.mkdir(parents=True, exist_ok=True)
+                Path(place[study] + path).write_text(json.dumps(evaluations(cell)[cell][name]))
+    options = {study: ("--spec", plan.study_spec(study), "--first", place[study] + plan.study_inputs(study)[0],
+                       "--records", str(tmp_path / f"{study}.csv"), "--items", str(tmp_path / f"{study}.parquet")) for study in plan.studies}
     for study in plan.studies:
         assert run_script("collect_study", *options[study]).stderr == ""
     outputs = [option for name in ("csv", "parquet", "cells") for option in (f"--{name}", str(tmp_path / f"all.{name}"))]

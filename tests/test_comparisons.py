@@ -81,13 +81,13 @@ def test_where_all_counterparts_failed_the_job_succeeds_and_says_so(tmp_path):
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
     random = np.random.default_rng(5)
-    covered = [low <= 0.3 <= high for _, low, high, _ in (estimate(random.normal(0.3, 1, 40)) for _ in range(60))]
+    covered = [low <= 0.3 <= high for _, low, high, _ in (estimate([random.normal(0.3, 1, 40)]) for _ in range(60))]
     assert 0.86 <= np.mean(covered) <= 0.99
 
 
 def test_without_spread_the_number_itself_decides_and_one_window_decides_nothing():
-    assert estimate(np.full(5, 0.25)) == (0.25, 0.25, 0.25, 0.0) and estimate(np.zeros(5))[3] == 1.0
-    assert estimate(np.array([2.0])) == (2.0, -np.inf, np.inf, 1.0)
+    assert estimate([np.full(5, 0.25)]) == (0.25, 0.25, 0.25, 0.0) and estimate([np.zeros(5)])[3] == 1.0
+    assert estimate([np.array([2.0])]) == estimate([np.array([2.0]), np.array([0.0, 0.0])]) == (2.0, -np.inf, np.inf, 1.0)
 
 
 def test_holm_by_hand():

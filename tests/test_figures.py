@@ -1,15 +1,22 @@
 """Figures: every kind is drawn, holds its data, hides nothing, overlaps nothing, and is the same bytes twice."""
 
+import base64
+import io
 import math
 from itertools import combinations
 
+import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from quantgrid.errors import ConfigError
-from quantgrid.reporting import figures
+from quantgrid.reporting import embedded, figures
 from quantgrid.reporting.labels import value_texts
+from quantgrid.reporting.panels import BASELINE as BASELINE_ID
 
 BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
 KINDS = ("dots", "bars", "lines", "heatmap")
@@ -137,7 +144,45 @@ def test_models_get_panels_and_other_axes_join_the_series():
     assert set(figures.points(both, spec()).query("not baseline").series) >= {"shift, INT4", "shift, NVFP4"}
     figure = figures.plot(study(models=("one", "two", "three", "four")), spec())
     assert [ax.get_title(loc="left") for ax in figure.axes[:4]] == ["one", "two", "three", "four"]
-    assert len({ax.get_ylim() for ax in figure.axes[:4]}) == 1
+
+
+def test_with_a_facet_each_model_has_a_row_with_limits_and_a_baseline_of_its_own():
+    """Perplexities of a large and a small model lie apart: common limits would leave neither readable."""
+    small, large = (study(models=(name,), fail=()) for name in ("small", "large"))
+    large["value"] *= 40
+    other = pd.concat([small, large]).query("mitigation != 'none'").assign(cell=lambda frame: frame.cell + "x", format="nvfp4")
+    frame = pd.concat([small, large, other])
+    figure = figures.plot(frame, spec(facet="format"))
+    rows = [figure.axes[:2], figure.axes[2:]]
+    assert [[ax.get_title(loc="left") for ax in row] for row in rows] == [["small, INT4", "NVFP4"], ["large, INT4", "NVFP4"]]
+    assert all(len({ax.get_ylim() for ax in row}) == 1 for row in rows) and rows[0][0].get_ylim() != rows[1][0].get_ylim()
+    lines = [[line.get_ydata()[0] for ax in row for line in ax.lines if line.get_gid() == BASELINE_ID] for row in rows]
+    assert lines == [[8.0, 8.0], [320.0, 320.0]]
+    assert set(figures.points(frame, spec(facet="format")).query("not baseline").series) == {"no transform", "shift", "rotate"}
+
+
+def test_a_panel_shows_the_names_of_its_facet_alone():
+    frame = pd.concat([study(transforms=("none", "shift"), fail=()), study(transforms=("rotate",), fail=(), format="nvfp4").query("format == 'nvfp4'")
+                       .assign(cell=lambda frame: frame.cell + "x")])
+    figure = figures.plot(frame, spec(x="transform", hue="mitigation", facet="format"))
+    assert [[text.get_text() for text in ax.get_xticklabels()] for ax in figure.axes] == [["no transform", "shift"], ["rotate"]]
+
+
+def test_lists_of_the_study_give_the_order_even_where_cells_are_excluded():
+    present = (("rtn", ("int2", "int8")), ("gptq", ("int2", "int3", "int8")))
+    frame = pd.DataFrame([record(f"{mitigation}{name}", 9.0, mitigation=mitigation, format=name) for mitigation, names in present for name in names])
+    wanted = {**spec("lines", x="format", hue="mitigation"), "formats": ["int2", "int3", "int8"]}
+    assert [text.get_text() for text in figures.plot(frame, wanted).axes[0].get_xticklabels()] == ["INT2", "INT3", "INT8"]
+
+
+@pytest.mark.parametrize("kind", ["dots", "bars", "lines"])
+def test_of_what_compares_with_full_precision_its_own_value_is_named_not_drawn(kind):
+    frame = study(fail=()).assign(metric="kl_divergence")
+    figure = figures.plot(frame, spec(kind, metric="kl_divergence"))
+    words = " | ".join(text.get_text() for text in texts_of(figure))
+    assert "Full precision, measured like a cell: 8.00; not drawn." in words
+    assert "dashed" not in figures.caption(frame, spec(kind, metric="kl_divergence"))
+    assert not [line for line in figure.axes[0].lines if line.get_gid() == BASELINE_ID] and figure.axes[0].get_ylim()[0] > 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,3 +242,20 @@ def test_a_caption_says_what_the_bars_are():
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"\.png, \.pdf, \.svg"):
         figures.save(figures.plot(study(), spec()), [tmp_path / "f.jpg"])
+
+
+def test_pictures_in_an_svg_are_smaller_and_the_same_pixels(tmp_path):
+    figure = Figure()
+    figure.subplots().imshow(np.random.default_rng(0).normal(size=(30, 192)), matplotlib.colormaps["viridis"].resampled(64), interpolation="none")
+    figure.savefig(tmp_path / "plain.svg")
+    plain = (tmp_path / "plain.svg").read_text()
+    first, second = (picture(text) for text in (plain, embedded.lean(plain)))
+    assert second.mode == "P" and np.array_equal(np.array(first.convert("RGB")), np.array(second.convert("RGB")))
+    assert len(embedded.lean(plain)) < 0.7 * len(plain)
+    figure.axes[0].images[0].set_data(np.random.default_rng(0).random((30, 192, 3)))  # more colours than a palette holds
+    figure.savefig(tmp_path / "many.svg")
+    assert embedded.lean((tmp_path / "many.svg").read_text()) == (tmp_path / "many.svg").read_text()
+
+
+def picture(svg):
+    return Image.open(io.BytesIO(base64.b64decode(embedded.EMBEDDED.search(svg)[2])))

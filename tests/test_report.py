@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from quantgrid.errors import ConfigError
-from quantgrid.reporting import costs, report
+from quantgrid.reporting import costs, findings, report
+from quantgrid.reporting.claims import COLUMNS as CLAIM_COLUMNS
 
 EVIL = "<script>alert('x')</script>_&\"name"
 BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
@@ -64,11 +65,12 @@ def test_everything_from_data_is_escaped_and_nothing_is_fetched(tmp_path):
     context = {key: [{"name": EVIL, "provenance": EVIL}] for key in ("models", "corpora")}
     context |= {key: {EVIL: EVIL} for key in ("versions", "hashes", "protocol", "config")} | {"title": EVIL, "description": EVIL}
     context |= {"benchmarks": [{"rule": EVIL, "name": EVIL, "seconds": 1.0, "max_rss_mb": 2.0, "cpu_seconds": 1.0}], "missing": [{"cell": EVIL}]}
-    context["distributions"] = [{"model": EVIL, "name": EVIL, "caption": EVIL, "path": str(figure)}]
+    context["distributions"] = [{"model": EVIL, "name": EVIL, "caption": EVIL, "path": str(figure), "links": {EVIL: "studies/a b.csv"}}]
     links = {EVIL: "studies/a b.csv", "bad": "javascript:alert(1)"}
     page = Page(report.build([section(figure=figure, links=links), section(EVIL)], context))
     assert page.tags.count("script") == 1 and not page.wrong and not page.open
-    assert all(address.startswith(("#", "data:image/svg+xml;base64,", "studies/a%20b.csv", "javascript%3A")) for address in page.addresses)
+    known = ("#", "data:image/svg+xml;base64,", "data:text/csv;base64,", "studies/a%20b.csv", "javascript%3A")
+    assert all(address.startswith(known) for address in page.addresses)
     assert len(page.ids) == len(set(page.ids))
     assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.ids)
 
@@ -157,15 +159,20 @@ const result = document.createElement("pre"); result.id = "seen"; result.textCon
 </script></body>"""
 
 
+def driven(page, text, script):
+    """What a script that runs in the page ``text`` leaves in the element ``seen``, in a browser as narrow as a phone."""
+    page.write_text(text.replace("</body>", script), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--window-size=500,900"]
+    command = [CHROMIUM, *options, f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    return json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom)[1])
+
+
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_sort_and_filter_in_a_browser(tmp_path):
     rows = [row if row["transform"] != EVIL else {**row, "transform": "learned"} for row in cells()]
-    page = tmp_path / "r.html"
-    page.write_text(report.build([section(rows=rows)], {}).replace("</body>", DRIVER), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--window-size=500,900"]
-    command = [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=90).stdout
-    seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom)[1])
+    seen = driven(tmp_path / "r.html", report.build([section(rows=rows)], {}), DRIVER)
     top = ["full precision"]
     assert seen["start"] == seen["back"] == [*top, "shift", "rotate", "scale", "learned", "affine"]
     assert seen["up"] == [*top, "affine", "rotate", "learned", "scale", "shift"]
@@ -173,3 +180,26 @@ def test_sort_and_filter_in_a_browser(tmp_path):
     assert seen["names"] == [*top, "affine", "learned", "rotate", "scale", "shift"]
     assert seen["filtered"] == [*top, "rotate"] and seen["counted"] == "1 of 5 rows"
     assert not seen["wide"]
+
+
+FINDINGS_DRIVER = """<script>
+const table = document.querySelector("table.matrix"), rows = () => Array.from(table.tBodies[0].rows);
+const names = () => rows().filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+const seen = {start: names()}; table.querySelectorAll("thead button")[2].click(); seen.sorted = names();
+const input = document.querySelector("#findings input");
+input.value = "does not hold"; input.dispatchEvent(new Event("input")); seen.filtered = names();
+seen.wide = document.documentElement.scrollWidth > window.innerWidth;
+const result = document.createElement("pre"); result.id = "seen"; result.textContent = JSON.stringify(seen); document.body.append(result);
+</script></body>"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_findings_sort_by_verdict_and_filter_by_its_words(tmp_path):
+    names = {"one": "undecided", "two": "holds", "three": "does not hold", "four": "holds"}
+    lines = [f"{name},{name} is so,Table I,m,{verdict},a: + b; − c,docs,-0.1,-0.2,-0.05,0,below,0.01,0.02,{verdict},32,k1 k2"
+             for name, verdict in names.items()]
+    (tmp_path / "claims.csv").write_text("\n".join([",".join(CLAIM_COLUMNS), *(line for line in lines)]).replace("a: + b; − c", '"a: + b; − c"'))
+    seen = driven(tmp_path / "r.html", report.build([], {"claims": findings.read(tmp_path / "claims.csv")}), FINDINGS_DRIVER)
+    assert seen["start"] == [f"{name} is so" for name in names] and seen["filtered"] == ["three is so"] and not seen["wide"]
+    assert seen["sorted"][seen["sorted"].index("two is so") + 1] == "four is so"  # like verdicts beside each other, in their order

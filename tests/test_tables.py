@@ -5,6 +5,7 @@ import math
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from quantgrid.errors import ConfigError
 from quantgrid.reporting import records as study_records
@@ -68,6 +69,14 @@ def test_the_paired_difference_to_the_best_decides_and_not_the_errors_of_the_val
     ]
     marks = tables.build(pd.DataFrame(rows), spec(columns=())).marks.iloc[:, 0].tolist()
     assert marks == ["best", "", "tied", ""]
+
+
+def test_with_more_cells_more_are_needed_to_be_told_apart_from_the_best():
+    """2.5 standard errors over 32 windows are p = 0.018: enough for one comparison, not for the least of ten (Holm)."""
+    rows = [record("best", 9.0, 0.5, best=(0.0, 0.0), transform="best")]
+    rows += [record(str(number), 9.25, 0.5, best=(0.25, 0.1), transform=f"t{number}") for number in range(10)]
+    assert tables.build(pd.DataFrame(rows[:2]), spec(columns=())).marks.iloc[:, 0].tolist() == ["best", ""]
+    assert tables.build(pd.DataFrame(rows), spec(columns=())).marks.iloc[:, 0].tolist() == ["best", *["tied"] * 10]
 
 
 def test_an_unrounded_cell_does_not_compete():
@@ -207,3 +216,11 @@ def test_records_read_back_with_names_that_pandas_takes_for_nan(tmp_path):
 
 def test_footnote_letters():
     assert [tables.letter(number) for number in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 16, 64])
+def test_p_values_are_those_of_scipys_t_distribution_bit_for_bit(count):
+    for ratio in (0.0, 1e-9, 0.3, 1.0, 2.5, 40.0, 1e9, math.inf):
+        for sign in (1, -1):
+            entry = tables.Entry("m", False, difference=sign * ratio, difference_stderr=1.0, count=count)
+            assert tables.p_value(entry) == 2 * stats.t.sf(ratio, count - 1)

@@ -29,6 +29,7 @@ from typing import Any
 
 from .. import corpora
 from ..errors import ConfigError, NumericalFailure, unknown_name
+from .protocols import of_task
 
 SOURCES = ("lm_eval", "local", "builtin")
 KINDS = ("cloze", "continuation")
@@ -47,7 +48,7 @@ LAYOUTS: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
 
 def evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Mapping[str, Any]], limit: int | None = None, batch_size: int = 8,
              seed: int = 0) -> dict[str, dict[str, Any]]:
-    """name -> {metric, value, stderr, count, outcomes (per document, in their order), version, shots, lm_eval, ...} for each entry in ``tasks``.
+    """name -> {metric, value, stderr, count, outcomes (per document, in their order), version, shots, lm_eval, protocol, ...} for each of ``tasks``.
 
     ``model`` and ``tokenizer`` are transformers objects, the model where it is to run; ``limit`` takes the first so many documents of each task.
     Raises :class:`ConfigError` for a task that cannot be had, :class:`NumericalFailure` for a log-likelihood that is not finite.
@@ -60,8 +61,10 @@ def evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Mapping[str, Any]],
     with _quiet("lm_eval.models.huggingface"):  # it warns of every model that is not a path
         harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     samples = run(harness, {"tasks": flat, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
-    return {name: _score(name, entry, {leaf: samples[f"{name}/{leaf}"] for leaf in built[name]}, list(built[name].values()))
-            for name, entry in tasks.items()}
+    found = {name: _score(name, entry, {leaf: samples[f"{name}/{leaf}"] for leaf in built[name]}, list(built[name].values()))
+             for name, entry in tasks.items()}
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {name: {**result, "protocol": of_task(result, batch_size, limit, dtype)} for name, result in found.items()}
 
 
 def load_tokenizer(folder: str | Path) -> Any:

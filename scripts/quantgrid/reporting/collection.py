@@ -5,6 +5,7 @@ A cell with an evaluation that failed is one row with its reason. Axes come from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pandas as pd
 
 from ..errors import ConfigError
+from ..evaluation.protocols import of_mean
 from ..evaluation.significance import mean_and_error, paired_difference, perplexity, perplexity_difference
 from ..grid import Cell, baseline
-from ..provenance import digest
+from ..provenance import canonical, digest
 from ..storage import read_json, replacing
-from .records import NUMBERS
+from .records import NUMBERS, check_one_protocol
 
 UNITS = {"negative_log_likelihood": "nats/token", "kl_divergence": "nats/token", "bits_per_weight": "bits", "stored_bits_per_weight": "bits",
          "weight_sqnr_db": "dB", "output_sqnr_db": "dB", "joint_output_sqnr_db": "dB",
@@ -44,7 +46,8 @@ def read_evaluations(paths: Mapping[Cell, Mapping[str, str]], missing_allowed: b
 
 
 def records(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    """Tidy records of all cells, in their order."""
+    """Tidy records of all cells, in their order; :class:`ConfigError` where cells of one dataset were not measured alike."""
+    check_one_protocol(protocols_of(evaluations), "evaluations")
     rows = all_rows(evaluations)
     compare_with_best(rows)
     return pd.DataFrame(rows, columns=["cell", "model", "transform", "mitigation", "granularity", "format", "status", "reason", "metric", "dataset",
@@ -65,6 +68,18 @@ def items(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.Dat
     return pd.DataFrame({**columns, "value": [float(value) for row in kept for value in row["items"]]})
 
 
+def protocols_of(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """One line per cell and evaluated dataset: cell, model, metric, dataset, protocol (canonical JSON)."""
+    lines = []
+    for cell, found in evaluations.items():
+        for name, content in found.items():
+            kind, _, dataset = name.partition(".")
+            own = {dataset: content} if kind == "perplexity" else content.get("tasks", {}) if kind == "tasks" else {}
+            lines += [(cell_key(cell), cell.model, kind, dataset, canonical(result["protocol"])) for dataset, result in own.items()
+                      if content["status"] == "ok"]
+    return pd.DataFrame(lines, columns=["cell", "model", "metric", "dataset", "protocol"])
+
+
 def compare_with_best(rows: Sequence[Row]) -> None:
     """Give every row of a quantized cell its paired difference to the best quantized cell of its model, metric and dataset.
 
@@ -72,13 +87,21 @@ def compare_with_best(rows: Sequence[Row]) -> None:
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        if row["mitigation"] != "none" and "items" in row:
+        if row["mitigation"] != "none" and ("items" in row or "parts" in row):
             groups.setdefault((row["model"], row["metric"], row["dataset"]), []).append(row)
     for group in groups.values():
-        best = (max if group[0]["metric"] == "accuracy" else min)(group, key=lambda row: row["value"])
-        difference = perplexity_difference if best["metric"] == "perplexity" else paired_difference
+        best = (max if "accuracy" in group[0]["metric"] else min)(group, key=lambda row: row["value"])
         for row in group:
-            row["best_difference"], row["best_difference_stderr"] = difference(row["items"], best["items"])
+            row["best_difference"], row["best_difference_stderr"] = difference_of(row, best)
+
+
+def difference_of(row: Row, other: Row) -> tuple[float, float | None]:
+    """The paired difference of two rows of one metric and its standard error; of means over tasks, task by task."""
+    if "parts" in row:
+        found = [paired_difference(own, part) for own, part in zip(row["parts"], other["parts"], strict=True)]
+        errors = [error for _, error in found]
+        return math.fsum(value for value, _ in found) / len(found), None if None in errors else root(errors)
+    return (perplexity_difference if row["metric"] == "perplexity" else paired_difference)(row["items"], other["items"])
 
 
 def cell_rows(cell: Cell, found: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
@@ -91,7 +114,7 @@ def cell_rows(cell: Cell, found: Mapping[str, Mapping[str, Any]], reference: Map
         kind, _, dataset = name.partition(".")
         other = reference.get(name)
         other = other if other and other["status"] == "ok" else None
-        rows = {"error": error_rows, "perplexity": perplexity_rows, "tasks": task_rows}[kind](content, other, dataset)
+        rows = {"error": error_rows, "perplexity": perplexity_rows, "tasks": task_rows, "depth": depth_rows}[kind](content, other, dataset)
         yield from ({**common, "unit": UNITS.get(row["metric"], ""), **row} for row in rows)
 
 
@@ -101,7 +124,7 @@ def error_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, data
 
 
 def perplexity_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
-    protocol = digest({key: value for key, value in content["protocol"].items() if key not in ("axes", "versions", "inputs")})
+    protocol = canonical(content["protocol"])
     for metric in ("perplexity", "negative_log_likelihood", "kl_divergence"):
         losses = content["windows"]["negative_log_likelihood" if metric == "perplexity" else metric]
         value, error = perplexity(losses) if metric == "perplexity" else mean_and_error(losses)
@@ -113,14 +136,37 @@ def perplexity_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None,
         yield row
 
 
+def depth_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
+    yield {"metric": "stream_error", "dataset": dataset, "value": content["layers"][-1]["error"], "count": content["windows"]}
+
+
 def task_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
+    rows: list[Row] = []
     for task, result in content["tasks"].items():
-        protocol = digest({key: result[key] for key in ("metric", "version", "shots", "documents_sha256", "lm_eval")})
         row = {"metric": "accuracy", "dataset": task, "value": result["value"], "stderr": result["stderr"], "count": result["count"],
-               "protocol": protocol, "items": result["outcomes"]}
+               "protocol": canonical(result["protocol"]), "items": result["outcomes"]}
         if other:
             row["difference"], row["difference_stderr"] = paired_difference(result["outcomes"], other["tasks"][task]["outcomes"])
-        yield row
+        rows.append(row)
+    yield from rows
+    if len(rows) > 1:
+        yield mean_row(rows, {task: result["protocol"] for task, result in content["tasks"].items()})
+
+
+def mean_row(rows: Sequence[Row], named: Mapping[str, Mapping[str, Any]]) -> Row:
+    """The mean over tasks, every task counting alike; ``parts`` holds the outcomes of each."""
+    row = {"metric": "mean_accuracy", "dataset": "", "value": math.fsum(row["value"] for row in rows) / len(rows),
+           "stderr": root([row["stderr"] for row in rows]), "count": len(rows), "protocol": canonical(of_mean(named)),
+           "parts": [row["items"] for row in rows]}
+    if all(row.get("difference_stderr") is not None for row in rows):
+        row["difference"] = math.fsum(row["difference"] for row in rows) / len(rows)
+        row["difference_stderr"] = root([row["difference_stderr"] for row in rows])
+    return row
+
+
+def root(errors: Sequence[float]) -> float:
+    """The standard error of a mean over tasks: they share no samples, so variances add."""
+    return math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
 
 
 def read(path: str | Path) -> pd.DataFrame:

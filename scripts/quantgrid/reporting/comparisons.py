@@ -49,7 +49,7 @@ def _rows(cell: Any, reference: str, wanted: Mapping[str, Any], values: Mapping[
     for key, own in values.items():
         if key[0] == cell.cell and key[1] in wanted["metrics"] and (reference, *key[1:]) in values:
             differences = own - values[reference, *key[1:]]
-            effect, low, high, p = estimate(differences)
+            effect, low, high, p = estimate([differences])
             error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
             yield {**{axis: getattr(cell, axis) for axis in AXES}, "metric": key[1], "dataset": key[2], "effect": effect, "stderr": error,
                    "low": low, "high": high, "p": p, "count": len(differences)}
@@ -61,7 +61,7 @@ def table(compared: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
     axis, frame = wanted["axis"], compared.assign(cell=range(len(compared)), status="ok")
     placed = [name for name in (*spec["table"]["rows"], *spec["table"]["columns"]) if name != axis]
     rows = [*left_over(frame, [axis, *placed]), *placed] or [next(name for name in AXES if name != axis)]
-    ranks = {name: order(frame, name) for name in (axis, *rows)}
+    ranks = {name: order(frame, name, spec) for name in (axis, *rows)}
     lines = sorted({tuple(getattr(row, name) for name in rows) for row in frame.itertuples()},
                    key=lambda line: [ranks[name][value] for name, value in zip(rows, line)])
     datasets = {metric: list(dict.fromkeys(frame[frame.metric == metric].dataset)) for metric in wanted["metrics"]}

@@ -27,7 +27,8 @@ from .figures import LEGEND_CHARACTERS, SETTINGS
 from .panels import clip, scale_ticks
 from .style import INK, MUTED, PALETTE, WIDTH, significant
 
-COLORS = "viridis"  # readable without colour vision, and darker the smaller: outliers light up
+# Readable without colour vision, and darker the smaller: outliers light up. More shades would not be told apart and take twice the bytes.
+COLORS = matplotlib.colormaps["viridis"].resampled(64)
 FAINTEST = 1.0  # percentile of the channels, below which all share the darkest colour
 NORMAL = 3.0  # kurtosis of a normal distribution
 WITHIN = {"inputs": "within a token", "weights": "within an output channel"}

@@ -12,7 +12,6 @@ from matplotlib.transforms import Bbox
 from .panels import BASELINE, VALUE
 
 TURNS = ((0, 6.8), (90, 6.4))  # rotation in degrees and font size of value labels, tried in this order
-SLANTED, UPRIGHT = 0.5, 1.2  # inches that slanted and upright tick labels take
 GAP = 2  # pixels between two labels, at the figure's own 100 dpi
 
 
@@ -26,7 +25,8 @@ def fit(figure: Figure, panels: list[Axes], obstacles: bool) -> None:
         texts = [text for text in ax.get_xticklabels() if text.get_visible() and text.get_text()]
         if overlapping([text.get_window_extent() for text in texts]):
             slanted = 2 * texts[0].get_window_extent().height < ax.bbox.width / len(texts)  # at 30 degrees lines lie half their distance apart
-            figure.set_figheight(figure.get_figheight() + (SLANTED if slanted else UPRIGHT))
+            longest = max(text.get_window_extent().width for text in texts) / figure.dpi
+            figure.set_figheight(figure.get_figheight() + longest * (0.5 if slanted else 1.0))
             for other in panels:
                 other.tick_params(axis="x", rotation=30 if slanted else 90)
                 for text in other.get_xticklabels() if slanted else ():

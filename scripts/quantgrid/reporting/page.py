@@ -10,41 +10,53 @@ from typing import Any
 import pandas as pd
 
 from .. import grid, registry
+from ..architecture import layer_weights
+from ..evaluation.protocols import described
 from ..grid import Cell
-from . import costs, distributions
+from . import collection, comparisons, costs, depth, distributions, number_lines, pareto, published
 from .collection import cell_key
-from .comparisons import read
 from .report import StudySection
 
+Found = Mapping[Cell, Mapping[str, Mapping[str, Any]]]  # cell -> name of the evaluation -> its JSON, of one study
 BESIDE = {"tables": ("csv", "md", "tex"), "figures": ("png", "pdf", "svg", "csv"), "comparisons": ("csv", "md", "tex")}
 
 
 def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure: str | Path | None, base: Path) -> StudySection:
-    """One study: its presentation from the config, records, figure, and its comparisons and links to files below ``base`` where these exist."""
+    """One study: its presentation from the config, records, figure, its comparisons and links to files below ``base`` where these exist, and what
+    the table of the paper that it names says of its cells."""
+    spec = {"study": study, **config["studies"][study]}
     files = {"records, CSV": base / "studies" / f"{study}.csv"}
     files |= {f"{folder[:-1]}, {suffix.upper()}": base / folder / f"{study}.{suffix}" for folder, suffixes in BESIDE.items() for suffix in suffixes}
     links = {what: os.path.relpath(path, base) for what, path in files.items() if path.is_file()}
     compared = base / "comparisons" / f"{study}.csv"
-    found = read(compared) if "compare" in config["studies"][study] and compared.is_file() else pd.DataFrame()
-    return StudySection({"study": study, **config["studies"][study]}, records, figure, links, None if found.empty else found)
+    found = comparisons.read(compared) if "compare" in spec and compared.is_file() else pd.DataFrame()
+    return StudySection(spec, records, figure, links, None if found.empty else found, published.beside(records, spec, config, published.read()))
 
 
-def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, missing: Sequence[Mapping[str, Any]] = (),
-            losses: str | Path | None = None, drawn: Sequence[str | Path] = ()) -> dict[str, Any]:
-    """Models with their provenance, corpora, trained mitigations, versions, costs of the jobs so far, the figure of the ``losses``, those of
-    distributions that are ``drawn``, and the whole config."""
-    models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path")}
-              for name, entry in config["models"].items()]
+def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, evaluations: Sequence[Found],
+            missing: Sequence[Mapping[str, Any]] = (), losses: str | Path | None = None, drawn: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """Models with their provenance, corpora, trained mitigations, protocol and hashes from the ``evaluations`` of every study, versions, costs of
+    the jobs so far, the figure of the ``losses``, those of distributions that are ``drawn``, and the whole config."""
+    models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path") or
+               f"{entry['source']}, {entry.get('name', name)}", **size(config, name)} for name, entry in config["models"].items()]
     corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
     return {"title": config["report"]["title"], "models": models, "corpora": corpora, "training": trained(config), "config": dict(config),
             "versions": dict(versions), "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or "",
-            "distributions": shown_distributions(drawn)}
+            "distributions": shown_distributions(drawn), "protocol": protocol(evaluations), "hashes": hashes(evaluations)}
 
 
-def shown_distributions(paths: Sequence[str | Path]) -> list[dict[str, str]]:
-    """Model, name, caption and path of each figure ``{model}/{name}.svg``."""
+def size(config: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What a model's shape says of it: weights of the linears of its layers, layers, width, vocabulary."""
+    shape = grid.shape(config, model)
+    return {"weights of linears, millions": f"{shape.layers * layer_weights(shape) / 1e6:.1f}", "layers": shape.layers, "width": shape.hidden_size,
+            "vocabulary": shape.vocabulary}
+
+
+def shown_distributions(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Model, name, caption, path and links of each figure ``distributions/{model}/{name}.svg``."""
     found = [(path.parent.name, path.stem, str(path)) for path in map(Path, paths)]
-    return [{"model": model, "name": name, "caption": distributions.caption(name), "path": path} for model, name, path in found]
+    return [{"model": model, "name": name, "caption": distributions.caption(name), "path": path,
+             "links": {suffix.upper(): f"distributions/{model}/{name}.{suffix}" for suffix in BESIDE["figures"]}} for model, name, path in found]
 
 
 def trained(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -58,6 +70,41 @@ def trained(config: Mapping[str, Any]) -> list[dict[str, Any]]:
             steps = method.resolve(entry, f"mitigations.{name}")["options"]["steps"]
             found.append({"mitigation": name, "method": entry["method"], "trained": method.training, "steps": steps})
     return found
+
+
+def overview(front: str | Path, lines: str | Path, growth: str | Path | None, base: Path) -> list[dict[str, Any]]:
+    """The figures of the whole run (paths of their .svg) with caption and links to their files below ``base``."""
+    figures = [("pareto", "Perplexity and bits", pareto.CAPTION, front), ("number-lines", "Four number formats", number_lines.CAPTION, lines)]
+    figures += [("depth", "Error over depth", depth.CAPTION, growth)] if growth else []
+    return [{"id": name, "title": title, "caption": caption, "image": str(path),
+             "links": {suffix.upper(): os.path.relpath(Path(path).with_suffix(f".{suffix}"), base) for suffix in BESIDE["figures"]}}
+            for name, title, caption, path in figures]
+
+
+def protocol(evaluations: Sequence[Found]) -> dict[str, str]:
+    """How each corpus and task was measured, in words; where models differ in it (their tokenizers do), a line for each."""
+    found: dict[tuple[str, str], str] = {}
+    for study in evaluations:
+        for line in collection.protocols_of(study).drop_duplicates(["model", "metric", "dataset", "protocol"]).itertuples():
+            found[line.dataset, line.model] = described(line.protocol)
+    named: dict[str, str] = {}
+    for (dataset, model), text in found.items():
+        alike = {other for (name, _), other in found.items() if name == dataset}
+        named[dataset if len(alike) == 1 else f"{dataset}, {model}"] = text
+    return named
+
+
+def hashes(evaluations: Sequence[Found]) -> dict[str, str]:
+    """sha256 of the weights of every model, of the text of every corpus, and of the documents of tasks, as the evaluations recorded them."""
+    models, corpora, tasks = {}, {}, {}
+    for cell, found in (item for study in evaluations for item in study.items()):
+        for content in found.values():
+            weights = content.get("model", {}).get("weights_sha256", {})
+            models |= {f"model {cell.model}" + (f", {file}" if len(weights) > 1 else ""): digest for file, digest in weights.items()}
+            if "corpus" in content:
+                corpora[f"corpus {content['corpus']['corpus']}"] = content["corpus"]["text_sha256"]
+            tasks |= {f"task {name}": result["documents_sha256"] for name, result in content.get("tasks", {}).items() if result["documents_sha256"]}
+    return {**models, **corpora, **tasks}
 
 
 def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How one panel of a figure is drawn, per kind: dots, bars, lines, heat map.
+"""How one panel of a figure is drawn, per kind: dots, bars, lines (heat maps: ``heatmap.py``).
 
 Every ``draw_`` function takes the matplotlib axes, the panel's marks (rows of ``figures.points``) and the :class:`Scene` of the whole figure.
 """
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -21,26 +20,26 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .records import FULL_PRECISION
-from .style import EMPTY, HEATMAP, INK, MARKERS, MUTED, PALETTE, significant, superscript
+from .style import INK, MARKERS, PALETTE, significant, superscript
 
 SPREAD = {"dots": 0.7, "bars": 0.8, "lines": 0.12}  # of the distance between two x positions, over which the series stand side by side
 LABELLED_DOTS = 12  # more dots than these go without a value beside each
+TICK = 27  # characters of a tick label
 CROWD = 44  # more markers than these beside each other are drawn smaller
-SHADES = (0.08, 0.85)  # the part of the heat map's colours in use: its lightest is not empty, its darkest carries text
 VALUE, BASELINE = "value", "baseline"  # the gids of value labels, which labels.py fits or drops, and of what they must not hide
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the panels share: kind, log scale, x and series labels in order, value limits, the names of the axes, what there is to
-    explain, and in how many columns the panels stand."""
+    """What the panels share: kind, log scale, x and series labels in order, the names of the axes, what there is to explain, and in how many
+    columns the panels stand. By panel are the x labels (those of its facet alone), limits and colours (those of its model)."""
 
     kind: str
     log: bool
-    xs: list[str]
+    xs: dict[str, list[str]]
     series: list[str]
-    limits: tuple[float, float]
-    norm: Normalize
+    limits: dict[str, tuple[float, float]]
+    norms: dict[str, Normalize]
     x_name: str
     series_name: str
     value_name: str
@@ -49,30 +48,27 @@ class Scene:
     columns: int
 
     @classmethod
-    def of(cls, marks: pd.DataFrame, figure: Mapping[str, Any], names: tuple[str, str]) -> Scene:
+    def of(cls, marks: pd.DataFrame, figure: Mapping[str, Any], names: tuple[str, str], columns: int) -> Scene:
         """The scene of all ``marks`` under a spec's ``figure``; ``names`` are those of the series and of the value."""
         shown = marks[~marks.baseline] if (~marks.baseline).any() else marks
         log, kind = figure.get("scale") == "log", figure["kind"]
-        values = shown.value[drawable(shown.value, log)]
-        span = (values.min(), values.max()) if len(values) else (1.0, 10.0)
+        apart = marks.groupby("panel").model.nunique().max() == 1  # panels of one model each
+        facets = [part for _, part in shown.groupby(figure["facet"])] if figure.get("facet") else [shown]
+        groups = [(part, list(part.panel.unique())) for _, part in (marks.groupby("model") if apart else [("", marks)])]
         return cls(
             kind=kind,
             log=log,
-            xs=list(shown.sort_values("x_position").x.unique()),
+            xs={panel: list(part.sort_values("x_position").x.unique()) for part in facets for panel in part.panel.unique()},
             series=list(shown.sort_values("series_position").series.unique()),
-            limits=limits_of(marks, log, kind == "bars"),
-            norm=LogNorm(*span) if log else Normalize(*span),
+            limits={panel: limits_of(part, log, kind == "bars") for part, panels in groups for panel in panels},
+            norms={panel: norm_of(part, log) for part, panels in groups for panel in panels},
             x_name=figure["x"],
             series_name=names[0],
             value_name=names[1],
             baseline=bool(drawable(marks.value[marks.baseline], log).any()),
             labelled=kind == "bars" or (kind == "dots" and len(shown) <= LABELLED_DOTS),
-            columns=min(marks.panel.nunique(), 3),
+            columns=columns,
         )
-
-    def norm_span(self) -> tuple[float, float]:
-        """The smallest and largest value that the colour map spans."""
-        return float(self.norm.vmin), float(self.norm.vmax)
 
     def look(self, series: str) -> tuple[str, str]:
         """(colour, marker) of a series: no two of the first 70 share both."""
@@ -82,12 +78,12 @@ class Scene:
     @property
     def marker_size(self) -> float:
         """In points: smaller where many markers share the width."""
-        return 5.0 if len(self.xs) * len(self.series) * self.columns <= CROWD else 3.8
+        return 5.0 if max(map(len, self.xs.values())) * len(self.series) * self.columns <= CROWD else 3.8
 
     def place(self, mark: Any) -> float:
         """The x coordinate of a mark: that of its label, and beside it the series' own place."""
         shift = ((self.series.index(mark.series) + 0.5) / len(self.series) - 0.5) * SPREAD[self.kind]
-        return self.xs.index(mark.x) + shift
+        return self.xs[mark.panel].index(mark.x) + shift
 
     def legend(self) -> list[Artist]:
         """Legend entries: the series, if they have names, and the baseline."""
@@ -104,6 +100,14 @@ class Scene:
 
 def drawable(values: pd.Series, log: bool) -> pd.Series:
     return np.isfinite(values) & (values.gt(0) | (not log))
+
+
+def norm_of(marks: pd.DataFrame, log: bool) -> Normalize:
+    """The colours of a heat map: from the smallest to the largest value of quantized cells."""
+    shown = marks[~marks.baseline] if (~marks.baseline).any() else marks
+    values = shown.value[drawable(shown.value, log)]
+    span = (values.min(), values.max()) if len(values) else (1.0, 10.0)
+    return LogNorm(*span) if log else Normalize(*span)
 
 
 def limits_of(marks: pd.DataFrame, log: bool, from_zero: bool) -> tuple[float, float]:
@@ -126,11 +130,11 @@ def clip(text: str, length: int) -> str:
 
 def prepare(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
     """Axes, grid, ticks and the baseline with its value at the right edge."""
-    low, high = scene.limits
+    (low, high), xs = scene.limits[panel.panel.iloc[0]], scene.xs[panel.panel.iloc[0]]
     ax.set_yscale("log" if scene.log else "linear")
     ax.set_ylim(low, high)
-    ax.set_xlim(-0.5, len(scene.xs) - 0.5)
-    ax.set_xticks(range(len(scene.xs)), [clip(text, 22) for text in scene.xs])
+    ax.set_xlim(-0.5, len(xs) - 0.5)
+    ax.set_xticks(range(len(xs)), [clip(text, TICK) for text in xs])
     ax.tick_params(axis="x", length=0)
     ax.grid(axis="y")
     scale_ticks(ax, scene.log, low, high)
@@ -195,7 +199,7 @@ def draw_bars(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
     """Series side by side at each x; bars stand on zero or, on a log axis, on the baseline (their length is then a ratio)."""
     prepare(ax, panel, scene)
     baseline = panel.value[panel.baseline & drawable(panel.value, scene.log)]
-    bottom = (baseline.iloc[0] if len(baseline) else scene.limits[0]) if scene.log else 0.0
+    bottom = (baseline.iloc[0] if len(baseline) else scene.limits[panel.panel.iloc[0]][0]) if scene.log else 0.0
     for series, part in panel[~panel.baseline & drawable(panel.value, scene.log)].groupby("series", sort=False):
         places = [scene.place(mark) for mark in part.itertuples()]
         width = SPREAD["bars"] / len(scene.series) * 0.92
@@ -208,40 +212,11 @@ def draw_bars(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
 def draw_lines(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
     """One line per series over the x values in their order, broken where a cell failed or is missing."""
     prepare(ax, panel, scene)
+    xs = scene.xs[panel.panel.iloc[0]]
     for series, part in panel[~panel.baseline].groupby("series", sort=False):
         color, marker = scene.look(series)
-        shown = part[drawable(part.value, scene.log)].set_index("x").reindex(scene.xs)
-        shift = scene.place(part.iloc[0]) - scene.xs.index(part.iloc[0].x)
-        places = np.arange(len(scene.xs)) + shift
+        shown = part[drawable(part.value, scene.log)].set_index("x").reindex(xs)
+        shift = scene.place(part.iloc[0]) - xs.index(part.iloc[0].x)
+        places = np.arange(len(xs)) + shift
         ax.errorbar(places, shown.value, interval(shown), fmt=marker + "-", ms=scene.marker_size, color=color, elinewidth=1.1, zorder=3)
     edge_marks(ax, panel, scene)
-
-
-def draw_heatmap(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
-    """x across, series down, the value as colour and as text; failed cells are crossed, missing ones empty."""
-    cells = {(scene.series.index(mark.series), scene.xs.index(mark.x)): mark for mark in panel[~panel.baseline].itertuples()}
-    grid = np.full((len(scene.series), len(scene.xs)), np.nan)
-    for place, mark in cells.items():
-        grid[place] = np.nan if scene.log and mark.value <= 0 else mark.value
-    shades, colors = shade(scene, grid), matplotlib.colormaps[HEATMAP]
-    edges = (np.arange(size + 1) - 0.5 for size in grid.T.shape)
-    ax.set_facecolor(EMPTY)
-    ax.pcolormesh(*edges, shades, cmap=colors, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
-    for row, column in np.ndindex(grid.shape):
-        mark = cells.get((row, column))
-        text = "–" if mark is None else "× failed" if mark.status != "ok" else significant(mark.value, 3)
-        dark = np.dot(colors(shades[row, column])[:3], (0.299, 0.587, 0.114)) < 0.5 and np.isfinite(grid[row, column])
-        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK, gid=VALUE)
-    ax.set_xticks(range(len(scene.xs)), [clip(text, 22) for text in scene.xs])
-    ax.set_yticks(range(len(scene.series)), [clip(text, 22) for text in scene.series])
-    ax.set_ylim(len(scene.series) - 0.5, -0.5)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    for value in panel.value[panel.baseline & panel.value.notna()]:
-        ax.set_title(f"{FULL_PRECISION} {significant(value, 4)}", loc="right", fontweight="normal", fontsize=7.5, color=MUTED)
-
-
-def shade(scene: Scene, values: Any) -> Any:
-    """Values as positions within ``SHADES`` on the colour map; NaN stays NaN."""
-    share = np.ma.filled(scene.norm(np.ma.masked_invalid(values)).astype(float), np.nan)
-    return SHADES[0] + (SHADES[1] - SHADES[0]) * share

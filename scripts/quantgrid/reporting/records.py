@@ -1,19 +1,25 @@
 """The tidy records of one study, as tables and figures read them: columns, axis order, the baseline, one cell per place.
 
-A record is one cell and metric; a failed cell is one record without a metric. The order of an axis is that of first appearance.
+A record is one cell and metric; a failed cell is one record without a metric. The order of an axis is that of its list in the study, and of first
+appearance for what other cells of the study bring in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ..errors import ConfigError, unknown_name
+from ..evaluation.protocols import differences
+from ..grid import AXES as LISTS
 
 AXES = ("model", "transform", "mitigation", "granularity", "format")
+PLURAL = {axis: plural for plural, axis in LISTS.items()}  # what a study calls its list of an axis
 TEXTS = ("cell", *AXES, "status", "reason", "metric", "dataset", "unit")
+PROTOCOL = "protocol"  # canonical JSON; empty for what is measured in one way only
 NUMBERS = ("value", "stderr", "count", "difference", "difference_stderr")
 BEST = ("best_difference", "best_difference_stderr")  # to the best cell of the study, paired; absent from records of several studies
 BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
@@ -30,14 +36,32 @@ def tidy(records: pd.DataFrame, source: str = "records") -> pd.DataFrame:
     absent = [name for name in (*TEXTS, *NUMBERS) if name not in records]
     if absent:
         raise ConfigError(f"{source}: no column {', '.join(absent)}; accepted are records with {', '.join((*TEXTS, *NUMBERS))}")
-    texts = records[list(TEXTS)].astype(object).where(records[list(TEXTS)].notna(), "").astype(str)
+    texts = records.reindex(columns=[*TEXTS, PROTOCOL]).astype(object)
+    texts = texts.where(texts.notna(), "").astype(str)
     numbers = records.reindex(columns=[*NUMBERS, *BEST]).apply(pd.to_numeric, errors="coerce").astype("float64")
     result = pd.concat([texts, numbers], axis=1).reset_index(drop=True)
     double = result.duplicated(["cell", "metric", "dataset"])
     if double.any():
         first = result[double].iloc[0]
+        check_one_protocol(result[result.cell == first.cell], source)
         raise ConfigError(f"{source}: cell {first.cell} has two records of metric '{first.metric}', dataset '{first.dataset}'")
     return result
+
+
+def check_one_protocol(records: pd.DataFrame, key: str) -> None:
+    """:class:`ConfigError` that names the difference if records of one metric and dataset were not measured alike.
+
+    ``records`` has cell, model, metric, dataset and protocol. Compared are the first of each model with the first of all, and every one
+    with the first of its model.
+    """
+    for (metric, dataset), part in records[records.metric != ""].groupby(["metric", "dataset"], sort=False):
+        first = part.iloc[0]
+        for _, own in part.drop_duplicates(["model", PROTOCOL]).groupby("model", sort=False):
+            for record in own.itertuples():
+                for other, same in ((first, record.model == first.model), (own.iloc[0], True)):
+                    if found := differences(other.protocol, record.protocol, same):
+                        raise ConfigError(f"{key}: {metric} on '{dataset}' was not measured alike in cells {other.cell} and {record.cell}, so they "
+                                          f"cannot stand in one table: {'; '.join(found)}. Run both under one protocol")
 
 
 def is_baseline(records: pd.DataFrame) -> pd.Series:
@@ -45,10 +69,24 @@ def is_baseline(records: pd.DataFrame) -> pd.Series:
     return (records[list(BASELINE)] == pd.Series(BASELINE)).all(axis=1)
 
 
-def order(records: pd.DataFrame, axis: str) -> dict[str, int]:
-    """``{value: position}`` of one axis, quantized cells before the baseline's own values."""
-    quantized = records[~is_baseline(records)] if axis != "model" else records
-    return {value: position for position, value in enumerate(quantized[axis].unique())}
+def order(records: pd.DataFrame, axis: str, spec: Mapping[str, Any]) -> dict[str, int]:
+    """``{value: position}`` of one axis, without the baseline's own values.
+
+    Values that the study ``spec`` lists (``formats: [int2, int3]``) share their places of first appearance in the order of the list: cells
+    that a study excludes do not change it. Granularities go from coarse to fine.
+    """
+    seen = list((records[~is_baseline(records)] if axis != "model" else records)[axis].unique())
+    if axis == "granularity":
+        return {value: position for position, value in enumerate(sorted(seen, key=coarseness))}
+    listed = [value for value in dict.fromkeys(spec.get(PLURAL[axis], ())) if value in seen]
+    places = iter(listed)
+    return {next(places) if value in listed else value: position for position, value in enumerate(seen)}
+
+
+def coarseness(granularity: str) -> tuple[bool, bool, int]:
+    """What granularities are sorted by: tensor, channel, large groups, small groups."""
+    size = granularity.rpartition("-")[2]
+    return granularity != "tensor", granularity not in ("tensor", "channel"), -int(size) if size.isdigit() else 0
 
 
 def check_axes(names: Sequence[str], key: str) -> list[str]:

@@ -19,12 +19,12 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import ConfigError
-from . import comparisons, costs, figures, tables
+from . import comparisons, costs, figures, findings, table_writers, tables
 from .records import AXES, is_baseline, tidy
-from .style import metric, value_label
+from .style import metric, metric_label, significant, value_label
 
 TEMPLATE = Path(__file__).resolve().parents[3] / "workflow" / "report" / "report.html.j2"
-MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
+MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}
 CONTEXT = {
     "title": "quantgrid",
     "description": "",
@@ -38,6 +38,8 @@ CONTEXT = {
     "missing": [],
     "losses": "",
     "distributions": [],
+    "claims": [],
+    "overview": [],
     "config": "",
 }
 DISTRIBUTIONS = ("Once each transform is folded in, before anything is rounded. Inputs are the tokens that calibration kept, always with those of "
@@ -45,14 +47,15 @@ DISTRIBUTIONS = ("Once each transform is folded in, before anything is rounded. 
                  "all linears that read the input.")
 LOSSES = ("Loss of every training step on the batch of that step. Where layers are trained one by one, a thin line is a layer and the thick one "
           "their mean, on a log axis. Batches differ from step to step.")
-WITHOUT_REFERENCE = ("perplexity", "negative_log_likelihood", "accuracy")  # what a baseline cell has; the others compare with it
+WITHOUT_REFERENCE = ("perplexity", "negative_log_likelihood", "accuracy", "mean_accuracy")  # what a baseline cell has; the others compare with it
 
 
 @dataclass(frozen=True)
 class StudySection:
     """One study of the report: its spec, its tidy records, its figure (.svg or .png, None if it could not be drawn) and its files.
 
-    ``links`` maps what a file is (``table, CSV``) to its path relative to the report; ``compared`` holds its comparisons, if it has any.
+    ``links`` maps what a file is (``table, CSV``) to its path relative to the report; ``compared`` holds its comparisons, if it has any;
+    ``published`` are lines of ``published.beside``.
     """
 
     spec: Mapping[str, Any]
@@ -60,6 +63,7 @@ class StudySection:
     figure: str | Path | None = None
     links: Mapping[str, str] = field(default_factory=dict)
     compared: pd.DataFrame | None = None
+    published: Sequence[Mapping[str, Any]] = ()
 
 
 def build(studies: Sequence[StudySection], context: Mapping[str, Any], template: str | Path = TEMPLATE) -> str:
@@ -68,7 +72,8 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
     title, description; models and corpora (lists of flat dicts; ``name`` and, of a model, ``provenance`` are shown first), training (dicts of
     mitigation, method, trained, steps), protocol, versions and hashes (flat dicts), benchmarks (records of
     ``costs.read``), missing (dicts of cell, the axes, reason), losses (path of the figure of losses, .svg or .png), distributions (dicts of
-    model, name, caption and path of a figure), config (a dict or its text).
+    model, name, caption, path and links of a figure), claims (those of ``findings.read``), overview (figures of ``page.overview``), config (a dict
+    or its text).
     """
     unknown = sorted(set(context) - set(CONTEXT))
     if unknown:
@@ -76,6 +81,7 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
     full = {**CONTEXT, **context}
     if not isinstance(full["config"], str):
         full["config"] = json.dumps(full["config"], indent=2, ensure_ascii=False, default=str)
+    full["overview"] = [{**figure, "image": data_uri(figure["image"]), "data": data_beside(figure["image"])} for figure in full["overview"]]
     template = Path(template)
     strict = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(template.parent), **strict)
@@ -88,6 +94,8 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         loss_caption=LOSSES,
         distribution_figures=[{**figure, "image": data_uri(figure["path"])} for figure in full["distributions"]],
         distribution_note=DISTRIBUTIONS,
+        claim_models=findings.models(full["claims"]),
+        verdicts=findings.counts(full["claims"]),
         counts=counts(studies),
         problems=problems(studies, full["missing"]),
         rules=costs.summary(full["benchmarks"]),
@@ -99,15 +107,16 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
 
 def section(study: StudySection, number: int) -> dict[str, Any]:
     """What the template shows of one study; a table or figure that its spec does not allow becomes a message in its place."""
-    result = {"id": f"study-{number}", "spec": study.spec, "links": study.links, "image": "", "table": None, "comparison": None,
-              "caption": "", "error": ""}
+    result = {"id": f"study-{number}", "spec": study.spec, "links": study.links, "image": "", "data": "", "numbers": "", "table": None,
+              "comparison": None, "caption": "", "error": "", "published": [published_line(line) for line in study.published]}
     result["title"] = study.spec.get("title") or study.spec.get("study", "")
     try:
-        result["table"] = table_content(tables.build(study.records, study.spec))
+        table = tables.build(study.records, study.spec)
+        result |= {"table": table_content(table), "numbers": address("text/csv", table_writers.numbers(table).to_csv(index=False).encode())}
         if study.compared is not None:
             result["comparison"] = table_content(comparisons.table(study.compared, study.spec))
         result["caption"] = figures.caption(study.records, study.spec) if study.spec.get("figure") else ""
-        result["image"] = data_uri(study.figure) if study.figure else ""
+        result |= {"image": data_uri(study.figure), "data": data_beside(study.figure)} if study.figure else {}
     except ConfigError as error:
         result["error"] = str(error)
     return result
@@ -124,12 +133,40 @@ def table_content(table: tables.Table) -> dict[str, Any]:
             "note": table.note}
 
 
+def published_line(line: Mapping[str, Any]) -> dict[str, Any]:
+    """One published number and its measured one as (text, sort value) pairs, labels of the recipe first."""
+
+    def number(value: float | None, text: str = "{}") -> tuple[str, str]:
+        known = value is not None and not math.isnan(value)
+        return (text.format(significant(value, 4)), repr(float(value))) if known else ("–", "")
+
+    perplexity = line["metric"] == "perplexity"
+    gap = "–" if line["gap"] is None else f"{line['gap']:+.1%}" if perplexity else f"{line['gap']:+.1f} points"
+    times = "{} ×" if perplexity else "{} points"
+    cells = [number(line["published"]), number(line["published_relative"], times), number(line["measured"]), number(line["measured_relative"], times),
+             (gap, "" if line["gap"] is None else repr(float(line["gap"])))]
+    labels = [value_label(axis, line[axis]) for axis in AXES[1:]]
+    return {"labels": labels, "metric": metric_label(line["metric"]), "models": (line["published_model"], line["measured_model"]),
+            "table": f"{line['table']} ({line['confidence']})", "cells": cells}
+
+
 def data_uri(path: str | Path) -> str:
-    """A picture file as a ``data:`` address; :class:`ConfigError` if it is absent, or neither SVG nor PNG."""
+    """A picture, or a table, as a ``data:`` address; :class:`ConfigError` if the file is absent, or neither SVG, PNG nor CSV."""
     path = Path(path)
     if path.suffix not in MEDIA or not path.is_file():
-        raise ConfigError(f"{path}: the report shows existing .svg and .png files")
-    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        raise ConfigError(f"{path}: the report shows existing .svg and .png files, with the .csv of their data")
+    return address(MEDIA[path.suffix], path.read_bytes())
+
+
+def address(kind: str, content: bytes) -> str:
+    """``content`` as a ``data:`` address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def data_beside(figure: str | Path) -> str:
+    """The numbers of a figure as a ``data:`` address, empty where there is no .csv beside it."""
+    path = Path(figure).with_suffix(".csv")
+    return data_uri(path) if path.is_file() else ""
 
 
 def counts(studies: Sequence[StudySection]) -> dict[str, int]:

@@ -61,11 +61,13 @@ METADATA = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name for readers, its unit (empty: none) and its better direction ('lower', 'higher', or '' where neither is)."""
+    """A metric's name for readers, its unit (empty: none), its better direction ('lower', 'higher', or '' where neither is), and whether it
+    compares with full precision already."""
 
     label: str
     unit: str = ""
     better: str = ""
+    relative: bool = False
 
     @property
     def arrow(self) -> str:
@@ -75,13 +77,15 @@ class Metric:
 METRICS = {
     "perplexity": Metric("perplexity", "", "lower"),
     "negative_log_likelihood": Metric("negative log-likelihood", "nats/token", "lower"),
-    "kl_divergence": Metric("KL divergence to full precision", "nats/token", "lower"),
+    "kl_divergence": Metric("KL divergence to full precision", "nats/token", "lower", relative=True),
     "accuracy": Metric("accuracy", "", "higher"),
-    "bits_per_weight": Metric("bits per weight", "", "lower"),
-    "stored_bits_per_weight": Metric("stored bits per weight", "", "lower"),
-    "weight_sqnr_db": Metric("weight SQNR", "dB", "higher"),
-    "output_sqnr_db": Metric("output SQNR, weights rounded", "dB", "higher"),
-    "joint_output_sqnr_db": Metric("output SQNR, weights and activations rounded", "dB", "higher"),
+    "mean_accuracy": Metric("mean accuracy", "", "higher"),
+    "bits_per_weight": Metric("bits per weight"),
+    "stored_bits_per_weight": Metric("stored bits per weight"),
+    "weight_sqnr_db": Metric("weight SQNR", "dB", "higher", relative=True),
+    "output_sqnr_db": Metric("output SQNR, weights rounded", "dB", "higher", relative=True),
+    "joint_output_sqnr_db": Metric("output SQNR, weights and activations rounded", "dB", "higher", relative=True),
+    "stream_error": Metric("relative error of the last residual stream", "", "lower", relative=True),
     "online_operations_per_token": Metric("online operations per token"),
     "added_parameters": Metric("parameters of online operations and new biases"),
     "untied_parameters": Metric("parameters of an untied lm_head"),

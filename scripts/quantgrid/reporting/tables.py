@@ -1,9 +1,8 @@
 """A study's records as one table: display strings, numbers, and marks for the best (``table_writers.py`` writes it to files).
 
 Rows and columns are axes; every metric (and dataset) opens a group of columns. The full-precision baseline opens each model's rows. Bold is
-the best value per metric and model; a dagger marks what the errors do not tell from it: the difference of the two lies within
-two combined standard errors. Those of the paired differences to the baseline are taken where both cells have them (they share the
-evaluation windows, so the windows' own spread cancels), else those of the values.
+the best value per metric and model; a dagger marks what is not told apart from it: by a t test of the paired differences (cells share the
+evaluation windows, so the windows' own spread cancels), adjusted by Holm for the number of cells that are compared with the best.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
+from scipy.special import stdtr
 
 from ..errors import ConfigError
-from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, datasets_of, is_baseline, left_over, order, tidy
+from .paired import LEVEL, holm
+from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, check_one_protocol, datasets_of, is_baseline, left_over, order, tidy
 from .style import metric, metric_label, value_label, with_error
 
 MISSING, FAILED = "–", "failed"
-UNDECIDED = 2.0  # standard errors of a paired difference within which two values are not told apart
-NOTE = ("± one standard error. Bold: best quantized cell per metric and model. †: not told apart from the best (paired difference within "
-        "2 standard errors). –: not measured.")
+NOTE = ("± one standard error. Bold: best quantized cell per metric and model. †: not told apart from the best (paired differences, Holm "
+        "over the cells of the model, 0.05). –: not measured.")
 
 
 class Entry(NamedTuple):
@@ -34,6 +34,7 @@ class Entry(NamedTuple):
     stderr: float = math.nan
     difference: float = math.nan
     difference_stderr: float = math.nan
+    count: float = math.nan
     reason: str | None = None
     rounded: bool = True
 
@@ -83,7 +84,7 @@ def as_tuple(key: Any) -> tuple:
 def build(records: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
     """The table that ``spec['table']`` asks for; axes that vary but are named nowhere become rows.
 
-    :class:`ConfigError` for an unknown axis, no metrics, or two cells in one place.
+    :class:`ConfigError` for an unknown axis, no metrics, two cells in one place, or cells that were not measured alike.
     """
     records, study, layout = tidy(records), spec.get("study", "study"), spec.get("table") or {}
     key = f"{study}: table"
@@ -94,18 +95,20 @@ def build(records: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
     if not rows or not layout.get("metrics"):
         raise ConfigError(f"{key}.{'metrics' if rows else 'rows'} is empty; accepted are {'names of metrics' if rows else ', '.join(AXES)}")
     check_one_cell_each(records, [*rows, *columns], key)
-    headers = column_keys(records, columns, layout, key)
-    entries, lines = place(records, rows, columns, headers)
+    check_one_protocol(records[records.metric.isin(layout["metrics"])], key)
+    ranks = {axis: order(records, axis, spec) for axis in (*rows, *columns)}
+    headers = column_keys(records, columns, ranks, layout, key)
+    entries, lines = place(records, rows, columns, ranks, headers)
     if not headers or not lines:
         raise ConfigError(f"{key}: no cell of this study has been measured")
     return Table(spec.get("title", study), study, rows, columns, **frames(entries, lines, headers))
 
 
-def column_keys(records: pd.DataFrame, columns: list[str], layout: Mapping[str, Any], key: str) -> list[tuple]:
+def column_keys(records: pd.DataFrame, columns: list[str], positions: Mapping[str, Mapping[str, int]], layout: Mapping[str, Any],
+                key: str) -> list[tuple]:
     """All columns: (metric, dataset, values of the column axes), metrics as the spec lists them, values in their order."""
     quantized = records[~is_baseline(records)]
     source = quantized if len(quantized) else records
-    positions = {axis: order(records, axis) for axis in columns}
     values = {tuple(getattr(cell, axis) for axis in columns) for cell in source.itertuples()}
     ordered = sorted(values, key=lambda group: [positions[axis].get(value, -1) for axis, value in zip(columns, group)])
     return [
@@ -116,9 +119,9 @@ def column_keys(records: pd.DataFrame, columns: list[str], layout: Mapping[str, 
     ]
 
 
-def place(records: pd.DataFrame, rows: list[str], columns: list[str], headers: list[tuple]) -> tuple[dict[tuple, Entry], list[tuple]]:
+def place(records: pd.DataFrame, rows: list[str], columns: list[str], positions: Mapping[str, Mapping[str, int]],
+          headers: list[tuple]) -> tuple[dict[tuple, Entry], list[tuple]]:
     """``({(row key, column key): entry}, row keys in order)``; a baseline fills every column of its model."""
-    positions = {axis: order(records, axis) for axis in rows}
     entries: dict[tuple, Entry] = {}
     ranks: dict[tuple, list[float]] = {}
     for record, baseline in zip(records.itertuples(), is_baseline(records)):
@@ -129,7 +132,8 @@ def place(records: pd.DataFrame, rows: list[str], columns: list[str], headers: l
             if own and record.metric == "" and record.status != "ok":
                 entries.setdefault((row, header), Entry(record.model, bool(baseline), reason=record.reason or "no reason recorded"))
             elif own and (record.metric, record.dataset) == header[:2] and not math.isnan(record.value):
-                numbers = (record.value, record.stderr, record.best_difference, record.best_difference_stderr)
+                samples = math.inf if record.metric == "mean_accuracy" else record.count  # of tasks there are few, of outcomes many
+                numbers = (record.value, record.stderr, record.best_difference, record.best_difference_stderr, samples)
                 entries[row, header] = Entry(record.model, bool(baseline), *numbers, rounded=record.mitigation != "none")
     return entries, sorted(ranks, key=ranks.__getitem__)
 
@@ -186,11 +190,14 @@ def best_marks(entries: Mapping[tuple, Entry]) -> dict[tuple, str]:
         best = (min if metric(name).better == "lower" else max)(values)
         if min(values) == max(values):
             continue
-        for at in places:
-            marks[at] = "best" if entries[at].value == best else "tied" if undecided(entries[at]) else ""
+        others = [at for at in places if entries[at].value != best]
+        adjusted = holm([p_value(entries[at]) for at in others])
+        marks |= {at: "best" for at in places if entries[at].value == best} | {at: "tied" if p >= LEVEL else "" for at, p in zip(others, adjusted)}
     return marks
 
 
-def undecided(entry: Entry) -> bool:
-    """Whether the paired difference to the best cell lies within ``UNDECIDED`` of its standard errors; False where it is unknown."""
-    return abs(entry.difference) <= UNDECIDED * entry.difference_stderr
+def p_value(entry: Entry) -> float:
+    """That the paired difference to the best cell is none (two-sided t test); 0 where it has no error or none is known."""
+    if not entry.difference_stderr > 0 or not entry.count > 1:
+        return 0.0
+    return float(2 * stdtr(entry.count - 1, -abs(entry.difference) / entry.difference_stderr))

@@ -1,0 +1,41 @@
+"""Error of the residual stream after each layer of a packed checkpoint, beside the unmodified model."""
+
+from pathlib import Path
+
+from quantgrid import corpora
+from quantgrid.allocator import fit_allocator
+from quantgrid.architecture import shape_from_folder
+from quantgrid.checkpoints import PackedCheckpoint
+from quantgrid.errors import NumericalFailure
+from quantgrid.evaluation.depth import error_growth, residual_basis
+from quantgrid.job import arguments, progress, record, run, use_threads
+from quantgrid.linear import compute_device, compute_dtype
+from quantgrid.storage import write_json
+from quantgrid.streaming import FullPrecision, streamed
+from quantgrid.transforms.composition import Transform
+
+
+def measured(job, windows) -> dict:
+    device = compute_device(job.spec["compute"]["device"])
+    dtype = compute_dtype(job.spec["compute"]["dtype"], device)
+    model = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device))
+    basis = residual_basis(Transform.load(job.transform), model.config.hidden_size)
+    original = streamed(FullPrecision(job.model, dtype, device))
+    return {"status": "ok", "layers": error_growth(model, original, windows, basis, progress("layers"))}
+
+
+def main() -> None:
+    job = arguments("model", "transform", "checkpoint", "manifest", "windows", "result")
+    use_threads(job.spec)
+    fit_allocator(shape_from_folder(job.model))
+    windows, corpus = corpora.load(job.windows)
+    windows = windows[: job.spec["windows"]]
+    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows), "corpus": corpus, "windows": len(windows)}
+    try:
+        write_json(job.result, {**about, **measured(job, windows)})
+    except NumericalFailure as failure:
+        write_json(job.result, {**about, "status": "failed", "reason": str(failure)})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""How a number was measured, as a small dict that stands in every row of the results: rows are compared only where these agree.
+
+Of perplexity: the corpus and the sha256 of its text, how its documents are joined, window, stride and choice of windows, normalization,
+BOS, and the dtype that the model really computed in. Of a task: the task and its version, metric, shots, the documents, the version of
+lm-eval, batch size and dtype. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..storage import read_json
+
+OF_MODEL = ("tokenizer_sha256", "tokens", "windows", "bos_token_id")  # these may differ from model to model, within one they may not
+_CORPUS = ("text_sha256", "join", "window", "stride", "windows", "selection", "tokens", "tokenizer_sha256")
+
+
+def of_perplexity(corpus: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The protocol of a perplexity from what ``corpora.tokenize`` says of the windows, and the dtype of the computation (``float32``).
+
+    ``stride`` counts tokens of text from window to window; ``normalization`` is per token (the mean over predicted tokens), never per word.
+    """
+    bos = bool(corpus.get("add_bos"))
+    name = f"token perplexity, windows of {corpus.get('window')}{', BOS' if bos else ''}"
+    found = {"name": name, "corpus": corpus.get("corpus"), "normalization": "token", "bos": bos, "dtype": dtype}
+    found |= {key: corpus.get(key) for key in _CORPUS}
+    if bos:
+        found["bos_token_id"] = corpus.get("bos_token_id")
+    if corpus.get("selection") == "random":
+        found["seed"] = corpus.get("seed")
+    return found
+
+
+def of_task(result: Mapping[str, Any], batch_size: int, limit: int | None, dtype: str) -> dict[str, Any]:
+    """The protocol of a zero-shot task from its result (``tasks.evaluate``) and how it was run."""
+    keys = ("task", "source", "version", "metric", "shots", "documents_sha256", "lm_eval")
+    found = {key: result.get(key) for key in keys} | {"batch_size": batch_size, "limit": limit, "dtype": dtype}
+    return {"name": f"{result.get('task')}, {result.get('metric')}, {result.get('shots')}-shot", **found}
+
+
+def of_mean(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The protocol of a mean over tasks: those of the tasks by name."""
+    return {"name": f"mean of {', '.join(protocols)}", "tasks": dict(protocols)}
+
+
+def weights_of(model: str | Path) -> dict[str, Any]:
+    """What a canonical model folder says of its weights: ``weights_sha256`` {file: digest}."""
+    return {"weights_sha256": read_json(Path(model) / "provenance.json")["weights_sha256"]}
+
+
+def differences(one: str, other: str, same_model: bool = True) -> list[str]:
+    """What two protocols (canonical JSON; empty: none recorded) differ in, one text for each key: ``window 2048 / 4096``.
+
+    Between models what follows from the tokenizer may differ.
+    """
+    if one == other:
+        return []
+    if not one or not other:
+        return ["a protocol that only one of the two has recorded"]
+    first, second = (flat(json.loads(text)) for text in (one, other))
+    ignored = {"name"} if same_model else {"name", *OF_MODEL}
+    keys = [key for key in dict.fromkeys([*first, *second]) if key.rpartition(".")[2] not in ignored]
+    return [f"{key} {first.get(key)!r} / {second.get(key)!r}" for key in keys if first.get(key) != second.get(key)]
+
+
+def flat(content: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by points."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
+
+
+def described(text: str) -> str:
+    """A row's protocol for readers: its keys and values in one line."""
+    content = {key: value for key, value in flat(json.loads(text)).items() if key != "name" and value is not None}
+    return "; ".join(f"{key} {value!r}" if key == "join" else f"{key} {value}" for key, value in content.items())

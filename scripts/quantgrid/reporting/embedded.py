@@ -1,0 +1,37 @@
+"""Pictures inside an SVG with a palette, where they have few colours: half of the bytes, the same pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+from PIL import Image
+
+EMBEDDED = re.compile(r"(data:image/png;base64,)([A-Za-z0-9+/=\s]+)")
+COLORS = 256  # that a palette can hold
+
+
+def lean(svg: str) -> str:
+    """``svg`` with every embedded PNG of at most ``COLORS`` opaque colours written by palette; others stay as they are."""
+    return EMBEDDED.sub(lambda found: found[1] + _by_palette(found[2]), svg)
+
+
+def _by_palette(encoded: str) -> str:
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+        pixels = picture.convert("RGBA")
+    colors = pixels.getcolors(COLORS)
+    if colors is None or any(color[3] != 255 for _, color in colors):
+        return encoded
+    buffer = io.BytesIO()
+    _indexed(pixels.convert("RGB"), sorted(color[:3] for _, color in colors)).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _indexed(pixels: Image.Image, colors: list[tuple[int, ...]]) -> Image.Image:
+    """The picture as positions in ``colors``, each of its pixels exactly."""
+    place = {color: position for position, color in enumerate(colors)}
+    raw = pixels.tobytes()
+    result = Image.frombytes("P", pixels.size, bytes(place[tuple(raw[at : at + 3])] for at in range(0, len(raw), 3)))
+    result.putpalette([value for color in colors for value in color])
+    return result

@@ -1,0 +1,33 @@
+"""Which recipe for a model within so many bits per weight? Reads what a run of the workflow left; computes no cell."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from quantgrid import config as configs
+from quantgrid.errors import ConfigError
+from quantgrid.job import run
+from quantgrid.reporting.collection import read
+from quantgrid.reporting.recommendation import recommend, text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--configfile", default="config/config.yaml", help="the config whose results are read")
+    parser.add_argument("--model", required=True, help="name of a model of that config")
+    parser.add_argument("--bits", required=True, type=float, help="at most so many effective bits per weight")
+    parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
+    parser.add_argument("--top", type=int, default=20, help="how many recipes to show")
+    asked = parser.parse_args()
+    folder = Path(configs.read(asked.configfile).get("results_dir", configs.DEFAULTS["results_dir"]))
+    results, items = folder / "results.csv", sorted(folder.glob("studies/*.items.parquet"))
+    if not results.is_file() or not items:
+        raise ConfigError(f"{folder}: no results yet; `make run CONFIG={asked.configfile}` makes them")
+    windows = pd.concat([pd.read_parquet(path) for path in items]).drop_duplicates(["cell", "metric", "dataset", "item"])
+    found = recommend(read(results), windows, asked.model, asked.bits, asked.corpus)
+    print(text(found, f"{asked.model}, at most {asked.bits:g} bits per weight: {len(found)} recipes", asked.top))
+
+
+if __name__ == "__main__":
+    run(main)
