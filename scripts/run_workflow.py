@@ -1,9 +1,9 @@
 """Run the workflow: what `make run` calls. Clears up after a driver that died, then becomes `snakemake`.
 
-    python scripts/run_workflow.py --configfile config/config.yaml --cores 2 [--table STUDY | --figure STUDY] [snakemake options]
+    python scripts/run_workflow.py --configfile config/config.yaml --cores 2 [--profile NAME] [--table STUDY | --figure STUDY] [snakemake options]
 
-A driver that is killed leaves jobs that go on writing and a lock that nobody holds. Every process started here carries the folder and
-the process id of its driver in its environment; those of a driver that is gone are ended before Snakemake starts, and its lock is lifted.
+A driver that is killed leaves jobs that go on writing, here or in a Slurm queue, and a lock that nobody holds: `quantgrid.drivers` ends
+them before Snakemake starts, and its lock is lifted.
 """
 
 import argparse
@@ -15,53 +15,49 @@ from pathlib import Path
 import psutil
 
 from quantgrid.config import read
+from quantgrid.drivers import DRIVER, FOLDER, LOCKS, check_machine, drivers_of, end_orphans, note_driver
 from quantgrid.errors import ConfigError, unknown_name
+from quantgrid.shared_cache import CACHED_RULES
 
-FOLDER, DRIVER = "QUANTGRID_FOLDER", "QUANTGRID_DRIVER"
 ROOT = Path(__file__).resolve().parents[1]
+PROFILES, LOGGER = ROOT / "workflow" / "profiles", ROOT / "workflow" / "logger"
 
 
-def marked_processes(folder: str) -> list[tuple[psutil.Process, int]]:
-    """(process, id of its driver) for every other process that a driver in ``folder`` started, itself among them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            environment = process.environ()
-            if environment.get(FOLDER) == folder and process.pid != os.getpid():
-                found.append((process, int(environment[DRIVER])))
-        except (psutil.Error, OSError, ValueError):
-            continue
-    return found
+def profile_options(name: str, passed_on: list[str]) -> list[str]:
+    """The workflow profile, and of the default one the memory that jobs on this machine may ask for together."""
+    if not (PROFILES / name / "config.yaml").is_file():
+        raise SystemExit(f"quantgrid: {unknown_name('profile', name, [path.parent.name for path in PROFILES.glob('*/config.yaml')])}")
+    cache = ["--cache", *CACHED_RULES] if os.environ.get("SNAKEMAKE_OUTPUT_CACHE") else []  # first: it takes all words up to the next option
+    options = [*cache, "--workflow-profile", str(PROFILES / name)]
+    if name == "default" and "--resources" not in passed_on:
+        options += ["--resources", f"mem_mb={int(psutil.virtual_memory().total * 0.7 / 2**20)}"]
+    return options
 
 
-def end_orphans(folder: str) -> bool:
-    """End the jobs of drivers that are gone; True where no driver is left alive. They are killed: their outputs are incomplete anyway."""
-    marked = marked_processes(folder)
-    alive = {process.pid for process, driver in marked if process.pid == driver}
-    orphans = [process for process, driver in marked if driver not in alive]
-    for process in orphans:
-        process.kill()
-    psutil.wait_procs(orphans, timeout=10)
-    if orphans:
-        print(f"quantgrid: ended {len(orphans)} processes of a run that was killed", file=sys.stderr)
-    return not alive and not other_drivers(folder)
+def logger_options(passed_on: list[str]) -> list[str]:
+    """quantgrid's own logger, where Python finds it, unless another one or a report is asked for."""
+    if {"--logger", "--report"} & set(passed_on):
+        return []
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LOGGER), str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
+    return ["--logger", "quantgrid"]
 
 
-def other_drivers(folder: str) -> list[int]:
-    """Process ids of Snakemake runs in ``folder`` that were started without this script; their lock is theirs."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.cwd() == folder and "snakemake" in [Path(part).name for part in process.cmdline()[:4]]:
-                found.append(process.pid)
-        except (psutil.Error, OSError):
-            continue
-    return found
+def clear_up(folder: str, snakemake: list[str]) -> None:
+    """End what a killed driver left in ``folder`` and lift its lock; :class:`ConfigError` where a driver lives, here or on another machine."""
+    check_machine(folder)
+    if end_orphans(folder):
+        if any(LOCKS.glob("*")) and (code := subprocess.run([*snakemake, "--unlock", "--quiet"]).returncode):
+            raise SystemExit(code)  # Snakemake has said why: the config, mostly
+        note_driver(folder)
+    elif any(LOCKS.glob("*")):
+        processes = ", ".join(map(str, drivers_of(folder)))
+        raise ConfigError(f"this folder is locked by a run that is going on (process {processes}); wait for it, or end it with Ctrl-C or kill -INT")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--configfile", default="config/config.yaml")
+    parser.add_argument("--profile", default="default", metavar="NAME", help="a folder of workflow/profiles")
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()
@@ -75,14 +71,17 @@ def main() -> None:
             raise SystemExit(f"quantgrid: {known.configfile}: {unknown_name('study', study, studies)}")
     targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [f"{results}/figures/{known.figure}.png"] * bool(known.figure)
     folder = os.getcwd()
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *targets, "--configfile", known.configfile]
-    dry_run = {"-n", "--dry-run", "--dryrun"} & set(passed_on)
-    if not dry_run and end_orphans(folder) and any(Path(".snakemake/locks").glob("*")):
-        subprocess.run([*snakemake, "--unlock", "--quiet"], check=True)
+    snakemake = [sys.executable, "-m", "snakemake", *targets, "--configfile", known.configfile]
+    snakefile = ["--snakefile", str(ROOT / "Snakefile")]  # last of what is added here: it takes one word, others would take a target that follows
+    options = [] if "--workflow-profile" in passed_on else profile_options(known.profile, passed_on)
+    if not {"-n", "--dry-run", "--dryrun"} & set(passed_on):
+        options += logger_options(passed_on)
+        try:
+            clear_up(folder, [*snakemake, *snakefile])
+        except ConfigError as error:
+            raise SystemExit(f"quantgrid: {error}") from None
     os.environ |= {FOLDER: folder, DRIVER: str(os.getpid())}
-    profile = [] if "--workflow-profile" in passed_on else ["--workflow-profile", str(ROOT / "workflow/profiles/default")]
-    memory = [] if "--resources" in passed_on else ["--resources", f"mem_mb={int(psutil.virtual_memory().total * 0.7 / 2**20)}"]
-    os.execv(sys.executable, [*snakemake, *profile, *memory, *passed_on])
+    os.execv(sys.executable, [*snakemake, *options, *snakefile, *passed_on])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from workflow import Checkout, running_jobs
+from kill_at_random import kills
+from workflow import RESULT_FILES, Checkout, running_jobs
 
 pytestmark = pytest.mark.workflow
 RESULTS = "results-smoke"
-RESULT_FILES = ("evaluations/**/*.json", "results.csv", "cells.csv", "studies/*.csv", "tables/*", "comparisons/*", "figures/*")
 
 
 def small(config: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def test_a_killed_driver_leaves_no_trace_in_the_results(uninterrupted: Checkout,
 def test_a_killed_job_fails_alone_and_the_next_run_completes(uninterrupted: Checkout, tmp_path: Path):
     checkout = fresh(uninterrupted, tmp_path / "quantgrid")
     driver = checkout.start("smoke")
-    wait_for(lambda: any(stopped(pid, signal.SIGKILL) for pid in running_jobs(checkout.folder, "quantize_model.py")))
+    wait_for(lambda: any(stopped(pid, signal.SIGKILL) for pid in running_jobs(checkout.folder, "quantize_model")))
     assert driver.wait(timeout=600) != 0
     results = checkout.folder / RESULTS
     assert list(results.glob("evaluations/*/*/*/*/*/perplexity/*/*.json")), "the other cells go on"
@@ -95,6 +96,13 @@ def test_a_killed_job_fails_alone_and_the_next_run_completes(uninterrupted: Chec
     checkout.run("smoke")
     assert not (results / "report.partial.html").exists()
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
+
+
+def test_three_kills_at_random_moments_leave_the_same_bytes(uninterrupted: Checkout, tmp_path: Path):
+    """The short version of `make stress`."""
+    checkout = fresh(uninterrupted, tmp_path / "quantgrid")
+    killed = [*kills(checkout, "smoke", moments=3, seed=3, longest=12, expected=uninterrupted.contents(RESULTS, *RESULT_FILES), results=RESULTS)]
+    assert len(killed) == 3
 
 
 def test_nan_in_one_model_fails_its_cells_alone(uninterrupted: Checkout, tmp_path: Path):
@@ -108,11 +116,12 @@ def test_nan_in_one_model_fails_its_cells_alone(uninterrupted: Checkout, tmp_pat
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     config = checkout.config()
     config["models"]["broken"] = {"source": "local", "path": "broken"}
-    config["studies"]["methods"]["models"] = ["tiny-llama", "broken"]
+    config["studies"]["methods"]["models"] = ["reference-1m-planted", "broken"]
     checkout.write_config(config, "smoke")
-    checkout.run("smoke")
+    output = checkout.run("smoke")
+    assert "the result is a failure: " in output and re.search(r"cells \(\d+ failed\)", output), "said while it runs, not in the report alone"
     rows = list(csv.DictReader((checkout.folder / RESULTS / "results.csv").open()))
-    assert {row["status"] for row in rows if row["model"] == "tiny-llama"} == {"ok"}
+    assert {row["status"] for row in rows if row["model"] == "reference-1m-planted"} == {"ok"}
     failed = [row for row in rows if row["model"] == "broken"]
     assert {row["status"] for row in failed} == {"failed"}
     assert all("NaN" in row["reason"] for row in failed)
@@ -125,6 +134,7 @@ def test_a_second_driver_in_the_same_folder_is_told_so(uninterrupted: Checkout, 
     driver = checkout.start("smoke")
     wait_for(lambda: bool(running_jobs(checkout.folder)))
     second = subprocess.run(checkout.command("smoke"), cwd=checkout.folder, capture_output=True, text=True, timeout=120)
-    assert second.returncode != 0 and "lock" in (second.stdout + second.stderr).lower()
+    told = f"this folder is locked by a run that is going on (process {driver.pid}); wait for it, or end it with Ctrl-C or kill -INT"
+    assert second.returncode != 0 and told in second.stderr and not second.stdout and "Traceback" not in second.stderr
     assert driver.wait(timeout=600) == 0
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)

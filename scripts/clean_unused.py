@@ -1,0 +1,39 @@
+"""List what lies in a config's results folder though the config no longer plans it; with --delete, delete it. What `make clean-unused` calls.
+
+    python scripts/clean_unused.py --configfile config/config.yaml [--delete]
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from quantgrid.config import load
+from quantgrid.drivers import drivers_of
+from quantgrid.errors import ConfigError
+from quantgrid.job import run
+from quantgrid.pipeline import Plan
+from quantgrid.unused import delete, unused
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configfile", default="config/config.yaml")
+    parser.add_argument("--delete", action="store_true")
+    given = parser.parse_args()
+    plan = Plan(load(given.configfile))
+    found = unused(plan)
+    for place in found:
+        print(f"{place.size / 2**20:10.2f} MiB  {len(place.files):4d} files  {plan.results}/{place.place}")
+    print(f"{sum(place.size for place in found) / 2**20:10.2f} MiB  {sum(len(place.files) for place in found):4d} files that {given.configfile} "
+          "no longer plans")
+    if not given.delete:
+        print("nothing is deleted; `make clean-unused YES=1` deletes them" if found else "nothing to delete")
+        return
+    if drivers_of(os.getcwd()) or any(Path(".snakemake/locks").glob("*")):
+        raise ConfigError("a run is going on in this folder, or one was killed and left its lock; let it end or run again, then clean")
+    delete(found, plan.results)
+    print("deleted")
+
+
+if __name__ == "__main__":
+    run(main)

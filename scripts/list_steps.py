@@ -1,0 +1,25 @@
+"""List every step behind the cells of a config: its rule, its key, its axes and the files that it makes, as CSV."""
+
+import csv
+
+from quantgrid.job import arguments, run
+from quantgrid.pipeline import Plan
+from quantgrid.storage import replacing
+
+AXES = ("model", "transform", "mitigation", "granularity", "format", "target", "corpus", "calibration")
+
+
+def main() -> None:
+    job = arguments("steps")
+    plan = Plan(job.spec["config"])
+    with replacing(job.steps) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["rule", "key", *AXES, "output", "path"])
+        for rule, steps in plan.all_steps().items():
+            for step in steps:
+                axes = [step.wildcards.get(axis, "") for axis in AXES]
+                table.writerows([rule, step.key, *axes, output, path] for output, path in step.outputs.items())
+
+
+if __name__ == "__main__":
+    run(main)

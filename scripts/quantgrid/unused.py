@@ -1,0 +1,93 @@
+"""What lies in a results folder though no step of the config leads there any more. Standard library only.
+
+A file belongs to the workflow if it lies in a folder that steps, studies, logs or benchmarks write to, and carries a key or the name of a
+study; nothing else is ever named. It is unused if its key, with the axes before it, is of no planned step, or its study is not in the config.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .pipeline import Plan
+from .steps import OUTPUTS
+
+KEYED = re.compile(r"\.?([0-9a-f]{10})(\..*)?")  # a key, with a suffix, or in the temporary name of a file that a killed job was writing
+STUDY_FILE = re.compile(r"(.+?)(?:\.items\.parquet|\.(?:csv|md|tex|png|pdf|svg|log|tsv))")  # a study and what may follow its name
+STEP_FOLDERS = sorted({pattern.split("/")[0] for outputs in OUTPUTS.values() for pattern in outputs.values()})
+RECORD_FOLDERS = ("logs", "benchmarks")
+STUDY_FOLDERS = ("studies", "tables", "comparisons", "figures")
+STUDY_RULES = ("collect_study", "tabulate_study", "compare_study", "plot_study")
+
+
+@dataclass(frozen=True)
+class Unused:
+    """One place below the results folder: what it is called up to its key or study, its files, and their bytes."""
+
+    place: str
+    files: tuple[Path, ...]
+    size: int
+
+
+def unused(plan: Plan) -> list[Unused]:
+    """All places of ``plan.results`` that hold files of steps and studies which the plan does not have, sorted by name."""
+    results, used = Path(plan.results), used_places(plan)
+    found: dict[str, list[Path]] = {}
+    for file in _files(results):
+        place = _place(file.relative_to(results).parts)
+        if place and place not in used:
+            found.setdefault(place, []).append(file)
+    return [Unused(place, tuple(files), sum(file.lstat().st_size for file in files)) for place, files in sorted(found.items())]
+
+
+def used_places(plan: Plan) -> set[str]:
+    """The places of all steps and studies of a plan."""
+    places: set[str] = set()
+    for rule, steps in plan.all_steps().items():
+        for step in steps:
+            places |= {_place(Path(path).relative_to(plan.results).parts) for path in step.outputs.values()}
+            places |= {_record(folder, rule, [*step.wildcards.values()][:-1], step.key) for folder in RECORD_FOLDERS}
+    for study in plan.studies:
+        places |= {f"{folder}/{study}" for folder in STUDY_FOLDERS}
+        places |= {f"{folder}/{rule}/{study}" for folder in RECORD_FOLDERS for rule in STUDY_RULES}
+    return places
+
+
+def delete(found: list[Unused], results: str | Path) -> None:
+    """Delete the files of ``found`` and the folders below ``results`` that this leaves empty; links are unlinked, not followed."""
+    for file in (file for place in found for file in place.files):
+        file.unlink()
+        for folder in file.parents:
+            if folder == Path(results) or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def _files(results: Path) -> Iterator[Path]:
+    for folder in (*STEP_FOLDERS, *STUDY_FOLDERS, *RECORD_FOLDERS):
+        for parent, inner, names in os.walk(results / folder):
+            links = [name for name in inner if os.path.islink(os.path.join(parent, name))]
+            yield from (Path(parent, name) for name in (*names, *links))
+
+
+def _place(parts: tuple[str, ...]) -> str | None:
+    """The place that a path below the results folder belongs to; None for a file that no step and no study writes."""
+    folder = parts[0]
+    if folder in STUDY_FOLDERS or (folder in RECORD_FOLDERS and parts[1] in STUDY_RULES):
+        study = STUDY_FILE.fullmatch(parts[-1])
+        return "/".join([*parts[:-1], study[1]]) if study else None
+    if folder in RECORD_FOLDERS:
+        key = KEYED.fullmatch(parts[-1])
+        return _record(folder, parts[1], list(parts[2:-1]), key[1]) if key else None
+    for end, part in enumerate(parts):
+        if key := KEYED.fullmatch(part):
+            return "/".join([*parts[:end], key[1]])
+    return None
+
+
+def _record(folder: str, rule: str, axes: list[str], key: str) -> str:
+    """Place of a step's log or benchmark file. A rule may write its axes in another order than its step, so they are sorted."""
+    return "/".join([folder, rule, *sorted(axes), key])
