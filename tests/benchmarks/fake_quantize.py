@@ -1,8 +1,9 @@
 """Speed of fake quantization: ``python tests/benchmarks/fake_quantize.py`` (``make bench``) measures, prints and records ratios.
 
 A 4096 x 4096 bfloat16 activation, against one elementwise pass (``x * 1.0001``) and against compressed-tensors' own fake quantization
-where that is installed. All contenders of a thread count take turns; a ratio is that of two medians. Allocating the 32 MB result is part
-of every contender: page faults are most of what the elementwise pass takes. ``THP_MEM_ALLOC_ENABLE=1`` in the environment lets torch ask
+where that is installed; and the compiled kernels on four times as many tokens against a copy (``bandwidth.py``). All contenders of a thread
+count take turns; a ratio is that of two medians. Allocating the 32 MB result is part of every contender but those beside a copy: page faults
+are most of what the elementwise pass takes. ``THP_MEM_ALLOC_ENABLE=1`` in the environment lets torch ask
 for huge pages, which makes every contender faster and the ratios larger.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import bandwidth  # noqa: E402
 import torch  # noqa: E402
 from records import record, show, timed_row  # noqa: E402
 from turns import medians  # noqa: E402
@@ -80,6 +83,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         found = medians(contenders(x, not options.no_compile), options.repeats)
         rows += rows_of(found, threads, options.repeats)
+        if not options.no_compile:
+            with tempfile.TemporaryDirectory(prefix="quantgrid-bench-") as scratch:
+                shape = (4 * options.size, options.size)
+                rows += bandwidth.rows_of("fake_quantize", shape, "cpu", threads, options.repeats, Path(scratch) / "log")
     for row in rows:
         show(row)
     record("fake_quantize", rows, options.results)

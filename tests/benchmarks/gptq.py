@@ -1,4 +1,4 @@
-"""GPTQ of a whole model against llm-compressor: ``python tests/benchmarks/gptq.py`` (``make bench BENCH=gptq``).
+"""GPTQ of a whole model against llm-compressor and GPTQModel: ``python tests/benchmarks/gptq.py`` (``make bench BENCH=gptq``).
 
 INT4 weights in groups of 64, every linear of SmolLM2-135M, the calibration windows of config/config.yaml, float32, two threads on either side.
 Model, windows and statistics come from the workflow's own steps. Each contender is a fresh process, imports included, all of them in turns:
@@ -6,9 +6,10 @@ Model, windows and statistics come from the workflow's own steps. Each contender
 - ``quantgrid, cached statistics``: the job ``quantize_model``, from the statistics on disk to the packed checkpoint and the errors of its layers;
 - ``quantgrid, with calibration``: the job ``calibrate_model``, then that one;
 - ``llm-compressor oneshot``: from the model's folder to its packed checkpoint (``gptq_oneshot.py``, in the peers' environment);
+- ``GPTQModel``: the same by GPTQModel on the CPU (``gptq_gptqmodel.py``, in an environment of its own);
 - the two ``solver alone``: ``gptq_solvers.py``; seconds inside the solver, summed over all linears.
 
-llm-compressor quantizes each layer for inputs that come through quantized layers, quantgrid from cached statistics does not: that is what
+Both peers quantize each layer for inputs that come through quantized layers, quantgrid from cached statistics does not: that is what
 ``propagation: sequential`` is for, and not what is timed here. Only the solvers get the same inputs; their errors are printed side by side.
 """
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,19 +28,21 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import yaml  # noqa: E402
+from prepared import job, make  # noqa: E402
 from records import record, show, timed_row  # noqa: E402
 from turns import Process, run  # noqa: E402
 
 from quantgrid import config as configs  # noqa: E402
-from quantgrid.pipeline import Plan, Step  # noqa: E402
-from quantgrid.provenance import canonical  # noqa: E402
+from quantgrid.pipeline import Plan  # noqa: E402
+from quantgrid.steps import Step  # noqa: E402
 
 BENCHMARK, HERE, DAMPING = "gptq", Path(__file__).parent, 0.01
-CACHED, CALIBRATED, ONESHOT = "quantgrid, cached statistics", "quantgrid, with calibration", "llm-compressor oneshot"
+CACHED, CALIBRATED = "quantgrid, cached statistics", "quantgrid, with calibration"
+ONESHOT, GPTQMODEL = "llm-compressor oneshot", "GPTQModel"
 OWN_SOLVER, PEER_SOLVER = "quantgrid solver alone", "llm-compressor solver alone"
 # (case, reference, highest ratio that is the goal)
-WANTED = ((CACHED, ONESHOT, 1 / 5), (CALIBRATED, ONESHOT, None), (CACHED, PEER_SOLVER, 1 / 2), (OWN_SOLVER, PEER_SOLVER, 1 / 2))
+WANTED = (*((case, peer, goal) for peer in (ONESHOT, GPTQMODEL) for case, goal in ((CACHED, 1 / 5), (CALIBRATED, 2 / 3))),
+          (CACHED, PEER_SOLVER, 1 / 2), (OWN_SOLVER, PEER_SOLVER, 1 / 2))
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,8 @@ def prepare(options: argparse.Namespace, scratch: Path) -> Prepared:
     plan = Plan(configs.check(content))
     cell = next(cell for cell in plan.cells if cell.mitigation == "gptq")  # beside it the full-precision baseline
     found = Prepared(plan.quantize_model(cell), plan.calibrate_model(cell.model, "default"))
-    file = scratch / "gptq.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    needed = dict.fromkeys([*found.quantize.inputs.values(), *found.calibrate.inputs.values()])
-    command = [sys.executable, "scripts/run_workflow.py", "--configfile", str(file), "--cores", str(options.threads), *needed]
-    subprocess.run(command, cwd=ROOT, check=True)
+    make(content, scratch, [*found.quantize.inputs.values(), *found.calibrate.inputs.values()], options.threads)
     return found
-
-
-def job(step: Step, **paths: object) -> list[str]:
-    """The command of a step, as its rule has it, with other ``paths`` for some inputs and for its outputs."""
-    command = [sys.executable, f"scripts/{step.rule}.py", "--spec", canonical(step.spec)]
-    for name, path in {**step.inputs, **paths}.items():
-        command += [f"--{name}", str(path)]
-    return command
 
 
 def contenders(prepared: Prepared, options: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], list[Process]]]:
@@ -95,23 +85,24 @@ def contenders(prepared: Prepared, options: argparse.Namespace, scratch: Path) -
     anew = scratch / "statistics.safetensors"
     settings = ["--group-size", str(prepared.group_size), "--damping", str(DAMPING), "--threads", str(options.threads)]
     solver = [str(HERE / "gptq_solvers.py"), "--model", inputs["model"], "--statistics", inputs["statistics"], *settings, "--solver"]
-    oneshot = [str(HERE / "gptq_oneshot.py"), "--model", inputs["model"], "--windows", windows, "--output", str(scratch / "packed"), *settings]
+    whole = ["--model", inputs["model"], "--windows", windows, "--output", str(scratch / "packed"), *settings]
     commands = {
         CACHED: [job(prepared.quantize, **outputs)],
         OWN_SOLVER: [[sys.executable, *solver, "quantgrid"]],
         PEER_SOLVER: [[options.peers, *solver, "llm-compressor"]],
         CALIBRATED: [job(prepared.calibrate, statistics=anew), job(prepared.quantize, statistics=anew, **outputs)],
-        ONESHOT: [[options.peers, *oneshot]],
+        ONESHOT: [[options.peers, str(HERE / "gptq_oneshot.py"), *whole]],
+        GPTQMODEL: [[options.gptqmodel, str(HERE / "gptq_gptqmodel.py"), *whole]],
     }
     return {name: lambda parts=parts: [run(part, options.threads, log) for part in parts] for name, parts in commands.items()}
 
 
 def take_turns(calls: dict[str, Callable[[], list[Process]]], options: argparse.Namespace) -> dict[str, list[list[Process]]]:
-    """All turns of every contender; of llm-compressor's oneshot the first ``peer_repeats`` rounds only. Progress to standard error."""
+    """All turns of every contender; of a whole peer the first ``peer_repeats`` rounds only. Progress to standard error."""
     taken: dict[str, list[list[Process]]] = {name: [] for name in calls}
     for turn in range(max(options.repeats, options.peer_repeats)):
         for name, call in calls.items():
-            if turn < (options.peer_repeats if name == ONESHOT else options.repeats):
+            if turn < (options.peer_repeats if name in (ONESHOT, GPTQMODEL) else options.repeats):
                 taken[name].append(call())
                 print(f"turn {turn + 1}, {name}: {seconds_of(name, taken[name][-1]):.1f} s", file=sys.stderr)
     return taken
@@ -144,21 +135,26 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-repeats", type=int, default=1, help="of llm-compressor's oneshot, which takes longest")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="of llm-compressor's oneshot and of GPTQModel, which take longest")
     parser.add_argument("--peers", default=str(ROOT / ".venv-peers/bin/python"), help="the Python of llm-compressor (make .venv-peers/.installed)")
+    parser.add_argument("--gptqmodel", default=str(ROOT / ".venv-gptqmodel/bin/python"), help="that of GPTQModel (make .venv-gptqmodel/.installed)")
     options = parser.parse_args()
-    if not Path(options.peers).is_file():
-        parser.error(f"{options.peers} is not there: `make .venv-peers/.installed` makes it")
+    for python in (options.peers, options.gptqmodel):
+        if not Path(python).is_file():
+            parser.error(f"{python} is not there: `make {Path(python).parents[1].name}/.installed` makes it")
     with tempfile.TemporaryDirectory(prefix="quantgrid-bench-") as folder:
         prepared = prepare(options, Path(folder))
-        run([options.peers, str(HERE / "gptq_oneshot.py"), "--help"], options.threads, Path(folder) / "log")  # its files come from the disk once
+        for python, script in ((options.peers, "gptq_oneshot.py"), (options.gptqmodel, "gptq_gptqmodel.py")):
+            run([python, str(HERE / script), "--help"], options.threads, Path(folder) / "log")  # their files come from the disk once
         taken = take_turns(contenders(prepared, options, Path(folder)), options)
     rows = rows_of(taken, options)
     for row in rows:
         show(row)
-    own, peer, oneshot = (told(taken, name) for name in (OWN_SOLVER, PEER_SOLVER, ONESHOT))
+    own, peer = (told(taken, name) for name in (OWN_SOLVER, PEER_SOLVER))
     print(f"mean relative output error over {own['linears']} linears: quantgrid {own['output_error']:.5f}, llm-compressor "
-          f"{peer['output_error']:.5f}; linears in its oneshot: {oneshot['linears']}, {oneshot['imports']:.1f} s of it imports")
+          f"{peer['output_error']:.5f}")
+    for name in (ONESHOT, GPTQMODEL):
+        print(f"{name}: {told(taken, name)['linears']} linears, {told(taken, name)['imports']:.1f} s of imports")
     record(BENCHMARK, rows, ROOT / options.results)
 
 

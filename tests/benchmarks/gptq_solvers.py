@@ -1,28 +1,29 @@
 """The GPTQ solver alone, quantgrid's or llm-compressor's, on every linear of a model: one side of what ``gptq.py`` times.
 
 Both solve the same problems: weights and second moments as quantgrid's files hold them, scales from quantgrid's ``find_parameters``. Each is called
-as its own package does it: quantgrid's on all layers of a chunk at once, llm-compressor's on one linear after another (its batches
-have the size 1 on a CPU). Timed are the calls alone, not what brings their inputs together. quantgrid's includes finding the scales and writing
-integer codes; llm-compressor's gets the scales and returns rounded weights. Prints JSON: seconds, how many linears, and the mean relative error of
-their outputs, by which the two can be held against each other.
+as its own package does it: quantgrid's on all layers of a chunk at once, llm-compressor's on one linear after another or, on a GPU, on those of a
+layer that have one shape. Timed are the calls alone, not what brings their inputs together, and not those on the first layer that warm up.
+quantgrid's includes finding the scales and writing integer codes; llm-compressor's gets the scales and returns rounded weights. Prints JSON:
+seconds, how many layers and linears, and the mean relative error of their outputs, by which the two can be held against each other.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import torch  # noqa: E402
+from devices import now  # noqa: E402
 from torch import Tensor  # noqa: E402
 from turns import solver_options  # noqa: E402
 
-from quantgrid.architecture import SITES  # noqa: E402
+from quantgrid.architecture import LINEARS, SITE_OF, SITES  # noqa: E402
 from quantgrid.decoders import DecoderFolder  # noqa: E402
 from quantgrid.mitigations.gptq import gptq  # noqa: E402
 from quantgrid.quantization import chunks  # noqa: E402
@@ -30,15 +31,26 @@ from quantgrid.quantizer import QuantScheme, find_parameters, scheme  # noqa: E4
 from quantgrid.statistics import SiteStatistics, stack  # noqa: E402
 from quantgrid.transforms.composition import layer_state  # noqa: E402
 
-# (weight (layers, m, n), statistics of its site, scheme, damping) -> (weight that the model computes with, seconds)
-Solver = Callable[[Tensor, SiteStatistics, QuantScheme, float], tuple[Tensor, float]]
+Weights = dict[str, Tensor]  # by linear (layers, m, n)
+Statistics = dict[str, SiteStatistics]  # by site
+# Problems, their scheme and damping -> (weights that the model computes with, seconds)
+Solver = Callable[[Weights, Statistics, QuantScheme, float], tuple[Weights, float]]
 
 
-def own(weight: Tensor, statistics: SiteStatistics, of_scheme: QuantScheme, damping: float) -> tuple[Tensor, float]:
-    begun = time.perf_counter()
-    solved = gptq(weight, statistics, of_scheme, damping=damping)
-    seconds = time.perf_counter() - begun
-    return solved.dequantized(), seconds
+def own(weights: Weights, statistics: Statistics, of_scheme: QuantScheme, damping: float) -> tuple[Weights, float]:
+    device = weights[LINEARS[0]].device
+    begun = now(device)
+    solved = {linear: gptq(weight, statistics[SITE_OF[linear]], of_scheme, damping=damping) for linear, weight in weights.items()}
+    seconds = now(device) - begun
+    return {linear: compensated.dequantized() for linear, compensated in solved.items()}, seconds
+
+
+def batches(weights: Weights) -> list[list[str]]:
+    """The linears of a layer that llm-compressor solves in one call: on a GPU those of one shape, elsewhere each by itself."""
+    found: dict[object, list[str]] = {}
+    for linear, weight in weights.items():
+        found.setdefault(weight.shape if weight.is_cuda else linear, []).append(linear)
+    return list(found.values())
 
 
 def toolkit() -> Solver:
@@ -46,21 +58,33 @@ def toolkit() -> Solver:
     from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 
-    def solve(weight: Tensor, statistics: SiteStatistics, of_scheme: QuantScheme, damping: float) -> tuple[Tensor, float]:
+    def solve(weights: Weights, statistics: Statistics, of_scheme: QuantScheme, damping: float) -> tuple[Weights, float]:
         wanted = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=of_scheme.group_size)
-        done, seconds = [], 0.0
-        for matrix, moment in zip(weight, statistics.second_moment):
-            scale = find_parameters(matrix, of_scheme).scale[None]
-            arguments = matrix[None].clone(), moment[None].float().clone(), scale, torch.zeros_like(scale)
-            begun = time.perf_counter()
-            found, _, fallback = quantize_weight(*arguments, None, wanted, percdamp=damping)
-            seconds += time.perf_counter() - begun
-            if fallback.any():
-                raise SystemExit("llm-compressor's factorization failed: a weight was rounded to nearest")
-            done.append(found[0])
-        return torch.stack(done), seconds
+        used, seconds = {linear: torch.empty_like(weight) for linear, weight in weights.items()}, 0.0
+        for layer in range(len(weights[LINEARS[0]])):
+            for linears in batches(weights):
+                matrices = torch.stack([weights[linear][layer] for linear in linears])
+                moments = torch.stack([statistics[SITE_OF[linear]].second_moment[layer].float() for linear in linears])
+                scales = torch.stack([find_parameters(matrix, of_scheme).scale for matrix in matrices])
+                zeros = torch.zeros_like(scales)
+                begun = now(matrices.device)
+                found, _, fallback = quantize_weight(matrices, moments, scales, zeros, None, wanted, percdamp=damping)
+                seconds += now(matrices.device) - begun
+                if fallback.any():
+                    raise SystemExit("llm-compressor's factorization failed: a weight was rounded to nearest")
+                for linear, rounded in zip(linears, found):
+                    used[linear][layer] = rounded
+        return used, seconds
 
     return solve
+
+
+def problems(decoder: DecoderFolder, group: range, statistics: str, device: torch.device) -> tuple[Weights, Statistics]:
+    """The linears of the layers ``group`` and the second moments of their inputs, on ``device``."""
+    layers = [layer_state(decoder, index, statistics) for index in group]
+    stacked = {site: stack([layer.statistics[site] for layer in layers]) for site in SITES}
+    return ({linear: torch.stack([layer.weights[linear].float() for layer in layers]).to(device) for linear in LINEARS},
+            {site: replace(found, second_moment=found.second_moment.to(device)) for site, found in stacked.items()})
 
 
 def output_errors(weight: Tensor, used: Tensor, moment: Tensor) -> Tensor:
@@ -72,29 +96,21 @@ def output_errors(weight: Tensor, used: Tensor, moment: Tensor) -> Tensor:
 def main() -> None:
     parser = solver_options(__doc__.splitlines()[0], "model", "statistics")
     parser.add_argument("--solver", choices=("quantgrid", "llm-compressor"), required=True)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="where the problems are solved")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     solve: Solver = own if options.solver == "quantgrid" else toolkit()
     decoder, of_scheme = DecoderFolder(options.model), scheme("int4", group_size=options.group_size)
-    solve(torch.randn(1, 64, 128), _warm_up(128), scheme("int4", group_size=64), 0.01)
     seconds, errors = 0.0, []
     with torch.no_grad():
+        solve(*problems(decoder, range(1), options.statistics, options.device), of_scheme, options.damping)
         for group in chunks(decoder):
-            layers = [layer_state(decoder, index, options.statistics) for index in group]
-            for site, linears in SITES.items():
-                statistics = stack([layer.statistics[site] for layer in layers])
-                for linear in linears:
-                    weight = torch.stack([layer.weights[linear].float() for layer in layers])
-                    used, taken = solve(weight, statistics, of_scheme, options.damping)
-                    seconds += taken
-                    errors += output_errors(weight, used, statistics.second_moment).tolist()
-    print(json.dumps({"seconds": seconds, "linears": len(errors), "output_error": sum(errors) / len(errors)}))
-
-
-def _warm_up(columns: int) -> SiteStatistics:
-    """Statistics of ``columns`` independent inputs, of one layer: the first call of anything is not counted."""
-    vector = torch.ones(1, columns)
-    return SiteStatistics(1, vector, torch.eye(columns)[None], vector, vector, vector, vector[None])
+            weights, statistics = problems(decoder, group, options.statistics, options.device)
+            used, taken = solve(weights, statistics, of_scheme, options.damping)
+            seconds += taken
+            errors += [error for linear, weight in weights.items()
+                       for error in output_errors(weight, used[linear], statistics[SITE_OF[linear]].second_moment).tolist()]
+    print(json.dumps({"seconds": seconds, "layers": decoder.shape.layers, "linears": len(errors), "output_error": sum(errors) / len(errors)}))
 
 
 if __name__ == "__main__":

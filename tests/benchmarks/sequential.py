@@ -29,10 +29,9 @@ SEQUENTIAL, KEEPING, WHOLE = "sequential propagation", "sequential propagation, 
 def make(folder: Path, layers: int, hidden: int, windows: int, tokens: int) -> None:
     """A random Llama of ``layers`` layers in ``folder``, in float32, with windows and the statistics of the model on them."""
     import torch
+    from random_models import write_statistics
 
-    from quantgrid.calibration import collect
     from quantgrid.checkpoints import load_full_precision
-    from quantgrid.statistics import to_tensors
     from quantgrid.storage import write_tensors
     from tiny_decoders import Case, random_tokens, save
 
@@ -40,8 +39,7 @@ def make(folder: Path, layers: int, hidden: int, windows: int, tokens: int) -> N
     config, state = Case("LlamaForCausalLM", hidden, hidden * 8 // 3, layers, heads, heads, 64, vocab=512).build(torch.float32)
     save(folder, config, state)
     drawn = random_tokens(config, windows, tokens)
-    found = collect(load_full_precision(folder), drawn, samples=64)
-    write_tensors(folder / "statistics", {name: tensor for site, kept in found.items() for name, tensor in to_tensors(site, kept).items()})
+    write_statistics(load_full_precision(folder), drawn, folder / "statistics")
     write_tensors(folder / "windows", {"windows": drawn})
 
 

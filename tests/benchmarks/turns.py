@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[2]
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
-def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, all of them once per repeat, after one round that is not counted."""
+def medians(calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """Median milliseconds of each call by ``clock`` (seconds), all of them once per repeat, after one round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            taken[name].append(1e3 * (time.perf_counter() - start))
+            taken[name].append(1e3 * (clock() - start))
     return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
 
@@ -41,15 +41,17 @@ def solver_options(description: str, *files: str) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Process:
-    """A finished command: seconds from its start to its end, largest resident memory, and what it printed."""
+    """A finished command: seconds from its start to its end, seconds of processors (user and system, of its children too), largest resident
+    memory, and what it printed."""
 
     seconds: float
+    processor_seconds: float
     peak_mb: float
     output: str
 
 
-def run(command: Sequence[str], threads: int, log: Path, allocator: Mapping[str, str] = ALLOCATOR) -> Process:
-    """Run ``command`` from the repository's root with ``threads`` threads; standard error goes to ``log``, a failure shows its end.
+def run(command: Sequence[str], threads: int, log: Path, allocator: Mapping[str, str] = ALLOCATOR, folder: Path = ROOT) -> Process:
+    """Run ``command`` in ``folder`` with ``threads`` threads; standard error goes to ``log``, a failure shows its end.
 
     The peak is the kernel's ``ru_maxrss`` of the child. A process begins with the peak of the one that starts it, so whoever calls this
     must have stayed small: no torch.
@@ -57,7 +59,7 @@ def run(command: Sequence[str], threads: int, log: Path, allocator: Mapping[str,
     settings = {**allocator, "HF_HUB_OFFLINE": "1", **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}}
     start = time.perf_counter()
     with open(log, "ab") as errors:
-        child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True)
+        child = subprocess.Popen(command, cwd=folder, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True)
         output = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - start
@@ -65,7 +67,7 @@ def run(command: Sequence[str], threads: int, log: Path, allocator: Mapping[str,
     child.stdout.close()
     if child.returncode:
         raise SystemExit(f"{' '.join(command)[:300]}: ended with {child.returncode}\n{log.read_text(errors='replace')[-3000:]}")
-    return Process(seconds, usage.ru_maxrss / 1024, output)
+    return Process(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
 
 
 def peak_mb() -> float:

@@ -1,0 +1,36 @@
+"""What the workflow makes before a benchmark's clock starts, and the commands of its jobs as its rules have them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantgrid.provenance import canonical
+from quantgrid.steps import Step
+
+ROOT = Path(__file__).parents[2]
+
+
+def workflow(content: Mapping[str, Any], folder: Path, cores: int, *targets: str) -> list[str]:
+    """The command that makes ``targets`` by the workflow of the config ``content``, which is left in ``folder``."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+    return [sys.executable, "scripts/run_workflow.py", "--configfile", str(file), "--cores", str(cores), *targets]
+
+
+def make(content: Mapping[str, Any], folder: Path, paths: Iterable[str], cores: int) -> None:
+    """Let the workflow make ``paths``, where they are not there yet."""
+    subprocess.run(workflow(content, folder, cores, *dict.fromkeys(paths)), cwd=ROOT, check=True)
+
+
+def job(step: Step, **paths: object) -> list[str]:
+    """The command of a step, as its rule has it, with other ``paths`` for some inputs and for its outputs."""
+    command = [sys.executable, "scripts/run_job.py", step.rule, "--spec", canonical(step.spec)]
+    for name, path in {**step.inputs, **paths}.items():
+        command += [f"--{name}", str(path)]
+    return command
