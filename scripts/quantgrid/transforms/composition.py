@@ -13,16 +13,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from ..architecture import SITES, ModelShape
+from ..architecture import END_ROLES, SITES, ModelShape
 from ..calibration import site_name
-from ..decoders import DecoderFolder, DecoderLayer
+from ..decoders import DecoderFolder, DecoderLayer, require_finite
 from ..errors import NumericalFailure
 from ..statistics import from_file
 from ..storage import open_tensors, read_metadata, read_tensors, write_tensors
 
 Parameters = dict[str, Tensor]
+ROWS = 1 << 13  # of embedding and lm_head folded at a time; a whole number of the blocks in which a rotation goes over them
 
 
 class Primitive(Protocol):
@@ -139,6 +141,26 @@ def _folded(transform: Transform, count: int, decoder: DecoderFolder, index: int
     for number in range(count):
         transform.fold_one(layer, number)
     return layer
+
+
+def folded_ends(transform: Transform, decoder: DecoderFolder, dtype: torch.dtype) -> Parameters:
+    """Embedding and, where it is not tied to it, lm_head in ``dtype``, the final norm in float64, as ``transform`` leaves them.
+
+    Folding is float64 and takes every row (token of the vocabulary) by itself, so ``ROWS`` of them are folded at a time.
+    """
+    stored = decoder.stored(END_ROLES.values())
+    ends = {role: stored[name] for role, name in END_ROLES.items() if name in stored}
+    for role, tensor in ends.items():
+        require_finite(END_ROLES[role], tensor)
+    found: Parameters = {}
+    for start in range(0, decoder.shape.vocabulary, ROWS):
+        rows = slice(start, start + ROWS)
+        folded = {role: (tensor if role == "final_norm" else tensor[rows]).double() for role, tensor in ends.items()}
+        transform.fold_ends(folded)
+        found["final_norm"] = folded.pop("final_norm")
+        for role, tensor in folded.items():
+            found.setdefault(role, torch.empty(decoder.shape.vocabulary, tensor.shape[-1], dtype=dtype))[rows] = tensor
+    return found
 
 
 def derived_seed(seed: int, *stream: object) -> int:
