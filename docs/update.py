@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from quantgrid.reporting.costs import read  # noqa: E402 (the library lies beside the scripts, with no install)
+from reference_cards import TABLES  # noqa: E402 (the library lies beside the scripts, with no install)
+from run_costs import costs, fits, solves, spread  # noqa: E402
+
+from quantgrid import config as configs  # noqa: E402
+from quantgrid.estimates import text as estimate  # noqa: E402
+from quantgrid.pipeline import Plan  # noqa: E402
+from quantgrid.reporting import depth, distributions, findings, number_lines, pareto  # noqa: E402
 
 DOCS = ROOT / "docs"
 # Document -> title, the config that was run, the command.
@@ -23,111 +30,131 @@ RUNS = {
     "formats-run": ("Number formats, granularity and symmetry on SmolLM2", "config/formats.yaml", "make run CONFIG=config/formats.yaml"),
     "transforms-run": ("Transforms on SmolLM2", "config/transforms.yaml", "make run CONFIG=config/transforms.yaml"),
     "mitigations-run": ("Mitigations on SmolLM2", "config/mitigations.yaml", "make run CONFIG=config/mitigations.yaml"),
+    "oddities-run": ("The oddities of SmolLM2, suspect by suspect", "config/oddities.yaml", "make run CONFIG=config/oddities.yaml"),
+    "studies-run": ("Every study, on SmolLM2 and the reference models", "config/studies.yaml", "make run CONFIG=config/studies.yaml"),
 }
-SEED = r"-s\d+$"  # what a name with several seeds ends in
+REPORTED = ("studies-run",)  # with verdicts on the findings, figures of the whole run, and the report itself
+WHOLE = {"pareto": pareto.CAPTION, "depth": depth.CAPTION, "number-lines": number_lines.CAPTION}  # figures of a whole run
 DISTRIBUTIONS = ("kurtosis-inputs", "kurtosis-weights", "inputs-attention_input", "inputs-down_input", "weights-attention_input")
+COLORS = 96  # of a picture in the documents: as good to look at as millions, and a third of the bytes
+OUTSIDE = re.compile(r'(?: · )?<a href="(?!#|data:)[^"]*">[^<]*</a>')  # links of a report to the files beside it
 COMMIT = re.compile(r"computed at commit \w+")
-MEASURED = re.compile(r"<!-- benchmarks -->\n.*?<!-- end -->\n", re.DOTALL)
-SHOWN = {"case": ":--", "threads": "--:", "milliseconds": "--:", "peak_mb": "--:", "reference": ":--", "reference_milliseconds": "--:",
-         "reference_peak_mb": "--:", "ratio": "--:", "goal": "--:", "reached": ":--"}
+# Table in the results folder -> the command that makes it.
+BENCHMARKS = {"benchmarks": "bench", "benchmarks-plan": "bench-plan", "benchmarks-growth": "bench-growth"}
+SHOWN = {"case": ":--", "device": ":--", "threads": "--:", "milliseconds": "--:", "rate": "--:", "peak_mb": "--:", "reference": ":--",
+         "reference_milliseconds": "--:", "reference_rate": "--:", "reference_peak_mb": "--:", "ratio": "--:", "goal": "--:", "reached": ":--"}
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
-def costs(results: Path) -> str:
-    """Seconds and memory per rule, from Snakemake's benchmark files."""
-    grouped = pd.DataFrame(read(results / "benchmarks")).groupby("rule").agg(
-        jobs=("seconds", "size"), total=("seconds", "sum"), longest=("seconds", "max"), peak=("max_rss_mb", "max"))
-    lines = [f"| {rule} | {row.jobs:.0f} | {row.total:.0f} | {row.longest:.0f} | {row.peak:.0f} |" for rule, row in grouped.iterrows()]
-    return "\n".join(["| rule | jobs | seconds, all | seconds, longest | peak RSS, MB |", "| :-- | --: | --: | --: | --: |", *lines, ""])
+def picture(source: Path, name: str) -> str:
+    """A figure as a picture beside the documents, in few colours, and the Markdown that shows it."""
+    with Image.open(source) as full:
+        full.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
+    return f"![{name}]({name}.png)\n"
 
 
-def fits(results: Path) -> str:
-    """Wall time of fitting each transform and the size of its parameters; of several seeds the mean. Nothing where all took less than a second."""
-    found = pd.DataFrame([entry for entry in read(results / "benchmarks") if entry["rule"] == "fit_transform"])
-    found[["model", "transform", "fitted to", "key"]] = found.name.str.split("/", expand=True)
-    if found.seconds.max() < 1:
-        return ""
-    files = [results / "transforms" / name / "transform.safetensors" for name in found.name]
-    found["megabytes"] = [path.stat().st_size / 1e6 if path.is_file() else float("nan") for path in files]
-    found["transform"] = found["transform"].str.replace(SEED, "", regex=True)
-    grouped = found.groupby(["transform", "fitted to"]).agg(jobs=("seconds", "size"), seconds=("seconds", "mean"), peak=("max_rss_mb", "max"),
-                                                            megabytes=("megabytes", "mean"))
-    lines = [f"| {transform} | {target} | {row.jobs:.0f} | {row.seconds:.3g} | {row.peak:.0f} | {row.megabytes:.3g} |"
-             for (transform, target), row in grouped.iterrows()]
-    head = "| transform | fitted to | seeds | seconds, mean | peak RSS, MB | file, MB |"
-    return "\n".join(["## Fitting the transforms", head, "| :-- | :-- | --: | --: | --: | --: |", *lines, "", ""])
-
-
-def solves(results: Path) -> str:
-    """Wall time and memory of quantizing the whole model by each mitigation, over transforms and formats, import and checkpoint included."""
-    found = pd.DataFrame([entry for entry in read(results / "benchmarks") if entry["rule"] in ("quantize_model", "train_model")])
-    found[["model", "transform", "mitigation", "granularity", "format", "key"]] = found.name.str.split("/", expand=True)
-    grouped = found[found.mitigation != "none"].groupby("mitigation").agg(jobs=("seconds", "size"), mean=("seconds", "mean"), low=("seconds", "min"),
-                                                                        high=("seconds", "max"), peak=("max_rss_mb", "max"))
-    lines = [f"| {mitigation} | {row.jobs:.0f} | {row['mean']:.0f} | {row.low:.0f} to {row.high:.0f} | {row.peak:.0f} |"
-             for mitigation, row in grouped.sort_values("mean").iterrows()]
-    head = "| mitigation | jobs | seconds, mean | range | peak RSS, MB |"
-    return "\n".join(["## Quantizing the model", head, "| :-- | --: | --: | --: | --: |", *lines, "", ""])
-
-
-def spread(results: Path) -> str:
-    """Perplexity and KL divergence of names with several seeds: mean, standard deviation over seeds, range; nothing where there are none."""
-    found = pd.read_csv(results / "results.csv", keep_default_na=False)
-    found = found[found.metric.isin(["perplexity", "kl_divergence"]) & found["transform"].str.contains(SEED) & (found.status == "ok")]
-    if found.empty:
-        return ""
-    found = found.assign(name=found["transform"].str.replace(SEED, "", regex=True), value=pd.to_numeric(found.value))
-    grouped = found.groupby(["name", "mitigation", "granularity", "format", "metric"], sort=False).value
-    lines = [f"| {' | '.join(key)} | {of.size} | {of.mean():.4g} | {of.std():.2g} | {of.min():.4g} to {of.max():.4g} |" for key, of in grouped]
-    head = "| transform | mitigation | granularity | format | metric | seeds | mean | standard deviation over seeds | range |"
-    return "\n".join(["## Spread over seeds", head, "| :-- | :-- | :-- | :-- | :-- | --: | --: | --: | --: |", *lines, "", ""])
-
-
-def pictures(results: Path, run: str) -> str:
-    """Losses of trainings, and some of the figures of inputs and weights before rounding, copied beside the document; nothing if none."""
-    shown = [results / "learning.png", *(path for name in DISTRIBUTIONS for path in sorted(results.glob(f"distributions/*/{name}.png")))]
-    parts = []
-    for path in shown:
-        if path.is_file():
-            shutil.copy(path, DOCS / f"{run}-{path.name}")
-            parts.append(f"![{path.stem}]({run}-{path.name})\n")
+def trainings(results: Path, run: str) -> str:
+    """Losses of trainings, and some of the figures of inputs and weights before rounding; nothing if none. Of several models two figures each."""
+    parts = [picture(path, f"{run}-learning") for path in [results / "learning.png"] if path.is_file()]
+    models = sorted(path for path in (results / "distributions").glob("*") if path.is_dir())
+    chosen = DISTRIBUTIONS if len(models) == 1 else ("kurtosis-inputs", "inputs-down_input")
+    for folder in models:
+        for name in chosen:
+            if (path := folder / f"{name}.png").is_file():
+                label = f"{run}-{name}" if len(models) == 1 else f"{run}-{folder.name}-{name}"
+                parts += [f"{folder.name}: {distributions.caption(name)}\n", picture(path, label)]
     return "\n".join(["## Trainings, and inputs and weights before rounding", *parts, ""]) if parts else ""
 
 
+def claims(results: Path) -> str:
+    """The findings with their verdicts, a column for each model: how many comparisons hold, and what speaks least for it."""
+    found = findings.read(results / "claims.csv")
+    models = findings.models(found)
+    lines = [f"| finding | in the paper | {' | '.join(models)} |", f"| {' | '.join([':--'] * (2 + len(models)))} |"]
+    for claim in found:
+        lines.append(f"| {claim['statement']} | {claim['paper']} | {' | '.join(verdict(claim['verdicts'].get(model)) for model in models)} |")
+    note = ("Below a verdict: how many comparisons hold, and the change of perplexity in the one that speaks least for the claim, with its 95 % "
+            "interval. Paired by window, adjusted by Holm over all comparisons of a model. The report lists all comparisons with their cells.")
+    total = ", ".join(f"{name} {count}" for name, count in findings.counts(found).items())
+    return "\n".join(["## Findings", f"`config/claims.yaml` states them; verdicts, over all models: {total}.", "", *lines, "", note, ""])
+
+
+def verdict(given: dict | None) -> str:
+    if given is None:
+        return "–"
+    if given["weakest"] is None:
+        return given["verdict"]
+    against = f" against {given['against']}" if given["against"] else ""
+    return f"**{given['sign']} {given['verdict']}**<br>{given['counts']['holds']} of {given['tested']} hold{against}<br>{given['weakest']['shown']}"
+
+
+def report(results: Path, run: str) -> str:
+    """The report beside the documents, without links to files that are not there, and a line that names it with its size."""
+    if not (results / "report.html").is_file():
+        return ""
+    text = OUTSIDE.sub("", (results / "report.html").read_text(encoding="utf-8")).replace('<p class="note">Data: </p>', "")
+    target = DOCS / f"{run}-report.html"
+    target.write_text(text, encoding="utf-8")
+    size = target.stat().st_size / 1e6
+    print(f"{target.relative_to(ROOT)}: {size:.1f} MB")
+    return (f"The whole report of this run is [{target.name}]({target.name}) ({size:.1f} MB, one file, to be opened in a browser): every table to "
+            "sort and filter, all comparisons, the full config, versions and hashes.\n")
+
+
 def document(name: str, commit: str) -> None:
-    """Tables and figures of one run's results, study by study, and what they cost; nothing where the run was not made."""
+    """Findings, tables and figures of one run's results, study by study, and what they cost; nothing where the run was not made."""
     title, config, command = RUNS[name]
     content = yaml.safe_load((ROOT / config).read_text())
     results = ROOT / content["results_dir"]
     if not (results / "tables").is_dir():
         return
-    parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
     run = name.removesuffix("-run")
-    for study in content["studies"]:
-        picture = f"{run}-{study}.png"
-        shutil.copy(results / "figures" / f"{study}.png", DOCS / picture)
-        compared = results / "comparisons" / f"{study}.md"
-        parts += [(results / "tables" / f"{study}.md").read_text(), compared.read_text() if compared.is_file() else "", f"![{study}]({picture})", ""]
-    parts.append(pictures(results, run) + spread(results) + fits(results) + solves(results) + "## What it cost")
-    (DOCS / f"{name}.md").write_text("\n".join([*parts, costs(results)]))
+    parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
+    parts += [report(results, run), claims(results)] if name in REPORTED else []
+    for study, spec in content["studies"].items():
+        compared, table = results / "comparisons" / f"{study}.md", (results / "tables" / f"{study}.md").read_text()
+        if name in REPORTED:  # a headline instead of the title that the table has
+            told = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
+            table = "\n\n".join([f"## {spec['title']}", *told, *([spec["description"]] if "description" in spec else []), table.partition("\n\n")[2]])
+        parts += [table, compared.read_text() if compared.is_file() else "", picture(results / "figures" / f"{study}.png", f"{run}-{study}")]
+    for figure, caption in WHOLE.items() if name in REPORTED else ():
+        if (results / f"{figure}.png").is_file():
+            parts += [f"## {figure.replace('-', ' ').capitalize()}\n", f"{caption}\n", picture(results / f"{figure}.png", f"{run}-{figure}")]
+    parts.append(trainings(results, run) + spread(results) + fits(results) + solves(results) + costs(results))
+    (DOCS / f"{name}.md").write_text("\n".join(parts))
 
 
-def benchmarks(commit: str) -> None:
-    """What `make bench` left in the results folder, into performance.md; nothing where it was not run."""
-    table, page = ROOT / "results" / "benchmarks.csv", DOCS / "performance.md"
+def between(page: str, mark: str, text: str) -> None:
+    """Put ``text`` into a page of docs/, between its marks."""
+    marked = re.compile(rf"<!-- {mark} -->\n.*?<!-- end -->\n", re.DOTALL)
+    (DOCS / page).write_text(marked.sub(lambda _: f"<!-- {mark} -->\n{text}\n<!-- end -->\n", (DOCS / page).read_text()))
+
+
+def benchmarks(name: str, commit: str) -> None:
+    """What a benchmark left in the results folder, into performance.md between its marks, with its figure; nothing where it was not run."""
+    table = ROOT / "results" / f"{name}.csv"
     if not table.is_file():
         return
-    found = pd.read_csv(table, dtype=str, keep_default_na=False)[list(SHOWN)]
-    lines = [f"| {' | '.join(row)} |" for row in [[name.replace("_", " ") for name in SHOWN], list(SHOWN.values()), *found.values.tolist()]]
-    text = f"<!-- benchmarks -->\nBy `make bench` and `make docs` on 2 cores of an x86-64 processor, computed at commit {commit}.\n\n"
-    page.write_text(MEASURED.sub(lambda _: text + "\n".join(lines) + "\n<!-- end -->\n", page.read_text()))
+    found = pd.read_csv(table, dtype=str, keep_default_na=False)
+    found = found[list(SHOWN)] if set(SHOWN) <= set(found) else found
+    head = [[column.replace("_", " ") for column in found], [SHOWN.get(column, "--:") for column in found]]
+    made = f"By `make {BENCHMARKS[name]}` and `make docs` on 2 cores of an x86-64 processor, computed at commit {commit}."
+    text = [made, "", *(f"| {' | '.join(row)} |" for row in [*head, *found.values.tolist()])]
+    if table.with_suffix(".png").is_file():
+        shutil.copy(table.with_suffix(".png"), DOCS / f"{name}.png")
+        text += ["", f"![{name}]({name}.png)"]
+    between("performance.md", name, "\n".join(text))
 
 
 def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     for name in RUNS:
         document(name, commit)
-    benchmarks(commit)
+    for name in BENCHMARKS:
+        benchmarks(name, commit)
+    between("cluster.md", "preflight", f"```\n{estimate(Plan(configs.load(ROOT / 'config' / 'paper.yaml')))}\n```")
+    for mark, table in TABLES.items():
+        between("reference-models.md", mark, table(ROOT / "models"))
     tables, readme = ROOT / "results" / "tables", ROOT / "README.md"
     if tables.is_dir():
         text = MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{(tables / f'{found[1]}.md').read_text()}<!-- end -->\n", readme.read_text())
