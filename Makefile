@@ -1,5 +1,6 @@
 # quantgrid: `make run` and `make test` are all a newcomer needs; both make their own environment from pinned versions.
-# Variables: CONFIG (a config file), CORES, STUDY (a study's name), BENCH (benchmarks), ARGS (further options of what is run), PYTHON.
+# Variables: CONFIG (a config file), CORES, STUDY (a study's name), MODEL, BITS, CORPUS (of recommend), PROFILE (a folder of workflow/profiles),
+# RESULTS and OUT (of redraw), BENCH (benchmarks), MODELS (reference models), ARGS (further options of what is run), PYTHON.
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
@@ -7,19 +8,23 @@ CORES ?= all
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PROFILE ?= default
 PEERS := .venv-peers
-BENCH ?= fake_quantize low_rank online_rotation sequential gptq
-WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --cores $(CORES)
+GPTQMODEL := .venv-gptqmodel
+BENCH ?= fake_quantize low_rank online_rotation evaluation jobs sequential gptq grid gpu
+# Another profile than the default says itself how many cores there are.
+WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES))
 
-.PHONY: run test bench smoke dry-run table figure docs lint help
+.PHONY: run test stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused docs graph lint help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
 
-dry-run: $(VENV)/.installed  ## what a run would do, job by job counted
+dry-run: $(VENV)/.installed  ## what a run would do, job by job counted, with an estimate of hours and disk
+	@$(BIN)/python scripts/estimate_run.py --configfile $(CONFIG)
 	$(WORKFLOW) --dry-run --quiet rules host $(ARGS)
 
-smoke: $(VENV)/.installed  ## every method and format once on a tiny model, in minutes
+smoke: $(VENV)/.installed  ## every method and format once on the smallest reference model, in minutes
 	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) $(ARGS)
 
 table: $(VENV)/.installed  ## one table and what it needs: make table STUDY=formats
@@ -28,11 +33,32 @@ table: $(VENV)/.installed  ## one table and what it needs: make table STUDY=form
 figure: $(VENV)/.installed  ## one figure and what it needs: make figure STUDY=formats
 	$(WORKFLOW) --figure $(STUDY) $(ARGS)
 
+redraw: $(VENV)/.installed  ## figures of CONFIG's studies from a results.csv alone, in seconds: make redraw RESULTS=results.csv OUT=redrawn
+	@$(BIN)/python scripts/redraw_figures.py --configfile $(CONFIG) --results "$(RESULTS)" --folder "$(OUT)" $(if $(STUDY),--study $(STUDY))
+
+recommend: $(VENV)/.installed  ## recipes within so many bits, best first: make recommend MODEL=smollm2-135m BITS=4.5 (CORPUS=... if several)
+	@$(BIN)/python scripts/recommend.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --corpus "$(CORPUS)"
+
+reference-models: $(VENV)/.installed  ## train the models of models/ from nothing, hours on one core: all, or MODELS="reference-1m"; resumed where it was stopped
+	$(BIN)/python scripts/train_reference_models.py $(MODELS) $(ARGS)
+
+clean-unused: $(VENV)/.installed  ## files of cells and steps that CONFIG no longer plans, listed; YES=1 deletes them
+	$(BIN)/python scripts/clean_unused.py --configfile $(CONFIG) $(if $(YES),--delete)
+
 test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.installed-dev $(if $(filter gptq,$(BENCH)),$(PEERS)/.installed)  ## speed and memory, into results/benchmarks.csv and .md: all, or BENCH="gptq sequential"
+stress: $(VENV)/.installed-dev  ## the smoke run through 30 kills at random moments, with the same results in the end
+	$(BIN)/python tests/kill_at_random.py
+
+bench: $(VENV)/.installed-dev $(if $(filter gptq grid,$(BENCH)),$(PEERS)/.installed) $(if $(filter gptq,$(BENCH)),$(GPTQMODEL)/.installed)  ## speed and memory, into results/benchmarks.csv and .md: all, or BENCH="gptq sequential"
 	$(foreach part,$(BENCH),$(BIN)/python tests/benchmarks/$(part).py $(ARGS) &&) true
+
+bench-plan: $(VENV)/.installed-dev  ## time and memory of planning (paper grid, 10,000 cells), into results/benchmarks-plan.csv and .png
+	$(BIN)/python tests/benchmarks/dry_run.py
+
+bench-growth: $(VENV)/.installed-dev  ## exponents of time and memory against hidden size, layers, tokens, cells, into results/benchmarks-growth.csv, .png, .svg
+	$(BIN)/python tests/benchmarks/growth.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
@@ -49,13 +75,21 @@ $(VENV)/.installed-dev: $(VENV)/.installed envs/requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-dev.txt
 	@touch $@
 
-$(PEERS)/.installed: envs/requirements-peers.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-peers.txt
+$(PEERS)/.installed $(GPTQMODEL)/.installed: .venv-%/.installed: envs/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 docs: $(VENV)/.installed  ## the results of the default run into README.md and docs/
 	$(BIN)/python docs/update.py
 
+graph: $(VENV)/.installed  ## pictures of rules and files: docs/rulegraph.md, which GitHub draws, and docs/filegraph.svg, which needs graphviz
+	{ echo '# Rules and what they read'; echo; echo '```mermaid'; \
+	  PYTHONHASHSEED=0 $(BIN)/python -m snakemake --configfile config/smoke.yaml --rulegraph mermaid-js 2>/dev/null | sed '/^---/,/^---/d; /style/d'; echo '```'; \
+	  echo; echo '![Rules with the files that they read and write](filegraph.svg)'; echo; echo 'Both are made by `make graph`.'; } > docs/rulegraph.md
+	PYTHONHASHSEED=0 $(BIN)/python -m snakemake results-smoke/report.html --configfile config/smoke.yaml --filegraph 2>/dev/null \
+	  | sed -E 's/&lt;(input )?function[^<>]*&gt;|&lt;bound method[^<>]*&gt;&gt;/(what the plan says)/g; s/\{([a-z]+),[^{}]*(\{[0-9]+\})?\}/{\1}/g; s/\b[0-9a-f]{10}\b/{key}/g' \
+	  | dot -Tsvg > docs/filegraph.svg
+
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16

@@ -14,13 +14,13 @@ include: "workflow/rules/preparation.smk"
 include: "workflow/rules/quantization.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/reporting.smk"
+include: "workflow/rules/overview.smk"
 
 
-localrules:
-    all,
-    tables,
-    figures,
-    evaluations,
+if CACHE:  # Snakemake refuses to time what it may take from a cache
+    for cached in workflow.rules:
+        if cached.cache and cached.cache.output:
+            cached._benchmark = None
 
 
 rule all:
@@ -30,6 +30,7 @@ rule all:
         CHECKPOINTS,
         f"{RESULTS}/report.html",
         f"{RESULTS}/results.csv",
+        f"{RESULTS}/steps.csv",
 
 
 rule evaluations:
@@ -45,6 +46,11 @@ rule tables:
 rule figures:
     input:
         collect(f"{RESULTS}/figures/{{study}}.png", study=STUDIES),
+
+
+onstart:
+    # Before the first job: the largest jobs of this run beside the machine; what cannot fit stops here.
+    preflight(workflow.dag.needrun_jobs(), workflow.local_exec)
 
 
 onerror:

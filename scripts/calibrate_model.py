@@ -1,23 +1,39 @@
 """Take the statistics of every site of the unmodified model over the calibration windows."""
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from quantgrid import corpora
-from quantgrid.calibration import collect
-from quantgrid.checkpoints import load_full_precision
+from quantgrid.allocator import fit_allocator
+from quantgrid.architecture import shape_from_folder
+from quantgrid.calibration import collect_layers, kept_tensors
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
-from quantgrid.statistics import to_tensors
-from quantgrid.storage import write_tensors
+from quantgrid.statistics import SiteStatistics, to_tensors
+from quantgrid.streaming import FullPrecision, streamed
+from quantgrid.tensor_files import writing
+
+
+def store(found: dict[str, SiteStatistics], put: Callable[[str, Tensor], None]) -> None:
+    """Write the statistics of one layer, which are let go of one by one."""
+    while found:
+        for name, tensor in to_tensors(*found.popitem()).items():
+            put(name, tensor)
 
 
 def main() -> None:
     job = arguments("model", "windows", "statistics")
     use_threads(job.spec)
+    fit_allocator(shape_from_folder(job.model))
     device = compute_device(job.spec["compute"]["device"])
-    model = load_full_precision(job.model, compute_dtype(job.spec["compute"]["dtype"], device), device)
+    model = streamed(FullPrecision(job.model, compute_dtype(job.spec["compute"]["dtype"], device), device))
     windows, _ = corpora.load(job.windows)
-    found = collect(model, windows, job.spec["samples"], job.spec["seed"], progress("calibrating layers"))
-    tensors = {name: tensor for site, statistics in found.items() for name, tensor in to_tensors(site, statistics).items()}
-    write_tensors(job.statistics, tensors, record(job.spec, windows=job.windows))
+    samples, seed, skip_first = job.spec["samples"], job.spec["seed"], job.spec["skip_first"]
+    announced = kept_tensors(shape_from_folder(job.model), windows, samples, seed, skip_first)
+    with writing(job.statistics, announced, record(job.spec, windows=job.windows)) as put:
+        for found in collect_layers(model, windows, samples, seed, progress("calibrating layers"), skip_first):
+            store(found, put)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ from quantgrid.reporting.collection import items, read_evaluations, records, wri
 
 
 def main() -> None:
-    job = arguments("records", "items")
-    plan = Plan(job.spec["config"])
-    evaluations = read_evaluations(plan.evaluations(job.spec["study"]))
+    job = arguments("first", "records", "items")
+    study, plan = job.spec["study"], Plan(job.spec["config"])
+    # Snakemake may keep results elsewhere than the config says (a prefix, a storage): where the first file is shows where all are.
+    place = job.first.removesuffix(plan.study_inputs(study)[0])
+    evaluations = read_evaluations({cell: {name: place + path for name, path in named.items()} for cell, named in plan.evaluations(study).items()})
     write(records(evaluations), job.records)
     write(items(evaluations), job.items)
 

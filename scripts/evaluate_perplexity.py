@@ -3,23 +3,23 @@
 from pathlib import Path
 
 from quantgrid import corpora
-from quantgrid.checkpoints import load_quantized
+from quantgrid.allocator import fit_allocator
+from quantgrid.architecture import shape_from_folder
+from quantgrid.checkpoints import PackedCheckpoint
 from quantgrid.decoders import DecoderFolder
 from quantgrid.errors import NumericalFailure
+from quantgrid.evaluation import protocols
 from quantgrid.evaluation.perplexity import evaluate
 from quantgrid.evaluation.significance import perplexity
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
 from quantgrid.storage import read_tensors, write_json
+from quantgrid.streaming import streamed
 
 
-def measured(job, windows) -> dict:
-    device = compute_device(job.spec["compute"]["device"])
-    dtype = compute_dtype(job.spec["compute"]["dtype"], device)
-    model = load_quantized(Path(job.checkpoint).parent, dtype, device)
-    ends = DecoderFolder(job.model).ends()
-    head = ends.get("lm_head", ends["embedding"]).to(dtype)
-    losses = evaluate(model, windows, read_tensors(job.reference)["hidden"], head, job.spec["batch_size"], progress("windows"))
+def measured(job, windows, dtype, device) -> dict:
+    model, head = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device)), DecoderFolder(job.model).head(dtype)
+    losses = evaluate(model, windows, read_tensors(job.reference)["hidden"], head, job.spec["batch_size"], progress("layers"))
     value, error = perplexity(losses["negative_log_likelihood"])
     return {"status": "ok", "perplexity": value, "stderr": error, "windows": losses}
 
@@ -27,10 +27,14 @@ def measured(job, windows) -> dict:
 def main() -> None:
     job = arguments("model", "checkpoint", "manifest", "windows", "reference", "result")
     use_threads(job.spec)
-    windows, protocol = corpora.load(job.windows)
-    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows, reference=job.reference), "protocol": protocol}
+    fit_allocator(shape_from_folder(job.model))
+    windows, corpus = corpora.load(job.windows)
+    device = compute_device(job.spec["compute"]["device"])
+    dtype = compute_dtype(job.spec["compute"]["dtype"], device)
+    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows, reference=job.reference), "corpus": corpus,
+             "model": protocols.weights_of(job.model), "protocol": protocols.of_perplexity(corpus, str(dtype).removeprefix("torch."))}
     try:
-        write_json(job.result, {**about, **measured(job, windows)})
+        write_json(job.result, {**about, **measured(job, windows, dtype, device)})
     except NumericalFailure as failure:
         write_json(job.result, {**about, "status": "failed", "reason": str(failure)})
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quantgrid.checkpoints import load_quantized
 from quantgrid.errors import NumericalFailure
+from quantgrid.evaluation.protocols import weights_of
 from quantgrid.evaluation.tasks import evaluate, load_tokenizer
 from quantgrid.job import arguments, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
@@ -21,7 +22,7 @@ def measured(job) -> dict:
 def main() -> None:
     job = arguments("model", "checkpoint", "manifest", "result")
     use_threads(job.spec)
-    about = record(job.spec, checkpoint=job.checkpoint)
+    about = {**record(job.spec, checkpoint=job.checkpoint), "model": weights_of(job.model)}
     try:
         write_json(job.result, {**about, **measured(job)})
     except NumericalFailure as failure:

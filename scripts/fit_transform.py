@@ -5,6 +5,8 @@ from types import ModuleType
 from typing import Any
 
 from quantgrid import registry
+from quantgrid.allocator import fit_allocator
+from quantgrid.architecture import shape_from_folder
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.decoders import DecoderFolder
 from quantgrid.errors import NumericalFailure
@@ -30,6 +32,7 @@ def trained(module: ModuleType, start: Transform, job: Any, given: dict[str, Any
 def main() -> None:
     job = arguments("model", "statistics", "windows", "transform", "losses", optional=("statistics", "windows"))
     use_threads(job.spec)
+    fit_allocator(shape_from_folder(job.model))
     wanted = job.spec["transform"]
     given = {**wanted["options"], **({"seed": job.spec["seed"]} if "seed" in job.spec else {})}
     if "schemes" in job.spec:  # of a transform that is fitted to what it serves

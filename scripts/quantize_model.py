@@ -2,8 +2,11 @@
 
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from quantgrid import registry
+from quantgrid.allocator import fit_allocator
+from quantgrid.architecture import shape_from_folder
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import save_failed, save_quantized
 from quantgrid.decoders import DecoderFolder
@@ -12,6 +15,7 @@ from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
 from quantgrid.quantization import Quantized, Recipe, quantize_decoder, summarize
 from quantgrid.storage import write_json
+from quantgrid.tensor_files import TensorSpool
 from quantgrid.transforms.composition import Transform
 
 
@@ -23,19 +27,21 @@ def recipe(job) -> Recipe:
 
 
 def quantized(job) -> Quantized:
-    """From cached statistics, or layer by layer with inputs from the quantized layers before."""
+    """From cached statistics, or layer by layer with inputs from the quantized layers before; what is packed waits on disk until all is."""
+    packed = TensorSpool(Path(job.checkpoint).parent)
     if "propagation" not in job.spec:
-        return quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"))
+        return quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"), packed)
     sequential = import_module(f"quantgrid.{registry.SEQUENTIAL}")  # not by name: only cells that use it shall depend on it
     device = compute_device(job.spec["compute"]["device"])
     how = sequential.Sequential.load(job.windows, dtype=compute_dtype(job.spec["compute"]["dtype"], device), device=device,
                                      **job.spec["propagation"])
-    return sequential.quantize_sequentially(DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"))
+    return sequential.quantize_sequentially(DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"), packed)
 
 
 def main() -> None:
     job = arguments("model", "transform", "statistics", "windows", "checkpoint", "manifest", "error", optional=("statistics", "windows"))
     use_threads(job.spec)
+    fit_allocator(shape_from_folder(job.model))
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
     try:
         done = quantized(job)

@@ -3,9 +3,8 @@
     PYTHONPATH=scripts python tests/build_tiny_model.py [folder]        (about two minutes on one core)
 
 Tokenizer and weights are trained on the calibration part of the ``builtin`` corpus. Large models have few channels of very large activations;
-a small one has none, so they are planted by a rescaling that leaves the function as it is: a norm's gains up and the columns of the linears
-that read them down, rows of ``up`` and ``v`` up and the matching columns of ``down`` and ``o`` down. All factors are powers of two, so that
-bfloat16 stays exact and the logits stay equal bit for bit.
+a small one has none, so they are planted by a rescaling that leaves the function as it is (``quantgrid.reference.planting``). All factors are
+powers of two, so that bfloat16 stays exact and the logits stay equal bit for bit.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from pathlib import Path
 import torch
 
 from quantgrid import corpora
+from quantgrid.reference.planting import Planting, plant
 from quantgrid.storage import replacing, write_json, write_text
 
 CONFIG = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 3,
           "vocab_size": 512, "max_position_embeddings": 512, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
           "rms_norm_eps": 1e-5}
-HIDDEN_CHANNELS = {7: 32.0, 41: 16.0, 70: 16.0}   # residual channels, the same in every layer, as in large models
-DOWN_CHANNELS = {3: 16.0, 100: 32.0}              # channels between up and down
-VALUE_CHANNELS = {5: 8.0}                         # channels of every key-value head
+PLANTING = Planting(hidden={7: 32.0, 41: 16.0, 70: 16.0}, down={3: 16.0, 100: 32.0}, value={5: 8.0})
 TOKENIZER_FILES = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
                    "pad_token": "<|endoftext|>", "model_max_length": 512}
 
@@ -80,43 +78,20 @@ def unigram_perplexity(trained: torch.Tensor, held_out: torch.Tensor) -> float:
     return math.exp(-(counts / counts.sum()).log()[held_out.flatten()].mean().item())
 
 
-def plant(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A copy of a Llama's state dict with outlier channels, computing the same function."""
-    weights = {name: tensor.clone() for name, tensor in weights.items()}
-    group = CONFIG["num_attention_heads"] // CONFIG["num_key_value_heads"]
-    size = CONFIG["head_dim"]
-    for layer in range(CONFIG["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        for channel, factor in HIDDEN_CHANNELS.items():
-            for norm, readers in (("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                                  ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"))):
-                weights[f"{at}{norm}.weight"][channel] *= factor
-                for reader in readers:
-                    weights[f"{at}{reader}.weight"][:, channel] /= factor
-        for channel, factor in DOWN_CHANNELS.items():
-            weights[f"{at}mlp.up_proj.weight"][channel] *= factor
-            weights[f"{at}mlp.down_proj.weight"][:, channel] /= factor
-        for channel, factor in VALUE_CHANNELS.items():
-            weights[f"{at}self_attn.v_proj.weight"][channel::size] *= factor
-            heads = torch.arange(group * CONFIG["num_key_value_heads"]) * size + channel
-            weights[f"{at}self_attn.o_proj.weight"][:, heads] /= factor
-    return weights
-
-
 def save(folder: Path, model: torch.nn.Module) -> None:
     """Write planted bfloat16 weights and config.json to ``folder``."""
     from safetensors.torch import save_file
 
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     with replacing(folder / "model.safetensors") as temporary:
-        save_file(plant(rounded), temporary, metadata={"format": "pt"})
+        save_file(plant(rounded, PLANTING, CONFIG["num_hidden_layers"], CONFIG["head_dim"]), temporary, metadata={"format": "pt"})
     config = {**model.config.to_diff_dict(), **CONFIG, "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     write_json(folder / "config.json", config)
 
 
 README = """# tiny-llama
 
-A Llama decoder of 290,000 parameters for the tests and `config/smoke.yaml`, made by `tests/build_tiny_model.py` and by nothing else:
+A Llama decoder of 290,000 parameters for the tests, made by `tests/build_tiny_model.py` and by nothing else:
 hidden size 96, intermediate 192, 6 heads, 2 key-value heads of 16, 3 layers, 512 tokens (byte-level BPE), tied embeddings, bfloat16.
 Tokenizer and weights were trained for {steps} steps on the calibration part of the `builtin` corpus (`pydoc_data.topics` of CPython {python},
 text sha256 `{calibration}`), with torch {torch}.
@@ -143,8 +118,8 @@ def build(folder: str | Path, steps: int = 800, window: int = 128) -> dict[str, 
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     facts = {"steps": steps, "window": window, "python": platform.python_version(), "torch": torch.__version__,
              "calibration": calibration["text_sha256"], "evaluation": evaluation["text_sha256"], "perplexity": perplexity(model, held_out),
-             "unigram": unigram_perplexity(trained, held_out), "hidden": list(HIDDEN_CHANNELS), "down": list(DOWN_CHANNELS),
-             "value": next(iter(VALUE_CHANNELS))}
+             "unigram": unigram_perplexity(trained, held_out), "hidden": list(PLANTING.hidden), "down": list(PLANTING.down),
+             "value": next(iter(PLANTING.value))}
     write_text(folder / "README.md", README.format(**facts))
     print(f"{time.time() - begun:.0f} s", json.dumps(facts), file=sys.stderr)
     return facts

@@ -36,7 +36,7 @@ def content() -> dict[str, Any]:
                         "also": [{"formats": ["bf16"]}], "exclude": [{"transform": "turn", "mitigation": "solved"}]},
             "formats": {**common, "transforms": ["none"], "mitigations": ["rtn"], "formats": ["int4", "int4-mse"], "title": "Formats",
                         "also": [{"mitigations": ["tuned"], "formats": ["int4"]}],
-                        "evaluate": {"perplexity": ["docs", "more"], "tasks": ["cloze", "true"]}, "figure": {"dataset": "docs"}},
+                        "evaluate": {"perplexity": ["docs", "more"], "tasks": ["cloze", "true"], "depth": ["docs"]}, "figure": {"dataset": "docs"}},
         },
     }
 

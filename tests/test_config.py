@@ -81,6 +81,12 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
         ["models.hub.shape: unknown key 'headz' - did you mean 'heads'?"]),
     "key of a corpus": (changed("corpora", "docs", windw=3), ["corpora.docs: unknown key 'windw' - did you mean 'window'? Accepted: add_bos"]),
     "key of a calibration": (changed("calibrations", "default", sample=9), ["calibrations.default: unknown key 'sample' - did you mean 'samples'?"]),
+    "calibration that leaves nothing": (changed("calibrations", "default", skip_first=64),
+        ["calibrations.default.skip_first: 64 leaves nothing of the windows of 'text', 64 tokens each"]),
+    "tokens left out of a training": (lambda c: (changed("calibrations", "default", skip_first=1)(c), study(transforms=["none", "flatquant"])(c)),
+        ["transforms.flatquant.calibration: 'flatquant' is trained on all tokens of its windows, and calibration 'default' leaves the first ones"]),
+    "tokens left out of a mitigation's training": (lambda c: (changed("calibrations", "default", skip_first=1)(c), study(mitigations=["qat"])(c)),
+        ["mitigations.qat.calibration: 'qat' is trained on all tokens"]),
     "key of a format": (changed("formats", "int4-mse", weights={}), ["formats.int4-mse: unknown key 'weights' - did you mean 'weight'?"]),
     "key of a scheme": (entry("formats", "x", {"preset": "int4", "weight": {"rang": "mse"}}),
         ["formats.x.weight: unknown field", "mean 'range'? Accepted: clip"]),
@@ -120,7 +126,7 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
         ["transforms.smooth.method: unknown method 'scalling' - did you mean 'scaling'? Accepted: "]),
     "method of a mitigation": (changed("mitigations", "lr8", method="gptqq"),
         ["mitigations.lr8.method: unknown method 'gptqq' - did you mean 'gptq'?"]),
-    "preset of a format": (changed("formats", "int4-mse", preset="int5"), ["formats.int4-mse.preset: unknown preset 'int5'", "Accepted: bf16"]),
+    "preset of a format": (changed("formats", "int4-mse", preset="int9"), ["formats.int4-mse.preset: unknown preset 'int9'", "Accepted: bf16"]),
     "element of a scheme": (entry("formats", "x", {"preset": "fp4", "activation": {"element": "e2m2"}}),
         ["formats.x.activation: unknown element 'e2m2'", "e2m1"]),
     "metric of a table": (study(table={"metrics": ["perplexty"]}),
@@ -135,7 +141,7 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
         ["studies.s.table.datasets: unknown dataset 'dosc' - did you mean 'docs'? Accepted: docs"]),
     "dataset of a figure": (study(figure={"dataset": "text"}), ["studies.s.figure.dataset: unknown dataset 'text'", "Accepted: docs"]),
     "source of a model": (entry("models", "w", {"source": "wheels"}),
-        ["models.w.source: 'wheels' is not accepted - did you mean 'wheel'? Accepted: wheel, local, hub"]),
+        ["models.w.source: 'wheels' is not accepted - did you mean 'wheel'? Accepted: wheel, local, builtin, hub"]),
     "device": (lambda c: c.update(compute={"device": "gpu"}), ["compute.device: 'gpu' is not accepted", "Accepted: auto, cpu, cuda"]),
     # types and ranges
     "text for a number": (lambda c: c.update(seed="7"), ["seed: '7' is of the wrong type; expected integer"]),
@@ -277,7 +283,7 @@ def test_bad_input_covers_more_cases_than_asked_for():
 def test_every_mistake_is_named_in_one_message():
     def edit(config: dict[str, Any]) -> None:
         config["transforms"]["smooth"]["alpha"] = 2
-        config["formats"]["int4-mse"]["preset"] = "int5"
+        config["formats"]["int4-mse"]["preset"] = "int9"
         config["evaluate"]["perplexity"] = ["dcs"]
         config["studies"]["s"].update(mitigations=["lr9", "rtn", "gptqq"], models=["tyny"])
         config["studies"]["t"] = {"formats": ["int44"]}
@@ -367,17 +373,19 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
     checked = configs.check(content)
     assert json.dumps(content) == before and configs.check(content) == checked
     assert (checked["results_dir"], checked["seed"], checked["threads"], checked["keep_checkpoints"]) == ("results", 0, 1, False)
-    assert checked["compute"] == {"device": "auto", "dtype": "auto"} and checked["evaluation"] == {"batch_size": 8, "task_limit": None}
-    assert checked["calibrations"]["default"] == {"corpus": "text", "samples": 256} and checked["evaluate"] == {"perplexity": ["docs"], "tasks": []}
+    assert checked["compute"] == {"device": "auto", "dtype": "auto"}
+    assert checked["evaluation"] == {"batch_size": 8, "task_limit": None, "depth_windows": 4}
+    assert checked["calibrations"]["default"] == {"corpus": "text", "samples": 256, "skip_first": 0}
+    assert checked["evaluate"] == {"perplexity": ["docs"], "tasks": [], "depth": []}
     assert checked["report"] == {"title": "quantgrid", "distributions": []}
     assert checked["studies"]["s"]["table"] == {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]}
     assert checked["studies"]["s"]["figure"] == {"kind": "dots", "x": "mitigation", "hue": "transform", "metric": "perplexity", "scale": "log"}
 
 
 @pytest.mark.parametrize(("figure", "x", "hue"), [({"x": "transform"}, "transform", None), ({"hue": "mitigation"}, "transform", "mitigation"),
-                                                  ({"x": "format"}, "format", "transform"),
+                                                  ({"x": "format"}, "format", "transform"), ({"facet": "transform"}, "mitigation", None),
                                                   ({"x": "mitigation", "hue": "transform", "facet": "format"}, "mitigation", "transform"),
-                                                  ({"facet": "transform"}, "mitigation", None)])
+                                                  ({"x": "format", "hue": "mitigation", "facet": "transform"}, "format", "mitigation")])
 def test_defaults_of_a_figure_make_room_for_what_a_study_places(figure, x, hue):
     found = configs.check(valid(studies={"s": {**valid()["studies"]["s"], "figure": figure}}))["studies"]["s"]["figure"]
     assert (found["x"], found.get("hue")) == (x, hue) and figure.items() <= found.items()
@@ -434,3 +442,33 @@ def test_the_workflow_prints_the_message_and_no_traceback(tmp_path):
     command = [sys.executable, "scripts/run_workflow.py", "--configfile", "bad.yaml"]
     done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True)
     assert_refused(done, "quantgrid: bad.yaml: not a readable YAML file")
+
+
+# -- sets of tasks ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "count"), [("paper", 9), ("spinquant8", 8), ("ostquant9", 9), ("offline", 2)])
+def test_a_set_stands_for_its_tasks(name, count):
+    found = configs.check(valid(evaluate={"perplexity": ["docs"], "tasks": [name]}))
+    assert len(found["evaluate"]["tasks"]) == count and set(found["evaluate"]["tasks"]) <= set(found["tasks"])
+    assert all(entry["source"] == ("builtin" if name == "offline" else "lm_eval") for task, entry in found["tasks"].items() if task != "cloze")
+
+
+def test_a_set_beside_single_tasks_and_own_entries():
+    content = valid(evaluate={"perplexity": ["docs"], "tasks": ["cloze", "offline"]})
+    found = configs.check(content)
+    assert found["evaluate"]["tasks"] == ["cloze", "continuation"] and found["tasks"]["cloze"]["items"] == 8  # the config's own cloze
+    content["tasks"]["offline"] = {"source": "builtin", "kind": "cloze", "items": 4}
+    assert configs.check(content)["evaluate"]["tasks"] == ["cloze", "offline"]
+    content["evaluate"]["tasks"] = ["spinqant8"]
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks: unknown task 'spinqant8' - did you mean 'spinquant8'"):
+        configs.check(content)
+
+
+def test_names_of_sets_are_tasks_of_lm_eval():
+    from lm_eval.tasks import TaskManager
+
+    from quantgrid.task_presets import TASK_PRESETS
+
+    used = {entry["task"] for tasks in TASK_PRESETS.values() for entry in tasks.values() if entry["source"] == "lm_eval"}
+    assert used <= set(TaskManager().all_tasks)

@@ -16,7 +16,7 @@ from quantgrid.hadamard import hadamard_matrix
 from quantgrid.mitigations.rtn import rtn
 from quantgrid.online import ONLINE, apply, arithmetic, as_rows
 from quantgrid.quantizer import activation_scheme, fake_quantize, scheme
-from quantgrid.transforms import block_hadamard, quarot, random_hadamard, random_orthogonal, reordering, shifting
+from quantgrid.transforms import block_hadamard, fold_norms, quarot, random_hadamard, random_orthogonal, reordering, shifting
 from quantgrid.transforms.block_rotate import BlockHadamard, GreedyBlocks, greedy_rotation, spreading_matrix
 from quantgrid.transforms.composition import Transform, fit, layer_state
 from quantgrid.transforms.reorder import Reorder, zigzag
@@ -47,6 +47,22 @@ def heavy(tokens: int, n: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, n, generator=generator, dtype=torch.float64)
     return x * torch.where(torch.rand(n, generator=generator) < 0.1, 30.0, 1.0)
+
+
+# -- folded norms ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", VARIED, ids=str)
+def test_folded_gains_are_ones_and_stand_in_the_columns_of_the_linears(case, given):  # noqa: F811
+    made = given(case)
+    result = folded(made, made.fitted(fold_norms.primitives()))
+    for layer in result.layers:
+        before = made.decoder.layer(layer.index).weights
+        for site, norm in NORM_OF.items():
+            assert not layer.online[site] and (layer.weights[norm] == 1).all() and (before[norm] != 1).any()
+            assert all(torch.equal(layer.weights[linear], before[linear] * before[norm]) for linear in SITES[site])
+        assert all(torch.equal(layer.weights[role], weight) for role, weight in before.items()
+                   if role not in (*NORM_OF.values(), *(linear for site in NORM_OF for linear in SITES[site])))
 
 
 # -- shifting ------------------------------------------------------------------------------------------------------------------------------

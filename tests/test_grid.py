@@ -309,14 +309,22 @@ def test_schemes_are_resolved_once_per_format_and_granularity():
 
 COUNTS = {
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among the quantized cells)
-    "config": (31, {"transforms-mitigations": 15, "formats": 10, "transforms-formats": 10, "group-size": 5, "symmetry": 4}, (3, 4, 7)),
+    "config": (108, {"transforms-mitigations": 60, "formats": 36, "transforms-formats": 10, "group-size": 18, "symmetry": 16}, (3, 4, 6)),
     "formats": (57, {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9}, (2, 3, 21)),
-    "smoke": (37, {"methods": 8, "pairs": 18, "formats": 12, "granularity": 3}, (19, 17, 11)),
+    "smoke": (40, {"methods": 8, "pairs": 19, "formats": 14, "granularity": 3}, (20, 17, 13)),
+    "oddities": (91, {"gptq-statistics": 27, "gptq-depth": 12, "gptq-linears": 12, "gptq-both-sides": 12, "rotation-parts": 30, "rotation-groups": 14,
+                      "four-bit-origin": 6, "first-token-activations": 5, "first-token-ranges": 6}, (5, 8, 10)),
     "transforms": (111, {"transforms": 105, "scaling": 23, "rotation": 43, "principal-axes": 17, "blocks": 19, "learned": 27,
                          "rotation-sites": 11, "groups": 7, "costs": 8}, (52, 2, 1)),
     "mitigations": (164, {"mitigations": 151, "low-rank-on-gptq": 61, "options": 10, "propagation": 13, "finish": 5}, (3, 21, 3)),
-    "paper": (84, {"transforms-mitigations": 13, "models": 15, "symmetry": 5, "group-size": 17, "formats": 33, "transforms-formats": 13,
-                   "scale-formats": 11}, (3, 4, 13)),
+    "paper": (226, {"decomposition": 16, "transforms-mitigations": 31, "models": 15, "symmetry": 5, "group-size": 17, "formats": 33,
+                    "transforms-formats": 25, "two-level-scales": 11, "scale-formats": 21, "block-rotations": 31, "propagation": 17,
+                    "calibration": 5, "low-rank": 8, "bit-width": 15, "sides": 7, "components": 16, "seeds": 17, "overhead": 9, "depth": 11},
+              (25, 17, 36)),
+    "studies": (244, {"decomposition": 21, "transforms-mitigations": 66, "models": 14, "symmetry": 15, "group-size": 25, "formats": 43,
+                      "transforms-formats": 39, "two-level-scales": 11, "scale-formats": 16, "block-rotations": 20, "propagation": 11,
+                      "calibration": 6, "low-rank": 8, "bit-width": 12, "sides": 21, "components": 16, "seeds": 18, "overhead": 9, "depth": 17},
+                (20, 17, 36)),
 }
 
 

@@ -21,8 +21,9 @@ import pytest
 from plan_cases import TINY, content, plan
 from quantgrid.config import check
 from quantgrid.grid import AXES, Cell, expand_studies
-from quantgrid.pipeline import OUTPUTS, Plan
+from quantgrid.pipeline import Plan
 from quantgrid.provenance import canonical, digest
+from quantgrid.steps import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 Edit = Callable[[dict[str, Any]], Any]
@@ -120,7 +121,7 @@ def test_a_method_in_the_place_of_another_changes_the_steps_of_its_entry():
     lambda c: c["transforms"]["smooth"].update(alpha=0.5, sites=["attention_input", "mlp_input"], calibration="default"),
     lambda c: c["mitigations"]["solved"].update(block_size=128, activation_order=False),
     lambda c: c["transforms"]["turn"].update(seed=3),
-    lambda c: c["calibrations"]["default"].update(samples=256),
+    lambda c: c["calibrations"]["default"].update(samples=256, skip_first=0),
     lambda c: c["formats"]["int4-mse"].update(activation={}),
     lambda c: c["formats"]["int4-mse"]["weight"].update(clip_ratio=1.0),
     lambda c: c.update(threads=1, keep_checkpoints=True, evaluation={"batch_size": 8}),
@@ -156,6 +157,10 @@ def test_the_window_of_a_corpus_changes_what_reads_that_corpus():
     assert evaluated == naming("more") and rules(evaluated) == {"tokenize_corpus", "evaluate_reference", "evaluate_perplexity"}
     calibrated = changed(lambda config: config["corpora"]["short"].update(window=48))
     assert calibrated == {("tokenize_corpus", "tiny", "short"), ("calibrate_model", "tiny", "other")} | naming("solved")
+
+
+def test_tokens_that_a_calibration_leaves_out_change_what_is_calibrated_on_it():
+    assert changed(lambda config: config["calibrations"]["other"].update(skip_first=1)) == {("calibrate_model", "tiny", "other")} | naming("solved")
 
 
 def test_the_corpus_of_calibration_changes_all_that_is_calibrated():
@@ -305,7 +310,9 @@ def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():
     """Beside everything that a cached one reads; its function is told nothing of it, and no cached cell depends on the module."""
     def edit(config: dict[str, Any]) -> None:
         config["mitigations"] |= {"in-turn": {"method": "gptq", "propagation": "sequential", "quantized_activations": True},
-                                  "paired": {"method": "gptq_low_rank", "base": "gptaq", "propagation": "sequential"}, "cached": {"method": "gptq"}}
+                                  "paired": {"method": "gptq_low_rank", "base": "gptaq", "propagation": "sequential", "calibration": "skipping"},
+                                  "cached": {"method": "gptq"}}
+        config["calibrations"]["skipping"] = {"corpus": "text", "skip_first": 2}
         config["studies"]["methods"]["mitigations"] = ["in-turn", "paired", "cached"]
 
     config = content()
@@ -315,7 +322,8 @@ def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():
     assert in_turn.inputs.keys() == cached.inputs.keys() | {"windows"} and in_turn.inputs["windows"].startswith("results/corpora/tiny/")
     windows = made.calibrate_model("tiny", "default").inputs["windows"]
     assert in_turn.inputs["windows"] == paired.inputs["windows"] == windows
-    assert in_turn.spec["propagation"] == {"quantized_activations": True, "paired": False} and paired.spec["propagation"]["paired"]
+    assert in_turn.spec["propagation"] == {"quantized_activations": True, "paired": False, "skip_first": 0}
+    assert paired.spec["propagation"] == {"quantized_activations": False, "paired": True, "skip_first": 2}
     assert in_turn.spec["mitigation"] == cached.spec["mitigation"] and "propagation" not in cached.spec
     assert in_turn.spec["code"] != cached.spec["code"] and "transformers" in in_turn.spec["versions"]
 
@@ -383,7 +391,7 @@ def test_evaluations_are_those_that_a_study_asks_for():
     made = plan(content())
     rounded, full = Cell("tiny", "none", "rtn", "channel", "int4"), Cell("tiny", "none", "none", "-", "bf16")
     assert list(made.evaluations("methods")[rounded]) == ["error", "perplexity.docs"]
-    assert list(made.evaluations("formats")[rounded]) == ["error", "perplexity.docs", "perplexity.more", "tasks"]
+    assert list(made.evaluations("formats")[rounded]) == ["error", "perplexity.docs", "perplexity.more", "tasks", "depth.docs"]
     assert list(made.evaluations("formats")[full]) == ["error", "perplexity.docs", "perplexity.more", "tasks"]
     shared = made.evaluations("methods")[rounded]
     assert shared.items() <= made.evaluations("formats")[rounded].items()  # one file for both studies
@@ -412,7 +420,7 @@ def test_a_study_whose_names_are_all_excluded_somewhere_is_planned_again():
 
 
 def test_the_part_of_a_study_leaves_out_what_its_cells_do_not_use():
-    part = plan(content()).study_config("formats")
+    part = json.loads(plan(content()).study_spec("formats"))["config"]
     assert [list(part[axis]) for axis in AXES if axis in part] == [["tiny"], [], ["tuned"], ["int4-mse"]] and "report" not in part
     assert part["studies"]["formats"].keys().isdisjoint({"title", "table", "figure"})
 

@@ -23,7 +23,7 @@ from quantgrid.quantizer import activation_scheme, scheme
 from quantgrid.registry import TRANSFORMS, load
 from quantgrid.statistics import to_tensors
 from quantgrid.storage import write_tensors
-from quantgrid.transforms.composition import fit
+from quantgrid.transforms.composition import fit, folded_ends
 
 pytestmark = pytest.mark.real_model
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +79,7 @@ def test_every_transform_leaves_the_logits_as_they_were(method: str, folder: Pat
     """Quantizers off, weights kept in float32: 1e-3 absolute on logits of magnitude 10 to 30, through transformers in float32."""
     monkeypatch.setattr("quantgrid.checkpoints.CheckpointContent.add_plain",
                         lambda self, tensors, dtype=None: self.tensors.update({name: tensor.float() for name, tensor in tensors.items()}))
+    monkeypatch.setattr("quantgrid.quantization.folded_ends", lambda transform, decoder, dtype: folded_ends(transform, decoder, torch.float32))
     done = quantize_decoder(DecoderFolder(folder), Recipe(transformed(method, folder, statistics), CellSchemes(), None, None))
     save_quantized(done.content, tmp_path / "model.safetensors", tmp_path / "quantgrid.json", {})
     with torch.no_grad():

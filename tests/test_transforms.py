@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantgrid.architecture import END_ROLES, NORM_OF, SITES, layer_tensors
+from quantgrid.architecture import END_ROLES, SITES, layer_tensors
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.decoders import DecoderFolder, DecoderLayer
 from quantgrid.errors import ConfigError, NumericalFailure
@@ -24,6 +24,7 @@ from quantgrid.transforms import (
     awq,
     block_hadamard,
     duquant,
+    fold_norms,
     none,
     outlier_suppression_plus,
     quarot,
@@ -37,7 +38,7 @@ from quantgrid.transforms import (
 from quantgrid.transforms.block_rotate import GreedyBlocks
 from quantgrid.transforms.composition import Transform, derived_seed, fit, layer_state
 from quantgrid.transforms.reorder import Reorder, Zigzag
-from quantgrid.transforms.rotate import RotateDown, RotateHeads, RotateResidual, absorb_norm
+from quantgrid.transforms.rotate import RotateDown, RotateHeads, RotateResidual
 from quantgrid.transforms.scale import Scale, divide_input
 from reference_decoder import logits, site_inputs
 from reference_statistics import close, run, statistics_of, write_statistics
@@ -47,23 +48,9 @@ NORMS, ALL = ["attention_input", "mlp_input"], list(SITES)
 INT4 = CellSchemes(scheme("int4"), {site: [activation_scheme("int4")] for site in SITES})
 
 
-class AbsorbNorms:
-    """The norm gains moved into the linears, as a primitive of its own."""
-
-    reads_layer = False
-    fit_model = fit_layer = staticmethod(lambda given: {})
-
-    def fold_layer(self, layer, parameters):
-        for site in NORM_OF:
-            absorb_norm(layer, site)
-
-    def fold_ends(self, ends, parameters):
-        pass
-
-
 RECIPES: dict[str, Callable[[], list]] = {
     "none": none.primitives,
-    "norms absorbed": lambda: [AbsorbNorms()],
+    "norms folded": fold_norms.primitives,
     "smoothquant": lambda: scaling.primitives(0.5, NORMS),
     "scaling of all sites": lambda: scaling.primitives(0.7, ALL),
     "R1 hadamard": lambda: [RotateResidual("hadamard", 1)],

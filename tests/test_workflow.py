@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +40,7 @@ def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
     folder = smoke.folder / RESULTS
     for study in smoke.config()["studies"]:
         for path in (f"tables/{study}.csv", f"tables/{study}.md", f"tables/{study}.tex", f"figures/{study}.png", f"figures/{study}.pdf",
-                     f"figures/{study}.svg", f"figures/{study}.csv", f"studies/{study}.csv"):
+                     f"figures/{study}.svg", f"figures/{study}.csv", f"studies/{study}.csv", f"studies/{study}.items.parquet"):
             assert (folder / path).stat().st_size > 0, path
     compared = [study for study, content in smoke.config()["studies"].items() if "compare" in content]
     assert compared
@@ -44,10 +48,32 @@ def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
     assert {row["status"] for row in rows(smoke)} == {"ok"}
     assert {"perplexity", "kl_divergence", "accuracy", "bits_per_weight", "weight_sqnr_db"} <= {row["metric"] for row in rows(smoke)}
     assert (folder / "results.parquet").is_file()
+    overview = [f"{name}.{kind}" for name in ("pareto", "number-lines", "depth") for kind in ("png", "pdf", "svg", "csv")]
+    for path in ("claims.csv", "checks/reference-1m-planted.json", *overview):
+        assert (folder / path).stat().st_size > 0, path
     page = (folder / "report.html").read_text()
     assert "src=\"http" not in page and "href=\"http" not in page
     assert all(study["title"] in page for study in smoke.config()["studies"].values())
     assert page.count("Compared cell by cell") == len(compared)
+    assert 'id="findings"' in page and "Perplexity and bits" in page and "model reference-1m-planted" in page and "normalization token" in page
+    assert "Error over depth" in page and page.count('href="data:text/csv;base64,') == 2 * len(smoke.config()["studies"]) + 3
+
+
+def test_every_row_says_how_it_was_measured(smoke: Checkout):
+    measured = [row for row in rows(smoke) if row["metric"] in ("perplexity", "kl_divergence", "accuracy")]
+    protocols = {row["metric"]: json.loads(row["protocol"]) for row in measured}
+    assert len(measured) > 20 and all(json.loads(row["protocol"])["dtype"] == "float32" for row in measured)
+    perplexity = protocols["perplexity"]
+    assert (perplexity["corpus"], perplexity["window"], perplexity["stride"], perplexity["bos"]) == ("docs", 128, 128, False)
+    assert len(perplexity["text_sha256"]) == 64 and perplexity["normalization"] == "token" and protocols["accuracy"]["batch_size"] > 0
+
+
+def test_claims_are_judged_on_every_model(smoke: Checkout):
+    found = list(csv.DictReader((smoke.folder / RESULTS / "claims.csv").open()))
+    verdicts = {row["claim"]: row["verdict"] for row in found}
+    assert set(verdicts.values()) <= {"holds", "does not hold", "undecided", "not measured"} and verdicts["finer-groups-cost"] == "holds"
+    assert verdicts["two-steps-add-up"] in ("holds", "undecided") and verdicts["larger-models"] == "not measured"
+    assert all(float(row["low"]) <= float(row["effect"]) <= float(row["high"]) for row in found if row["effect"])
 
 
 def test_every_method_and_every_format_of_the_registry_is_in_the_smoke_config():
@@ -75,7 +101,7 @@ def test_quantization_orders_the_cells_as_it_must(smoke: Checkout):
              if row["value"]}
     full = value["none", "none", "-", "bf16", "perplexity"]
     rtn = value["none", "rtn", "channel", "int4", "perplexity"]
-    assert rtn > 5 * full
+    assert rtn > 3.5 * full
     assert value["hadamard-s0", "gptq", "channel", "int4", "perplexity"] < 1.3 * full
     assert value["none", "gptq", "channel", "int4", "output_sqnr_db"] > value["none", "rtn", "channel", "int4", "output_sqnr_db"]
     assert value["none", "rtn", "channel", "int8", "kl_divergence"] < value["none", "rtn", "channel", "int4", "kl_divergence"] / 10
@@ -90,7 +116,7 @@ def test_trainings_leave_their_losses_and_no_state(smoke: Checkout):
     assert {(label[1], label[2]) for label in labels if len(label) == 5} == {("none", "finetuned"), ("quarot", "qat")}
     assert {label[1] for label in labels if len(label) < 5} == set(learned)
     for name, entry in learned.items():
-        [path] = folder.glob(f"transforms/tiny-llama/{name}/*/*/losses.csv")
+        [path] = folder.glob(f"transforms/reference-1m-planted/{name}/*/*/losses.csv")
         rows = list(csv.DictReader(path.open()))
         assert {int(row["step"]) for row in rows} == set(range(1, entry["steps"] + 1)) and all(math.isfinite(float(row["loss"])) for row in rows)
     assert all((folder / f"learning.{suffix}").stat().st_size > 0 for suffix in ("png", "pdf", "svg"))
@@ -98,13 +124,13 @@ def test_trainings_leave_their_losses_and_no_state(smoke: Checkout):
 
 
 def test_distributions_are_described_drawn_and_shown(smoke: Checkout):
-    folder = smoke.folder / RESULTS / "distributions" / "tiny-llama"
+    folder = smoke.folder / RESULTS / "distributions" / "reference-1m-planted"
     names = {"none", "smoothquant", "hadamard-s0", "duquant"}
     assert {path.parent.parent.name for path in folder.glob("*/*/*.json")} == names
     table = list(csv.DictReader((folder / "kurtosis-inputs.csv").open()))
-    assert {row["transform"] for row in table} == {"no transform", *names} - {"none"} and len(table) == 4 * 4 * 3
+    assert {row["transform"] for row in table} == {"no transform", *names} - {"none"} and len(table) == 4 * 4 * 4
     middle = {(row["transform"], row["site"], row["layer"]): float(row["row_kurtosis"]) for row in table}
-    assert all(middle["hadamard-s0", "mlp_input", str(layer)] < middle["no transform", "mlp_input", str(layer)] / 2 for layer in range(3))
+    assert all(middle["hadamard-s0", "mlp_input", str(layer)] < middle["no transform", "mlp_input", str(layer)] / 2 for layer in range(4))
     assert all((folder / f"{name}.{suffix}").stat().st_size > 0 for name in FIGURES for suffix in ("png", "pdf", "svg", "csv"))
     assert "Inputs and weights before rounding" in (smoke.folder / RESULTS / "report.html").read_text()
 
@@ -112,6 +138,15 @@ def test_distributions_are_described_drawn_and_shown(smoke: Checkout):
 def test_nothing_to_do_afterwards(smoke: Checkout):
     assert smoke.planned("smoke") == []
     assert "Nothing to be done" in smoke.run("smoke", "--dry-run")
+
+
+def test_nothing_of_a_whole_run_is_unused_and_steps_are_listed(smoke: Checkout):
+    done = subprocess.run([sys.executable, "scripts/clean_unused.py", "--configfile", "config/smoke.yaml"], cwd=smoke.folder, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and " 0 files that config/smoke.yaml no longer plans" in done.stdout, done.stdout
+    steps = list(csv.DictReader((smoke.folder / RESULTS / "steps.csv").open()))
+    gone = [step["path"] for step in steps if not (smoke.folder / step["path"]).exists()]
+    assert gone and all(path.endswith("/model.safetensors") for path in gone), "checkpoints alone are deleted after their evaluation"
 
 
 def test_an_edited_alpha_reruns_the_cells_with_scaling_only(smoke: Checkout):
@@ -138,8 +173,8 @@ def test_an_added_mitigation_runs_its_new_cells_only(smoke: Checkout):
     (lambda c: c["studies"]["formats"].update(title="Another title"), {"tabulate_study", "plot_study"}),
     (lambda c: c["studies"]["formats"]["table"].update(metrics=["perplexity"]), {"tabulate_study"}),
     (lambda c: c["studies"]["formats"]["figure"].update(scale="linear"), {"plot_study"}),
-    (lambda c: c["models"]["tiny-llama"].update(note="another note"), set()),
-    (lambda c: c["report"].update(distributions=["hadamard"]), {"plot_distributions"}),
+    (lambda c: c["models"]["reference-1m-planted"].update(note="another note"), set()),
+    (lambda c: c["report"].update(distributions=["hadamard"]), {"plot_distributions", "list_steps"}),
 ])
 def test_an_edit_of_the_presentation_computes_no_cell(smoke: Checkout, change, rules):
     config = smoke.config()
@@ -155,7 +190,8 @@ def test_one_table_by_itself(smoke: Checkout, tmp_path: Path):
     jobs = smoke.planned("one", "--table", "granularity")
     assert {w["granularity"] for rule, w in jobs if rule == "quantize_model"} == {"-", "tensor", "group-32"}
     assert {rule for rule, _ in jobs} == {"fetch_model", "tokenize_corpus", "calibrate_model", "fit_transform", "quantize_model",
-                                          "evaluate_reference", "evaluate_perplexity", "evaluate_tasks", "collect_study", "tabulate_study"}
+                                          "evaluate_reference", "evaluate_perplexity", "evaluate_tasks", "check_model", "collect_study",
+                                          "tabulate_study"}
 
 
 def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_path: Path):
@@ -181,5 +217,55 @@ def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_
 def test_every_json_says_what_it_is_and_what_it_read(smoke: Checkout):
     for name, content in smoke.contents(RESULTS, "evaluations/**/*.json").items():
         about = json.loads(content)
-        assert about["status"] == "ok" and about["axes"]["model"] == "tiny-llama" and about["versions"]["torch"], name
+        assert about["status"] == "ok" and about["axes"]["model"] == "reference-1m-planted" and about["versions"]["torch"], name
         assert all(len(digest) == 64 for digest in about["inputs"].values()) and (about["inputs"] or "/bf16/" in name), name
+
+
+def test_logs_open_with_what_runs_and_close_with_what_it_cost(smoke: Checkout):
+    logs = smoke.contents(RESULTS, "logs/*_*/**/*.log")
+    assert len(logs) > 80
+    for name, content in logs.items():
+        lines, rule = content.decode().splitlines(), name.split("/")[1].removesuffix(".log")
+        assert lines[0].startswith(f"{rule}: ") and "python 3." in lines[1], name
+        assert re.fullmatch(r"done in \d+\.\d s, peak memory \d+ MiB", lines[-1]), name
+    [calibration] = [content.decode() for name, content in logs.items() if "/calibrate_model/" in name]
+    assert all(said in calibration for said in ("calibrate_model: model reference-1m-planted, calibration default", "seed 7, device cpu", "torch 2."))
+
+
+def test_figures_come_back_from_records_or_results_csv_alone_without_torch(smoke: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Models, statistics, checkpoints and evaluations deleted, and torch not to be had."""
+    checkout = Checkout(tmp_path / "quantgrid")
+    shutil.copytree(smoke.folder, checkout.folder, symlinks=True)
+    before = checkout.contents(RESULTS, "figures/*")
+    for path in (checkout.folder / RESULTS).iterdir():
+        if path.is_dir() and path.name not in ("studies", "logs", "benchmarks"):
+            shutil.rmtree(path)
+    (tmp_path / "without" / "torch").mkdir(parents=True)
+    (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('this test does without torch')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
+    begin = time.monotonic()
+    output = checkout.run("smoke", "figures")
+    assert time.monotonic() - begin < 60 and set(re.findall(r"^[\d:]+  \d+/\d+ steps.*: (\w+)", output, re.MULTILINE)) == {"plot_study", "figures"}
+    assert checkout.contents(RESULTS, "figures/*") == before
+    only = tmp_path / "only"
+    only.mkdir()
+    shutil.copy(checkout.folder / RESULTS / "results.csv", only)
+    command = ["scripts/redraw_figures.py", "--configfile", "config/smoke.yaml", "--results", only / "results.csv", "--folder", only]
+    begin = time.monotonic()
+    subprocess.run([sys.executable, *command], cwd=checkout.folder, check=True)
+    assert time.monotonic() - begin < 60
+    assert {f"figures/{path.name}": path.read_bytes() for path in only.iterdir() if path.name != "results.csv"} == before
+
+
+def test_snakemakes_own_report_has_captions_and_labels_and_loads_nothing(smoke: Checkout):
+    smoke.run("smoke", "--report", "snakemake-report.html")
+    page = (smoke.folder / "snakemake-report.html").read_text()
+    assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?:", page)
+    assert "error bars are 95 % intervals" in page
+    categories = json.loads(re.search(r"var categories = (.*);\n", page)[1])
+    assert {name: set(inner) for name, inner in categories.items()} == {"Tables": {"Values", "Differences"},
+                                                                      "Figures": {"Studies", "Whole run", "Inputs and weights"}}
+    labels = dict(re.findall(r'"([^"]+)": \{"name": "[^"]+", "filename": "[^"]+", "labels": (\{[^}]*\}|null), ', page))
+    for paths in (paths for inner in categories.values() for paths in inner.values()):
+        own = [labels[path] for path in paths]
+        assert "null" not in own and len(set(own)) == len(own), f"{paths} are told apart by their labels"

@@ -15,6 +15,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "results*", ".snakemake", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
+# What has to be the same bytes however a run went: no times, no dates.
+RESULT_FILES = ("evaluations/**/*.json", "results.csv", "cells.csv", "steps.csv", "studies/*.csv", "tables/*", "comparisons/*", "figures/*",
+                "claims.csv", "checks/*", "pareto.*", "number-lines.*", "depth.*")
 LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 
 
@@ -60,21 +63,52 @@ class Checkout:
             jobs.append((rule, dict(pair.split("=", 1) for pair in wildcards[1].split(", ")) if wildcards else {}))
         return jobs
 
+    def pretend(self, config: str) -> None:
+        """Make every output of a config, empty, and let Snakemake believe that its jobs made them: what is planned is true, at no cost."""
+        output = self.run(config, "--dry-run")
+        for _, body in LISTED.findall(output):
+            made = re.search(r"^    output: (.*)$", body, re.MULTILINE)
+            for path in (self.folder / name for name in (made[1].split(", ") if made else ())):
+                (path if path.suffix else path / "config.json").parent.mkdir(parents=True, exist_ok=True)
+                (path if path.suffix else path / "config.json").touch()
+        self.run(config, "--touch", "--forceall")
+
     def contents(self, results: str, *patterns: str) -> dict[str, bytes]:
         """Relative path -> bytes of the files of a results folder that match."""
         base = self.folder / results
         return {str(path.relative_to(base)): path.read_bytes() for pattern in patterns for path in sorted(base.glob(pattern)) if path.is_file()}
 
 
-def running_jobs(folder: Path, script: str = "") -> list[int]:
-    """Process ids of scripts of the workflow (of one, by its name) that run in ``folder``; the driver is none."""
+def one_cell(checkout: Checkout) -> Checkout:
+    """Its smoke config made one cell and full precision."""
+    config = checkout.config()
+    config["transforms"] = {"none": {"method": "none"}}
+    config["studies"] = {"methods": {**config["studies"]["methods"], "mitigations": ["gptq"], "also": []}}
+    config["report"] = {}
+    checkout.write_config(config, "smoke")
+    return checkout
+
+
+def refusing_slurm(folder: Path) -> tuple[str, Path]:
+    """(PATH with stand-ins for Slurm's commands first, the file that keeps what sbatch was told): sbatch refuses every job."""
+    calls, programs = folder / "calls", folder / "bin"
+    commands = {"sbatch": f'echo "$@" >> {calls}; cat > /dev/null; exit 1', "squeue": "exit 0", "sinfo": "echo PARTITION; echo 'main*'",
+                **dict.fromkeys(("sacct", "sacctmgr", "sshare"), "exit 1")}
+    programs.mkdir()
+    for name, line in commands.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    return f"{programs}:{os.environ['PATH']}", calls
+
+
+def running_jobs(folder: Path, rule: str = "") -> list[int]:
+    """Process ids of jobs of the workflow (of one rule) that run in ``folder``; the driver is none."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes()
-                named = f"scripts/{script}".encode() in command and b"run_workflow" not in command
-                if named and os.readlink(entry / "cwd") == str(folder):
+                if f"scripts/run_job.py\0{rule}".encode() in command and os.readlink(entry / "cwd") == str(folder):
                     found.append(int(entry.name))
             except OSError:
                 continue

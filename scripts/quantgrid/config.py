@@ -17,14 +17,15 @@ from typing import Any
 from . import grid, layouts, registry, schemes, shown_transforms
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes
+from .task_presets import TASK_PRESETS, expanded
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 DEFAULTS: dict[str, Any] = {
     "results_dir": "results", "seed": 0, "threads": 1, "keep_checkpoints": False, "transforms": {}, "mitigations": {}, "formats": {}, "tasks": {},
-    "compute": {"device": "auto", "dtype": "auto"}, "evaluation": {"batch_size": 8, "task_limit": None},
-    "evaluate": {"perplexity": [], "tasks": []}, "report": {"title": "quantgrid", "distributions": []},
+    "compute": {"device": "auto", "dtype": "auto"}, "evaluation": {"batch_size": 8, "task_limit": None, "depth_windows": 4},
+    "evaluate": {"perplexity": [], "tasks": [], "depth": []}, "report": {"title": "quantgrid", "distributions": []},
 }
-CALIBRATION_DEFAULTS = {"samples": 256}
+CALIBRATION_DEFAULTS = {"samples": 256, "skip_first": 0}
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -63,6 +64,10 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     config = {**deepcopy(DEFAULTS), **deepcopy(dict(content))}
     for key in ("compute", "evaluation", "evaluate", "report"):
         config[key] = {**DEFAULTS[key], **config[key]}
+    for asked in (config["evaluate"], *(study["evaluate"] for study in config["studies"].values() if "evaluate" in study)):
+        if "tasks" in asked:
+            asked["tasks"], needed = expanded(asked["tasks"], content.get("tasks", {}))
+            config["tasks"] |= needed
     config["calibrations"] = {name: {**CALIBRATION_DEFAULTS, **entry} for name, entry in config["calibrations"].items()}
     for name, study in config["studies"].items():
         study["table"] = layouts.table_defaults(study.get("table", {}))
@@ -130,6 +135,8 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in config["calibrations"].items():
         if entry["corpus"] not in config["corpora"]:
             yield f"calibrations.{name}.corpus: {unknown_name('corpus', entry['corpus'], config['corpora'])}"
+        elif entry["skip_first"] >= (window := config["corpora"][entry["corpus"]]["window"]):
+            yield f"calibrations.{name}.skip_first: {entry['skip_first']} leaves nothing of the windows of '{entry['corpus']}', {window} tokens each"
     for axis in ("transforms", "mitigations"):
         for name, entry in config[axis].items():
             yield from _collected(lambda axis=axis, name=name, entry=entry: _check_method(config, axis, name, entry))
@@ -137,6 +144,9 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
         yield from _collected(lambda name=name, entry=entry: _check_format(name, entry))
     for name, model in config["models"].items():
         yield from _collected(lambda name=name, model=model: grid.shape(config, name))
+        for corpus in model.get("published", {}):
+            if corpus not in config["corpora"]:
+                yield f"models.{name}.published: {unknown_name('corpus', corpus, config['corpora'])}"
     for kind in ("corpora", "tasks"):
         for name, entry in config[kind].items():
             if entry["source"] == "local" and not Path(entry["path"]).expanduser().is_file():
@@ -145,10 +155,11 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
         for axis, name, key in grid.names_in(content):
             yield from _collected(lambda axis=axis, name=name, where=f"studies.{study}.{key}": grid.entry_names(config, axis, name, where))
     for where, asked in [("evaluate", config["evaluate"]), *((f"studies.{n}.evaluate", s.get("evaluate", {})) for n, s in config["studies"].items())]:
-        for key, known in (("perplexity", config["corpora"]), ("tasks", config["tasks"])):
+        for key, kind, known in (("perplexity", "corpora", config["corpora"]), ("depth", "corpora", config["corpora"]),
+                                 ("tasks", "tasks", {*config["tasks"], *TASK_PRESETS})):
             for name in asked.get(key, []):
-                if name not in known:
-                    yield f"{where}.{key}: {unknown_name('corpus' if key == 'perplexity' else 'task', name, known)}"
+                if name not in config[kind]:
+                    yield f"{where}.{key}: {unknown_name('task' if kind == 'tasks' else 'corpus', name, known)}"
     for name in config["report"]["distributions"]:
         yield from _collected(lambda name=name: grid.entry_names(config, "transforms", name, shown_transforms.KEY))
     yield from _leaks(config)
@@ -195,7 +206,7 @@ def _check_format(name: str, entry: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}: the name of a preset stands for that preset; give this entry a name of its own")
     block = schemes.PRESETS[preset]["block"]
     found = {} if preset == grid.FULL_PRECISION else cell_schemes(entry, f"group-{block}" if block else "channel", where)
-    if not any(found.values()):
+    if not any(found.get(tensor) for tensor in ("weight", "activation", "key_value")):
         raise ConfigError(f"{where}: rounds neither weights nor activations; '{grid.FULL_PRECISION}' is the format that does not, and needs no entry")
     if entry.get("activation") and not found["activation"]:
         raise ConfigError(f"{where}.activation: preset '{preset}' leaves activations in full precision; start from a preset that rounds them")
@@ -228,7 +239,18 @@ def _check_compare(wanted: Mapping[str, Any] | None, cells: Iterable[grid.Cell],
         raise ConfigError(f"studies.{study}.compare: no cell differs from one with {wanted['axis']} '{wanted['to']}' in that axis alone")
 
 
+def _check_trainings(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> None:
+    """That nothing is trained on windows of which its calibration leaves tokens out: the loss of a training counts them all."""
+    for axis, name in dict.fromkeys(used for cell in cells for used in (("transforms", cell.transform), ("mitigations", cell.mitigation))):
+        entry = grid.entry(config, axis, name)
+        method, calibration = registry.method(axis, entry["method"]), entry.get("calibration", "default")
+        if (method.trained_on_windows or method.training) and config["calibrations"][calibration]["skip_first"]:
+            raise ConfigError(f"{axis}.{name}.calibration: '{entry['method']}' is trained on all tokens of its windows, and calibration "
+                              f"'{calibration}' leaves the first ones out (skip_first); give it a calibration that does not")
+
+
 def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
+    yield from _collected(lambda: _check_trainings(config, grid.expand_studies(config)))
     for name in config["studies"]:
         yield from _collected(lambda name=name: _check_compare(config["studies"][name].get("compare"), grid.study_cells(config, name), name))
         asked = grid.asked(config, config["studies"][name])

@@ -123,8 +123,8 @@ def asked(config: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, list
 
 
 def without_note(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A config entry less what is there for readers only."""
-    return {key: value for key, value in entry.items() if key != "note"}
+    """A config entry less what is there for readers, or for checks, only."""
+    return {key: value for key, value in entry.items() if key not in ("note", "published")}
 
 
 def entry(config: Mapping[str, Any], axis: str, name: str) -> dict[str, Any]:
@@ -205,6 +205,9 @@ def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, w
             raise ConfigError(f"{where}: transform '{cell.transform}' needs a Hadamard matrix of order {getattr(sizes, size)} "
                               f"({size} of model '{cell.model}'), which no supported construction reaches; "
                               f"use {transform.instead} for this model")
+    if transform.is_fitted_to_scheme(options) and "linears" in resolved_schemes(config, cell):
+        raise ConfigError(f"{where}: transform '{cell.transform}' is fitted to every linear being rounded, format '{cell.format}' rounds some "
+                          "(linears); use a transform that is not fitted to a scheme, such as 'none', 'scaling' or 'random_hadamard'")
     for size in transform.kronecker:
         if not has_kronecker_sizes(getattr(sizes, size)):
             raise ConfigError(f"{where}: transform '{cell.transform}' splits {size} of model '{cell.model}' into a Kronecker product, and "
@@ -224,11 +227,15 @@ def _fitting(option: registry.Option) -> tuple[int, ...]:
 
 
 def _check_training(config: Mapping[str, Any], cell: Cell, method: registry.Method, where: str) -> None:
-    """Refuse a mitigation that trains where there is nothing to train: no rounded weights, or fixed codes under scales that cannot follow."""
-    weight = resolved_schemes(config, cell)["weight"]
+    """Refuse a mitigation that trains where it cannot: no rounded weights, some linears alone, or fixed codes under scales that cannot follow."""
+    found = resolved_schemes(config, cell)
+    weight = found["weight"]
     if method.training and weight is None:
         raise ConfigError(f"{where}: mitigation '{cell.mitigation}' trains the rounding of weights, and format '{cell.format}' leaves them in full "
                           "precision; use a format that rounds them, such as 'int4', or 'rtn' with this one")
+    if method.training and "linears" in found:
+        raise ConfigError(f"{where}: mitigation '{cell.mitigation}' trains with every linear rounded, format '{cell.format}' rounds some (linears); "
+                          "use a mitigation that does not train, such as 'gptq', with this one")
     given = {key: value for key, value in entry(config, "mitigations", cell.mitigation).items() if key not in ("calibration", "seeds")}
     options = method.resolve(given, f"mitigations.{cell.mitigation}")["options"]
     if method.needs_fine_scales(options) and schemes.SCALE_FORMATS[weight["scale_format"]].kind == "exponent":
@@ -262,7 +269,8 @@ def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape,
 
 def _groups(found: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
     """(tensor, site, group size) of every grouped scheme of weights and activations."""
-    of_site = {"weight": dict.fromkeys(SITES, [found["weight"]] if found["weight"] else []), "activation": found["activation"]}
+    read = [site for site, linears in SITES.items() if {*linears} & {*found.get("linears", linears)}]
+    of_site = {"weight": dict.fromkeys(read, [found["weight"]] if found["weight"] else []), "activation": found["activation"]}
     yield from ((tensor, site, scheme["group_size"]) for tensor, sites in of_site.items() for site, candidates in sites.items()
                 for scheme in candidates if scheme["group_size"])
 

@@ -9,50 +9,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from . import grid, registry, shown_transforms
+from . import demands, grid, library_docs, planned, registry, shown_transforms
 from .grid import Cell, without_note
+from .model_shapes import folder_of
 from .provenance import canonical, code_hash, digest, fingerprint, versions
+from .resources import memory_mb
+from .steps import OPTIONAL_INPUTS, OUTPUTS, Step, once
 
-CELL_PATH = "{model}/{transform}/{mitigation}/{granularity}/{format}"
-OUTPUTS: dict[str, dict[str, str]] = {
-    "fetch_model": {"folder": "models/{model}/{key}"},
-    "tokenize_corpus": {"windows": "corpora/{model}/{corpus}/{key}.safetensors"},
-    "calibrate_model": {"statistics": "calibration/{model}/{calibration}/{key}/statistics.safetensors"},
-    "fit_transform": {"transform": "transforms/{model}/{transform}/{target}/{key}/transform.safetensors",
-                      "losses": "transforms/{model}/{transform}/{target}/{key}/losses.csv"},
-    "describe_transform": {"distribution": "distributions/{model}/{transform}/{target}/{key}.json"},
-    "quantize_model": {"checkpoint": f"quantized/{CELL_PATH}/{{key}}/model.safetensors",
-                       "manifest": f"quantized/{CELL_PATH}/{{key}}/quantgrid.json",
-                       "error": f"evaluations/{CELL_PATH}/error/{{key}}.json"},
-    "train_model": {"checkpoint": f"trained/{CELL_PATH}/{{key}}/model.safetensors",
-                    "manifest": f"trained/{CELL_PATH}/{{key}}/quantgrid.json",
-                    "losses": f"trained/{CELL_PATH}/{{key}}/losses.csv",
-                    "error": f"evaluations/{CELL_PATH}/training/{{key}}.json"},
-    "evaluate_reference": {"reference": "references/{model}/{corpus}/{key}.safetensors"},
-    "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
-    "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
-}
 SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_study": ("table", "compare")}
-OPTIONAL_INPUTS = {"fit_transform": ("statistics", "windows"), "quantize_model": ("statistics", "windows")}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One job: its rule, the wildcards of its outputs (``key`` among them), what it is told, reads and writes."""
-
-    rule: str
-    wildcards: Mapping[str, str]
-    spec: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-
-    @property
-    def key(self) -> str:
-        return self.wildcards["key"]
 
 
 class Plan:
@@ -66,6 +33,7 @@ class Plan:
         self.results = config["results_dir"].rstrip("/")
         self.steps: dict[str, dict[frozenset, Step]] = {rule: {} for rule in OUTPUTS}
         self._known: dict[tuple, Step] = {}
+        self.given: dict[tuple, Any] = {}
 
     @cached_property
     def studies(self) -> dict[str, list[Cell]]:
@@ -91,6 +59,12 @@ class Plan:
         """Function of a rule's wildcards that gives the job's specification as canonical JSON."""
         return lambda wildcards: canonical(self.steps[rule][frozenset(wildcards.items())].spec)
 
+    def memory_mb(self, rule: str) -> Callable[..., int]:
+        """Function of a rule's wildcards and the attempt that gives the job's memory in MiB."""
+        size = demands.size(self.config, rule)
+        return lambda wildcards, attempt: attempt * memory_mb(demands.kind(self.config, rule, wildcards), grid.shape(self.config, wildcards.model),
+                                                              **size)
+
     def _step(self, rule: str, spec: dict[str, Any], reads: Mapping[str, tuple[Step, str]], modules: tuple[str, ...] = (),
               packages: tuple[str, ...] = ("torch",), **wildcards: str) -> Step:
         """Make (or find) a step; ``reads`` maps an input name to the step and the output that it comes from."""
@@ -110,27 +84,36 @@ class Plan:
 
     # -- the steps ------------------------------------------------------------------------------------------------------------
 
+    @once
     def fetch_model(self, model: str) -> Step:
         entry = without_note(self.config["models"][model])
-        found = {"files": fingerprint(entry["path"])} if entry["source"] == "local" else {}
+        folder = folder_of(entry, f"models.{model}")
+        found = {"files": fingerprint(folder)} if folder else {}
         return self._step("fetch_model", {"model": entry, **found}, {}, packages=("transformers",), model=model)
 
+    @once
     def tokenize_corpus(self, model: str, corpus: str) -> Step:
         entry = without_note(self.config["corpora"][corpus])
+        found: dict[str, Any] = {}
         if entry["source"] == "builtin":
             found = {"python": platform.python_version()}
-        else:
-            found = {"files": fingerprint(entry["path"])} if entry["source"] == "local" else {}
+        elif entry["source"] == "library_docs":
+            found = {"libraries": versions(*library_docs.PACKAGES.values())}
+        elif entry["source"] == "local":
+            found = {"files": fingerprint(entry["path"])}
         return self._step("tokenize_corpus", {"corpus": entry, **found, "seed": self.config["seed"]},
                           {"model": (self.fetch_model(model), "folder")}, packages=("tokenizers",), model=model, corpus=corpus)
 
+    @once
     def calibrate_model(self, model: str, calibration: str) -> Step:
         entry = self.config["calibrations"][calibration]
-        return self._step("calibrate_model", {"samples": entry["samples"], "seed": self.config["seed"], **self._compute},
+        how = {"samples": entry["samples"], "skip_first": entry["skip_first"], "seed": self.config["seed"]}
+        return self._step("calibrate_model", {**how, **self._compute},
                           {"model": (self.fetch_model(model), "folder"),
                            "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows")},
                           packages=("torch", "transformers"), model=model, calibration=calibration)
 
+    @once
     def fit_transform(self, cell: Cell) -> Step:
         entry = grid.entry(self.config, "transforms", cell.transform)
         method = registry.method("transforms", entry["method"])
@@ -150,6 +133,7 @@ class Plan:
         return self._step("fit_transform", spec, reads, (method.module,), packages=("torch", "transformers") if "windows" in reads else ("torch",),
                           model=cell.model, transform=cell.transform, target=target)
 
+    @once
     def describe_transform(self, cell: Cell) -> Step:
         """What the cell's transform makes of inputs and weights: on the calibration ``default``, whatever the transform was fitted on."""
         fitted = self.fit_transform(cell)
@@ -158,6 +142,7 @@ class Plan:
                            "statistics": (self.calibrate_model(cell.model, "default"), "statistics")},
                           model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
 
+    @once
     def quantize_model(self, cell: Cell) -> Step:
         """The step that leaves a cell's checkpoint; a mitigation that trains has a rule of its own."""
         entry = grid.entry(self.config, "mitigations", cell.mitigation)
@@ -172,8 +157,10 @@ class Plan:
         spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell), **self._compute}
         if propagation is None or spec["schemes"]["weight"] is None:
             return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
-        reads["windows"] = (self.tokenize_corpus(cell.model, self.config["calibrations"][calibration]["corpus"]), "windows")
-        return self._step("quantize_model", {**spec, "propagation": propagation}, reads, (method.module, registry.SEQUENTIAL),
+        on = self.config["calibrations"][calibration]
+        spec["propagation"] = {**propagation, "skip_first": on["skip_first"]}
+        reads["windows"] = (self.tokenize_corpus(cell.model, on["corpus"]), "windows")
+        return self._step("quantize_model", spec, reads, (method.module, registry.SEQUENTIAL),
                           packages=("torch", "transformers"), **cell.axes)
 
     def _train_model(self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method) -> Step:
@@ -186,11 +173,13 @@ class Plan:
                            "windows": (self.tokenize_corpus(cell.model, corpus), "windows")},
                           (method.module,), packages=("torch", "transformers"), **cell.axes)
 
+    @once
     def evaluate_reference(self, model: str, corpus: str) -> Step:
         return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},
                           {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, corpus), "windows")},
                           packages=("torch", "transformers"), model=model, corpus=corpus)
 
+    @once
     def evaluate_perplexity(self, cell: Cell, corpus: str) -> Step:
         quantized = self.quantize_model(cell)
         return self._step("evaluate_perplexity", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},
@@ -199,17 +188,29 @@ class Plan:
                            "reference": (self.evaluate_reference(cell.model, corpus), "reference")},
                           packages=("torch", "transformers"), corpus=corpus, **cell.axes)
 
+    @once
     def evaluate_tasks(self, cell: Cell, tasks: tuple[str, ...]) -> Step:
         quantized = self.quantize_model(cell)
         entries = {name: without_note(self.config["tasks"][name]) for name in tasks}
         found = {name: fingerprint(entry["path"]) for name, entry in entries.items() if entry["source"] == "local"}
         found |= {name: platform.python_version() for name, entry in entries.items() if entry["source"] == "builtin"}
-        spec = {"tasks": entries, "sources": found, "evaluation": self.config["evaluation"], "seed": self.config["seed"], **self._compute}
+        how = {key: value for key, value in self.config["evaluation"].items() if key != "depth_windows"}
+        spec = {"tasks": entries, "sources": found, "evaluation": how, "seed": self.config["seed"], **self._compute}
         return self._step("evaluate_tasks", spec,
                           {"model": (self.fetch_model(cell.model), "folder"), "checkpoint": (quantized, "checkpoint"),
                            "manifest": (quantized, "manifest")},
                           packages=("torch", "transformers", "lm_eval", "datasets"), **cell.axes)
 
+    @once
+    def measure_depth(self, cell: Cell, corpus: str) -> Step:
+        quantized = self.quantize_model(cell)
+        return self._step("measure_depth", {"windows": self.config["evaluation"]["depth_windows"], **self._compute},
+                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
+                           "checkpoint": (quantized, "checkpoint"), "manifest": (quantized, "manifest"),
+                           "windows": (self.tokenize_corpus(cell.model, corpus), "windows")},
+                          packages=("torch", "transformers"), corpus=corpus, **cell.axes)
+
+    @once
     def evaluations(self, study: str) -> dict[Cell, dict[str, str]]:
         """Cell -> name of the evaluation -> path of its JSON, for all that a study asks for."""
         asked = grid.asked(self.config, self.config["studies"][study])
@@ -220,11 +221,24 @@ class Plan:
                 found[cell][f"perplexity.{corpus}"] = self.evaluate_perplexity(cell, corpus).outputs["result"]
             if asked["tasks"]:
                 found[cell]["tasks"] = self.evaluate_tasks(cell, tuple(asked["tasks"])).outputs["result"]
+            if cell.quantized:
+                found[cell] |= {f"depth.{corpus}": self.measure_depth(cell, corpus).outputs["result"] for corpus in asked["depth"]}
         return found
 
     def all_evaluations(self) -> list[str]:
         """Every evaluation of every cell of every study; asking for them makes all steps known to the rules."""
         return list(dict.fromkeys(path for study in self.studies for paths in self.evaluations(study).values() for path in paths.values()))
+
+    def all_steps(self) -> dict[str, list[Step]]:
+        """Rule -> every step of every cell, and of what the report shows of their transforms."""
+        self.all_evaluations()
+        self.distributions()
+        return {rule: list(steps.values()) for rule, steps in self.steps.items()}
+
+    def depths(self) -> list[str]:
+        """Paths of all measurements of the error over depth."""
+        return list(dict.fromkeys(path for study in self.studies for paths in self.evaluations(study).values() for name, path in paths.items()
+                                  if name.startswith("depth.")))
 
     def trainings(self) -> dict[str, str]:
         """What a training is called -> path of its losses, for every learned transform and every mitigation that trains."""
@@ -256,41 +270,29 @@ class Plan:
 
         The list of its files may be longer than a command line, so the job makes it again from these.
         """
-        return canonical({"study": study, "config": self.study_config(study), "code": code_hash("collect_study")})
+        return canonical({"study": study, "config": planned.of_study(self.config, study, self.studies[study]), "code": code_hash("collect_study")})
 
     def all_checkpoints(self) -> list[str]:
         """The packed checkpoint of every cell, with its manifest."""
         return [path for cell in self.cells for name, path in self.quantize_model(cell).outputs.items() if name in ("checkpoint", "manifest")]
 
-    def study_config(self, study: str) -> dict[str, Any]:
-        """The part of the config that decides which cells a study has and where their evaluations lie."""
-        cells, asked = self.studies[study], self.config["studies"][study]
-        part = {key: value for key, value in self.config.items() if key not in ("studies", "report")}
-        for axis, singular in grid.AXES.items():
-            if axis in part:  # a name that 'exclude' leaves no cell of has to be known all the same
-                used = {getattr(cell, singular) for cell in cells} | {name for named, name, _ in grid.names_in(asked) if named == axis}
-                part[axis] = {name: entry for name, entry in part[axis].items()
-                              if used & {name, *grid.entry_names(self.config, axis, name, axis)}}
-        wanted = grid.asked(self.config, self.config["studies"][study])
-        read = {*wanted["perplexity"], *(entry["corpus"] for entry in part["calibrations"].values())}
-        part |= {"corpora": {name: part["corpora"][name] for name in read}, "tasks": {name: part["tasks"][name] for name in wanted["tasks"]}}
-        for kind in (*grid.AXES, "corpora", "tasks"):
-            if kind in part:
-                part[kind] = {name: without_note(entry) for name, entry in part[kind].items()}
-        shown = ("title", "description", "paper", "table", "figure", "compare")
-        part["studies"] = {study: {key: value for key, value in asked.items() if key not in shown}}
-        return part
+    def steps_spec(self) -> str:
+        """What ``list_steps`` is told, as canonical JSON: the part of the config that decides all steps, and a digest of their keys."""
+        keys = {rule: sorted(step.key for step in steps) for rule, steps in self.all_steps().items()}
+        return canonical({"config": planned.whole(self.config), "code": code_hash("list_steps"), "keys": digest(keys, 16)})
 
     def reporting_spec(self, rule: str, study: str | None = None) -> str:
         """What a table, a figure, the merged results or the report are told, as canonical JSON."""
         spec: dict[str, Any] = {"code": code_hash(rule)}
         if study is not None:
             entry = self.config["studies"][study]
-            spec |= {"study": study, **{key: entry[key] for key in ("title", "description", "paper", *SHOWN_BY[rule]) if key in entry}}
+            spec |= {"study": study, **{key: entry[key] for key in ("title", "description", "paper", *grid.AXES, *SHOWN_BY[rule]) if key in entry}}
         elif rule == "plot_losses":
             spec["labels"] = list(self.trainings())
         elif rule == "plot_distributions":
             spec["figures"] = list(shown_transforms.FIGURES)
+        elif rule == "evaluate_claims":
+            spec["config"] = planned.named(self.config)
         elif rule == "build_report":
             spec |= {"config": self.config, "versions": versions("torch", "transformers", "lm_eval", "snakemake", "numpy", "pandas")}
         return canonical(spec)

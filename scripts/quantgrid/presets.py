@@ -29,10 +29,13 @@ def _two_level(element: str) -> dict:
 # Preset -> the fields of its weight and its activation scheme (None: left in full precision) and the block that the format fixes.
 PRESETS: dict[str, dict] = {
     "bf16": _preset(None, None),
-    **{f"int{bits}": _preset(_integer(bits), _integer(bits, symmetric=False)) for bits in (2, 3, 4, 6, 8)},
+    **{f"int{bits}": _preset(_integer(bits), _integer(bits, symmetric=False)) for bits in range(2, 9)},
     "int4_sym": _preset(_integer(4), _integer(4)),
     "int4_asym": _preset(_integer(4, symmetric=False), _integer(4, symmetric=False)),
     "w4a16": _preset(_integer(4), None),
+    "w8a16": _preset(_integer(8), None),
+    "w16a4": _preset(None, _integer(4, symmetric=False)),
+    "w16a8": _preset(None, _integer(8, symmetric=False)),
     "w4a8": _preset(_integer(4), _integer(8)),
     "w8a8": _preset(_integer(8), _integer(8)),
     "fp4": _preset({"element": "e2m1"}, {"element": "e2m1"}),

@@ -56,6 +56,7 @@ def _on(*bases: str) -> dict[str, Option]:
 
 TRANSFORMS: dict[str, Method] = {
     "none": Method("transforms.none", "the model as it is"),
+    "fold_norms": Method("transforms.fold_norms", "norm gains folded into the linears behind them: what R1 does before it rotates"),
     "shifting": Method("transforms.shifting", "channels centred, online where no bias can take it (Outlier Suppression+)",
                        {"center": CENTER, "sites": ALL_SITES}, calibrated=True),
     "scaling": Method("transforms.scaling", "SmoothQuant: channels scaled between activation and weight",

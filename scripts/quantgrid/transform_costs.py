@@ -18,6 +18,8 @@ def transform_costs(content: CheckpointContent, decoder: DecoderFolder) -> dict[
             name = site_name(layer, site)
             operations = restored(name, content.online.get(name, []), content.tensors)
             arithmetics += sum(arithmetic(operation, decoder.shape.site_size(site)) for operation in operations)
-    added = {name: tensor.numel() for name, tensor in content.tensors.items() if name not in decoder.files}
-    beside = sum(size for name, size in added.items() if name.endswith(".bias") or ".online." in name)
-    return {"online_operations": arithmetics, "added_parameters": beside, "untied_parameters": added.get(END_ROLES["lm_head"], 0)}
+    added = [name for name in content.tensors if name not in decoder.files]
+    beside = sum(content.tensors[name].numel() for name in added if name.endswith(".bias") or ".online." in name)
+    head = END_ROLES["lm_head"]
+    untied = content.tensors[head].numel() if head in added else 0
+    return {"online_operations": arithmetics, "added_parameters": beside, "untied_parameters": untied}

@@ -1,4 +1,4 @@
-# Per (model, corpus): the unmodified model's output. Per cell: perplexity and divergence, and zero-shot tasks.
+# Per (model, corpus): the unmodified model's output. Per cell: perplexity and divergence, the error over depth, and zero-shot tasks.
 
 
 rule evaluate_reference:
@@ -12,15 +12,36 @@ rule evaluate_reference:
         f"{RESULTS}/benchmarks/evaluate_reference/{{model}}/{{corpus}}/{{key}}.tsv"
     priority: 10  # evaluated checkpoints free their space
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=PLAN.memory_mb("evaluate_reference"),
+        runtime=runtime("evaluate_reference"),
     params:
         spec=PLAN.spec("evaluate_reference"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/evaluate_reference.py --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py evaluate_reference --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}'
         " --reference {output.reference:q} > {log:q} 2>&1"
+
+
+rule check_model:
+    input:
+        unpack(lambda w: GATES.inputs(w.model)),
+    output:
+        result=GATES.pattern,
+    log:
+        f"{RESULTS}/logs/check_model/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/check_model/{{model}}.tsv"
+    priority: 20  # what it refuses is better refused early
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        spec=lambda w: GATES.spec(w.model),
+    shell:
+        'python "$QUANTGRID_SCRIPTS"/run_job.py check_model --spec {params.spec:q} --calibrations {input.calibrations:q}'
+        " --evaluations {input.evaluations:q} --measured {input.measured:q} --result {output.result:q} > {log:q} 2>&1"
 
 
 rule evaluate_perplexity:
@@ -34,15 +55,39 @@ rule evaluate_perplexity:
         f"{RESULTS}/benchmarks/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.tsv"
     priority: 10  # evaluated checkpoints free their space
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=PLAN.memory_mb("evaluate_perplexity"),
+        runtime=runtime("evaluate_perplexity"),
     params:
         spec=PLAN.spec("evaluate_perplexity"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/evaluate_perplexity.py --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py evaluate_perplexity --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
         " --manifest {input.manifest:q} --windows {input.windows:q} --reference {input.reference:q} --result {output.result:q} > {log:q} 2>&1"
+
+
+rule measure_depth:
+    input:
+        unpack(PLAN.inputs("measure_depth")),
+    output:
+        result=PLAN.pattern("measure_depth", "result"),
+    log:
+        f"{RESULTS}/logs/measure_depth/{CELL}/{{corpus}}/{{key}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_depth/{CELL}/{{corpus}}/{{key}}.tsv"
+    priority: 10  # evaluated checkpoints free their space
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        mem_mb=PLAN.memory_mb("measure_depth"),
+        runtime=runtime("measure_depth"),
+    params:
+        spec=PLAN.spec("measure_depth"),
+    shell:
+        'python "$QUANTGRID_SCRIPTS"/run_job.py measure_depth --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
+        " --checkpoint {input.checkpoint:q} --manifest {input.manifest:q} --windows {input.windows:q} --result {output.result:q} > {log:q} 2>&1"
 
 
 rule evaluate_tasks:
@@ -56,12 +101,13 @@ rule evaluate_tasks:
         f"{RESULTS}/benchmarks/evaluate_tasks/{CELL}/{{key}}.tsv"
     priority: 10  # evaluated checkpoints free their space
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=PLAN.memory_mb("evaluate_tasks"),
+        runtime=runtime("evaluate_tasks"),
     params:
         spec=PLAN.spec("evaluate_tasks"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/evaluate_tasks.py --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py evaluate_tasks --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
         " --manifest {input.manifest:q} --result {output.result:q} > {log:q} 2>&1"

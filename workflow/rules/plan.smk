@@ -3,11 +3,15 @@
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
+
+include: "checkout.smk"
+
+
+SCRIPTS = os.path.join(checkout(workflow.current_basedir), "scripts")
+sys.path.insert(0, SCRIPTS)
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
-    # Where the scripts are, so that the workflow also runs from elsewhere (as a module).
-    QUANTGRID_SCRIPTS=os.path.relpath(os.path.join(workflow.basedir, "scripts")),
+    QUANTGRID_SCRIPTS=os.path.relpath(SCRIPTS),
     # Freed memory stays with the process: fresh pages for every large tensor cost up to a third of a quantization.
     MALLOC_MMAP_MAX_="0",
     MALLOC_TRIM_THRESHOLD_=str(1 << 40),
@@ -15,25 +19,53 @@ os.environ.update(
 
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
-from quantgrid.pipeline import CELL_PATH, Plan
+from quantgrid.estimates import CPU, GPU, Estimate
+from quantgrid.gates import Gates
+from quantgrid.pipeline import Plan
+from quantgrid.preflight import in_memory, needs, require_room
 from quantgrid.shown_transforms import FIGURES
+from quantgrid.steps import CELL_PATH
 
 try:
     PLAN = Plan(check(config))
     EVALUATIONS = PLAN.all_evaluations()
+    ESTIMATE = Estimate(PLAN)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = PLAN.results
+GATES = Gates(PLAN)
+CLAIMS = os.path.relpath(os.path.join(SCRIPTS, "..", "config", "claims.yaml"))  # quantgrid's own, also as a module
 PARTIAL_REPORT = PLAN.reporting_spec("build_report")
 STUDIES = list(PLAN.studies)
 COMPARED = [study for study in STUDIES if "compare" in PLAN.config["studies"][study]]
 LOSSES = list(PLAN.trainings().values())
 DISTRIBUTIONS = PLAN.distributions()
+DEPTHS = PLAN.depths()
 CELL = CELL_PATH
 THREADS = PLAN.config["threads"]
+# Between-workflow caching: `run_workflow.py` names the rules to Snakemake where this variable is set.
+CACHE = bool(os.environ.get("SNAKEMAKE_OUTPUT_CACHE"))
+ENVIRONMENT = "../../envs/cpu.yaml" if PLAN.config["compute"]["device"] == "cpu" else "../../envs/gpu.yaml"  # read with --sdm conda only
 KEEP = PLAN.config["keep_checkpoints"]
 CHECKPOINTS = PLAN.all_checkpoints() if KEEP else []
+
+
+def runtime(rule):
+    """Function of a rule's wildcards and the attempt that gives the minutes after which the job counts as stuck: on a GPU where a profile asks for one."""
+    machine = GPU if "gpu" in workflow.resource_settings.overwrite_resources.get(rule, {}) else CPU
+    return lambda wildcards, attempt: attempt * ESTIMATE.minutes(PLAN.steps[rule][frozenset(wildcards.items())], machine)
+
+
+def preflight(jobs, local):
+    """Say what the largest of ``jobs`` take, and stop where one alone has no room; ``local``: whether they run on this machine."""
+    found = needs(PLAN, ((job.rule.name, job.wildcards) for job in jobs if not job.is_group()))
+    said = "\n  ".join(["largest jobs, as predicted (scripts/quantgrid/resources.py):", *map(str, found)])
+    sys.stderr.write(f"{said}\n")  # at once: Snakemake's own messages come from another thread
+    try:
+        require_room(found, RESULTS, in_memory(PLAN, local))
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:

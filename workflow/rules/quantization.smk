@@ -13,15 +13,17 @@ rule fit_transform:
         f"{RESULTS}/logs/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.tsv"
+    cache: CACHE
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=PLAN.memory_mb("fit_transform"),
+        runtime=runtime("fit_transform"),
     params:
         spec=PLAN.spec("fit_transform"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/fit_transform.py --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py fit_transform --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}'
         " --windows {input.windows:q} --transform {output.transform:q} --losses {output.losses:q} > {log:q} 2>&1"
 
 
@@ -35,20 +37,22 @@ rule describe_transform:
     benchmark:
         f"{RESULTS}/benchmarks/describe_transform/{{model}}/{{transform}}/{{target}}/{{key}}.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=PLAN.memory_mb("describe_transform"),
+        runtime=runtime("describe_transform"),
     params:
         spec=PLAN.spec("describe_transform"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/describe_transform.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py describe_transform --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
         " --statistics {input.statistics:q} --distribution {output.distribution:q} > {log:q} 2>&1"
 
 
 rule quantize_model:
     input:
         unpack(PLAN.inputs("quantize_model")),
+        gate=ancient(GATES.of_cell),  # decides whether, not what: a new one reruns nothing
     output:
         checkpoint=(str if KEEP else temp)(PLAN.pattern("quantize_model", "checkpoint")),
         manifest=PLAN.pattern("quantize_model", "manifest"),
@@ -58,14 +62,15 @@ rule quantize_model:
     benchmark:
         f"{RESULTS}/benchmarks/quantize_model/{CELL}/{{key}}.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=PLAN.memory_mb("quantize_model"),
+        runtime=runtime("quantize_model"),
     params:
         spec=PLAN.spec("quantize_model"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/quantize_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py quantize_model --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
         " --statistics {input.statistics:q} --windows {input.windows:q}"
         " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
         " > {log:q} 2>&1"
@@ -74,6 +79,7 @@ rule quantize_model:
 rule train_model:
     input:
         unpack(PLAN.inputs("train_model")),
+        gate=ancient(GATES.of_cell),
     output:
         checkpoint=(str if KEEP else temp)(PLAN.pattern("train_model", "checkpoint")),
         manifest=PLAN.pattern("train_model", "manifest"),
@@ -84,14 +90,15 @@ rule train_model:
     benchmark:
         f"{RESULTS}/benchmarks/train_model/{CELL}/{{key}}.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=PLAN.memory_mb("train_model"),
+        runtime=runtime("train_model"),
     params:
         spec=PLAN.spec("train_model"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/train_model.py --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py train_model --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
         " --statistics {input.statistics:q} --windows {input.windows:q}"
         " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --losses {output.losses:q} --error {output.error:q}"
         " > {log:q} 2>&1"

@@ -1,9 +1,11 @@
-# From the evaluations to tables, figures and the report. Nothing here imports torch.
+# From the evaluations to tables, figures and the report: seconds each, with the driver. Nothing here imports torch.
 
 
 rule collect_study:
     input:
-        lambda w: PLAN.study_inputs(w.study),
+        evaluations=lambda w: PLAN.study_inputs(w.study),
+        # Not ancient, unlike a cell's gate: of what lies behind a job that runs again, Snakemake plans only what some other way leads to.
+        gates=lambda w: GATES.of_study(w.study),
     output:
         records=f"{RESULTS}/studies/{{study}}.csv",
         samples=f"{RESULTS}/studies/{{study}}.items.parquet",
@@ -11,12 +13,13 @@ rule collect_study:
         f"{RESULTS}/logs/collect_study/{{study}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/collect_study/{{study}}.tsv"
+    localrule: True
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     params:
         spec=lambda w: PLAN.study_spec(w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/collect_study.py --spec {params.spec:q} --records {output.records:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py collect_study --spec {params.spec:q} --first {input.evaluations[0]:q} --records {output.records:q}'
         " --items {output.samples:q} > {log:q} 2>&1"
 
 
@@ -31,13 +34,28 @@ rule collect_results:
         f"{RESULTS}/logs/collect_results.log",
     benchmark:
         f"{RESULTS}/benchmarks/collect_results/all.tsv"
+    localrule: True
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     params:
         spec=PLAN.reporting_spec("collect_results"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/collect_results.py --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py collect_results --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}'
         " --parquet {output.parquet:q} --cells {output.cells:q} > {log:q} 2>&1"
+
+
+rule list_steps:
+    output:
+        steps=f"{RESULTS}/steps.csv",
+    log:
+        f"{RESULTS}/logs/list_steps.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        spec=PLAN.steps_spec(),
+    shell:
+        'python "$QUANTGRID_SCRIPTS"/run_job.py list_steps --spec {params.spec:q} --steps {output.steps:q} > {log:q} 2>&1'
 
 
 rule tabulate_study:
@@ -49,6 +67,7 @@ rule tabulate_study:
             f"{RESULTS}/tables/{{study}}.md",
             caption="../report/table.rst",
             category="Tables",
+            subcategory="Values",
             labels={"study": "{study}"},
         ),
         tex=f"{RESULTS}/tables/{{study}}.tex",
@@ -56,12 +75,13 @@ rule tabulate_study:
         f"{RESULTS}/logs/tabulate_study/{{study}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tabulate_study/{{study}}.tsv"
+    localrule: True
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     params:
         spec=lambda w: PLAN.reporting_spec("tabulate_study", w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/tabulate_study.py --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py tabulate_study --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}'
         " --tex {output.tex:q} > {log:q} 2>&1"
 
 
@@ -75,19 +95,21 @@ rule compare_study:
             f"{RESULTS}/comparisons/{{study}}.md",
             caption="../report/comparison.rst",
             category="Tables",
-            labels={"study": "{study}, differences"},
+            subcategory="Differences",
+            labels={"study": "{study}"},
         ),
         tex=f"{RESULTS}/comparisons/{{study}}.tex",
     log:
         f"{RESULTS}/logs/compare_study/{{study}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/compare_study/{{study}}.tsv"
+    localrule: True
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     params:
         spec=lambda w: PLAN.reporting_spec("compare_study", w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/compare_study.py --spec {params.spec:q} --records {input.records:q} --items {input.samples:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py compare_study --spec {params.spec:q} --records {input.records:q} --items {input.samples:q}'
         " --csv {output.csv:q} --md {output.md:q} --tex {output.tex:q} > {log:q} 2>&1"
 
 
@@ -101,6 +123,7 @@ rule plot_study:
             f"{RESULTS}/figures/{{study}}.svg",
             caption="../report/figure.rst",
             category="Figures",
+            subcategory="Studies",
             labels={"study": "{study}"},
         ),
         csv=f"{RESULTS}/figures/{{study}}.csv",
@@ -108,64 +131,14 @@ rule plot_study:
         f"{RESULTS}/logs/plot_study/{{study}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_study/{{study}}.tsv"
+    localrule: True
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     params:
         spec=lambda w: PLAN.reporting_spec("plot_study", w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/plot_study.py --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}'
+        'python "$QUANTGRID_SCRIPTS"/run_job.py plot_study --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}'
         " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
-
-
-if LOSSES:
-
-    rule plot_losses:
-        input:
-            losses=LOSSES,
-        output:
-            png=f"{RESULTS}/learning.png",
-            pdf=f"{RESULTS}/learning.pdf",
-            svg=report(
-                f"{RESULTS}/learning.svg",
-                caption="../report/losses.rst",
-                category="Figures",
-            ),
-            csv=f"{RESULTS}/learning.csv",
-        log:
-            f"{RESULTS}/logs/plot_losses.log",
-        conda:
-            "../../envs/cpu.yaml"
-        params:
-            spec=PLAN.reporting_spec("plot_losses"),
-        shell:
-            'python "$QUANTGRID_SCRIPTS"/plot_losses.py --spec {params.spec:q} --losses {input.losses:q} --png {output.png:q} --pdf {output.pdf:q}'
-            " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
-
-
-if DISTRIBUTIONS:
-
-    rule plot_distributions:
-        input:
-            lambda w: DISTRIBUTIONS[w.model],
-        output:
-            png=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.png", figure=FIGURES),
-            pdf=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.pdf", figure=FIGURES),
-            svg=report(
-                collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.svg", figure=FIGURES),
-                caption="../report/distributions.rst",
-                category="Figures",
-                labels={"model": "{model}"},
-            ),
-            csv=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.csv", figure=FIGURES),
-        log:
-            f"{RESULTS}/logs/plot_distributions/{{model}}.log",
-        conda:
-            "../../envs/cpu.yaml"
-        params:
-            spec=PLAN.reporting_spec("plot_distributions"),
-        shell:
-            'python "$QUANTGRID_SCRIPTS"/plot_distributions.py --spec {params.spec:q} --distributions {input:q} --png {output.png:q}'
-            " --pdf {output.pdf:q} --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
 
 
 rule build_report:
@@ -177,14 +150,20 @@ rule build_report:
         figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
         losses=f"{RESULTS}/learning.svg" if LOSSES else [],
         distributions=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.svg", model=DISTRIBUTIONS, figure=FIGURES),
+        claims=f"{RESULTS}/claims.csv",
+        pareto=f"{RESULTS}/pareto.svg",
+        lines=f"{RESULTS}/number-lines.svg",
+        depth=f"{RESULTS}/depth.svg" if DEPTHS else [],
     output:
         report=f"{RESULTS}/report.html",
     log:
         f"{RESULTS}/logs/build_report.log",
+    localrule: True
     conda:
-        "../../envs/cpu.yaml"
+        ENVIRONMENT
     params:
         spec=PLAN.reporting_spec("build_report"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/build_report.py --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}'
-        " --figures {input.figures:q} --losses {input.losses:q} --distributions {input.distributions:q} --report {output.report:q} > {log:q} 2>&1"
+        'python "$QUANTGRID_SCRIPTS"/run_job.py build_report --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}'
+        " --figures {input.figures:q} --losses {input.losses:q} --distributions {input.distributions:q} --claims {input.claims:q}"
+        " --pareto {input.pareto:q} --lines {input.lines:q} --depth {input.depth:q} --report {output.report:q} > {log:q} 2>&1"

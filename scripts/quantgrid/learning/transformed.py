@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import corpora
 from ..architecture import END_ROLES, LINEARS, SITES, linear_module
 from ..calibration import layer_inputs
-from ..checkpoints import CheckpointContent, empty_model
+from ..checkpoints import CheckpointContent
 from ..decoders import DecoderFolder, DecoderLayer
 from ..errors import ConfigError
 from ..key_values import round_key_values
@@ -27,7 +27,9 @@ from ..linear import compute_device
 from ..mitigations.compensated import Compensated
 from ..propagation import RunningLayer, Sequential
 from ..quantization import Quantized, Recipe, add_layer, quantize_linear, transformed
+from ..skeletons import empty_model
 from ..transform_costs import transform_costs
+from ..transforms.composition import folded_ends
 from ..workplace import Workplace
 from .straight_through import StraightRounding
 
@@ -42,16 +44,17 @@ class Trained:
 
 
 class TransformedModel:
-    """The model of ``place`` under ``recipe``, which rounds weights; ``windows`` (count, tokens) of token ids."""
+    """The model of ``place`` under ``recipe``, which rounds the weights of all linears; ``windows`` (count, tokens) of token ids."""
 
     def __init__(self, recipe: Recipe, place: Workplace):
         if recipe.schemes.weight is None:
             raise ConfigError("a format that leaves weights in full precision leaves nothing to train; use one that rounds them, such as 'int4'")
+        if {*recipe.schemes.linears} != {*LINEARS}:
+            raise ConfigError("a mitigation that trains rounds every linear; use a format without 'linears'")
         self.recipe, self.decoder, self.device = recipe, DecoderFolder(place.model), compute_device(place.device)
         self.windows = corpora.load(place.windows)[0].to(self.device)
         self.result = Quantized(CheckpointContent(self.decoder.config, recipe.schemes))
-        ends = self.decoder.ends()
-        recipe.transform.fold_ends(ends)
+        ends = folded_ends(recipe.transform, self.decoder, torch.bfloat16)
         self.result.content.add_ends(ends)
         self.network = empty_model(self.result.content.config).eval()
         if recipe.schemes.key_value:
