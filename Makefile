@@ -1,6 +1,6 @@
 # quantgrid: `make run` and `make test` are all a newcomer needs; both make their own environment from pinned versions.
-# Variables: CONFIG (a config file), CORES, STUDY (a study's name), MODEL, BITS, CORPUS (of recommend), PROFILE (a folder of workflow/profiles),
-# RESULTS and OUT (of redraw), BENCH (benchmarks), MODELS (reference models), ARGS (further options of what is run), PYTHON.
+# Variables: CONFIG (a config file), CORES, WARM=1 (jobs fork from a process that has their imports), STUDY (a study's name), MODEL, BITS, CORPUS (of
+# recommend), PROFILE (a folder of workflow/profiles), RESULTS and OUT (of redraw), BENCH (benchmarks), MODELS (reference models), ARGS (further options of what is run), PYTHON.
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
@@ -13,7 +13,7 @@ PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
 BENCH ?= fake_quantize low_rank online_rotation evaluation jobs sequential gptq grid gpu
 # Another profile than the default says itself how many cores there are.
-WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES))
+WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 
 .PHONY: run test stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused docs graph lint help
 
@@ -25,7 +25,7 @@ dry-run: $(VENV)/.installed  ## what a run would do, job by job counted, with an
 	$(WORKFLOW) --dry-run --quiet rules host $(ARGS)
 
 smoke: $(VENV)/.installed  ## every method and format once on the smallest reference model, in minutes
-	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) $(ARGS)
+	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) --warm $(ARGS)
 
 table: $(VENV)/.installed  ## one table and what it needs: make table STUDY=formats
 	$(WORKFLOW) --table $(STUDY) $(ARGS)

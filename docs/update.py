@@ -152,6 +152,8 @@ def main() -> None:
         document(name, commit)
     for name in BENCHMARKS:
         benchmarks(name, commit)
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "larger_than_memory.py"), "--stated", str(128 * 2048)]
+    between("performance.md", "stated", subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
     between("cluster.md", "preflight", f"```\n{estimate(Plan(configs.load(ROOT / 'config' / 'paper.yaml')))}\n```")
     for mark, table in TABLES.items():
         between("reference-models.md", mark, table(ROOT / "models"))

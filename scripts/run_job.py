@@ -3,7 +3,7 @@
     python scripts/run_job.py quantize_model --spec JSON --model FOLDER ...
 
 A file that comes from a shared cache is checked before, what goes into one is noted after (`quantgrid.shared_cache`). A job that may use a GPU is
-given one of its own (`quantgrid.cards`).
+given one of its own (`quantgrid.cards`). In a run with a warm start the job is a fork of a process that has its imports (`quantgrid.warm`).
 """
 
 import json
@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from quantgrid import warm
 from quantgrid.cards import choose
 from quantgrid.errors import ConfigError
 from quantgrid.shared_cache import CACHED_RULES, detach, files_of, remember, verify
@@ -78,4 +79,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if address := os.environ.get(warm.SOCKET):
+        raise SystemExit(warm.hand_over(address))
     main()

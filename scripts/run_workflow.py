@@ -1,6 +1,7 @@
 """Run the workflow: what `make run` calls. Clears up after a driver that died, then becomes `snakemake`.
 
-    python scripts/run_workflow.py --configfile config/config.yaml --cores 2 [--profile NAME] [--table STUDY | --figure STUDY] [snakemake options]
+    python scripts/run_workflow.py --configfile config/config.yaml --cores 2 [--profile NAME | --warm] [--table STUDY | --figure STUDY]
+        [snakemake options]
 
 A driver that is killed leaves jobs that go on writing, here or in a Slurm queue, and a lock that nobody holds: `quantgrid.drivers` ends
 them before Snakemake starts, and its lock is lifted.
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from quantgrid import warm
+from quantgrid.allocator import KEEP_FREED
 from quantgrid.config import read
 from quantgrid.drivers import DRIVER, FOLDER, LOCKS, check_machine, drivers_of, end_orphans, note_driver
 from quantgrid.errors import ConfigError, unknown_name
@@ -42,6 +45,14 @@ def logger_options(passed_on: list[str]) -> list[str]:
     return ["--logger", "quantgrid"]
 
 
+def warm_start(config: dict, profile: str, passed_on: list[str], marks: dict[str, str]) -> None:
+    """Start the process that jobs fork from, marked as one of this run; :class:`ConfigError` where jobs run elsewhere or with another Python."""
+    others = {"--sdm", "--software-deployment-method", "--use-conda", "--executor", "-e", "--workflow-profile"} & set(passed_on)
+    if profile != "default" or others:
+        raise ConfigError(f"--warm is for jobs on this machine and in this environment, not with {others.pop() if others else f'profile {profile}'}")
+    warm.start(config.get("threads", 1), {**KEEP_FREED, **marks})
+
+
 def clear_up(folder: str, snakemake: list[str]) -> None:
     """End what a killed driver left in ``folder`` and lift its lock; :class:`ConfigError` where a driver lives, here or on another machine."""
     check_machine(folder)
@@ -58,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--configfile", default="config/config.yaml")
     parser.add_argument("--profile", default="default", metavar="NAME", help="a folder of workflow/profiles")
+    parser.add_argument("--warm", action="store_true", help="jobs fork from a process that has imported what they need")
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()
@@ -71,6 +83,7 @@ def main() -> None:
             raise SystemExit(f"quantgrid: {known.configfile}: {unknown_name('study', study, studies)}")
     targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [f"{results}/figures/{known.figure}.png"] * bool(known.figure)
     folder = os.getcwd()
+    marks = {FOLDER: folder, DRIVER: str(os.getpid())}
     snakemake = [sys.executable, "-m", "snakemake", *targets, "--configfile", known.configfile]
     snakefile = ["--snakefile", str(ROOT / "Snakefile")]  # last of what is added here: it takes one word, others would take a target that follows
     options = [] if "--workflow-profile" in passed_on else profile_options(known.profile, passed_on)
@@ -78,9 +91,11 @@ def main() -> None:
         options += logger_options(passed_on)
         try:
             clear_up(folder, [*snakemake, *snakefile])
+            if known.warm:
+                warm_start(config, known.profile, passed_on, marks)
         except ConfigError as error:
             raise SystemExit(f"quantgrid: {error}") from None
-    os.environ |= {FOLDER: folder, DRIVER: str(os.getpid())}
+    os.environ |= marks
     os.execv(sys.executable, [*snakemake, *options, *snakefile, *passed_on])
 
 

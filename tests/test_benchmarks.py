@@ -85,6 +85,10 @@ def test_jobs_are_held_against_their_limits_and_against_their_imports(load):
     assert found["job evaluate_perplexity", "limit of 7 s"] == (pytest.approx(1.14, abs=1e-2), "1", "no")
     assert found["job fit_transform", jobs.TORCH] == (1.25, "", "") and found["job evaluate_tasks", jobs.TRANSFORMERS] == (2.0, "", "")
     assert not any(case == "job evaluate_tasks" and goal for (case, _), (_, goal, _) in found.items())
+    taken["job fit_transform, warm start"] = [run(0.5, 0.1, 10, "")]
+    assert values(jobs.rows_of(taken, cases, 1))["job fit_transform, warm start", "job fit_transform"] == (0.2, "", "")
+    smoke = values(jobs.rows_of_smoke({"smoke run on 2 cores, warm start": 180.0, "smoke run on 2 cores": 300.0}))
+    assert list(smoke.values()) == [(0.75, "1", "yes"), (1.25, "", "")]
 
 
 def test_gptq_is_held_against_every_peer(load):

@@ -1,4 +1,5 @@
-"""What becomes of memory that a job frees. The workflow tells jobs to keep it (``workflow/rules/plan.smk``): fresh pages for large tensors cost time.
+"""What becomes of memory that a job frees. The workflow tells jobs to keep it (``KEEP_FREED``): fresh pages for every large tensor
+cost up to a third of a quantization.
 
 glibc leaves gaps in what is kept (a block does not fit where an aligned one of its size was), most of a layer for every layer that is read.
 Where layers are so large that each is worked on by itself, their blocks go back to the system instead: that is the price of a peak that does
@@ -11,6 +12,7 @@ import ctypes
 
 from .architecture import ModelShape, layer_moments, layer_weights
 
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}  # variables that glibc reads when a process starts
 LARGE = 1 << 29  # bytes of layers that are quantized together; a larger layer is quantized by itself
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
 _BLOCK = 1 << 20  # bytes of a block that is mapped by itself and unmapped when it is freed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,14 @@ from quantgrid.provenance import canonical
 from quantgrid.steps import Step
 
 ROOT = Path(__file__).parents[2]
+_SERVED = """
+import os, sys
+from quantgrid import warm
+from quantgrid.allocator import KEEP_FREED
+warm.start(1, KEEP_FREED)
+print(os.environ[warm.SOCKET], flush=True)
+sys.stdin.read()
+"""
 
 
 def workflow(content: Mapping[str, Any], folder: Path, cores: int, *targets: str) -> list[str]:
@@ -34,3 +44,12 @@ def job(step: Step, **paths: object) -> list[str]:
     for name, path in {**step.inputs, **paths}.items():
         command += [f"--{name}", str(path)]
     return command
+
+
+@contextmanager
+def job_server() -> Iterator[str]:
+    """The address of a process that jobs are forked from (`quantgrid.warm`), while it is there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    with subprocess.Popen([sys.executable, "-c", _SERVED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as driver:
+        yield driver.stdout.readline().strip()
+        driver.stdin.close()

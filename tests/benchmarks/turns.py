@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# What the workflow gives its jobs (workflow/rules/plan.smk): freed memory stays with the process.
+# What the workflow gives its jobs (KEEP_FREED of quantgrid.allocator, which peers' environments cannot import): freed memory stays with the process.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
@@ -50,13 +50,13 @@ class Process:
     output: str
 
 
-def run(command: Sequence[str], threads: int, log: Path, allocator: Mapping[str, str] = ALLOCATOR, folder: Path = ROOT) -> Process:
+def run(command: Sequence[str], threads: int, log: Path, environment: Mapping[str, str] = ALLOCATOR, folder: Path = ROOT) -> Process:
     """Run ``command`` in ``folder`` with ``threads`` threads; standard error goes to ``log``, a failure shows its end.
 
     The peak is the kernel's ``ru_maxrss`` of the child. A process begins with the peak of the one that starts it, so whoever calls this
     must have stayed small: no torch.
     """
-    settings = {**allocator, "HF_HUB_OFFLINE": "1", **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}}
+    settings = {**environment, "HF_HUB_OFFLINE": "1", **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}}
     start = time.perf_counter()
     with open(log, "ab") as errors:
         child = subprocess.Popen(command, cwd=folder, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -9,14 +9,8 @@ include: "checkout.smk"
 
 SCRIPTS = os.path.join(checkout(workflow.current_basedir), "scripts")
 sys.path.insert(0, SCRIPTS)
-os.environ.update(
-    PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
-    QUANTGRID_SCRIPTS=os.path.relpath(SCRIPTS),
-    # Freed memory stays with the process: fresh pages for every large tensor cost up to a third of a quantization.
-    MALLOC_MMAP_MAX_="0",
-    MALLOC_TRIM_THRESHOLD_=str(1 << 40),
-)
 
+from quantgrid.allocator import KEEP_FREED
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
 from quantgrid.estimates import CPU, GPU, Estimate
@@ -25,6 +19,12 @@ from quantgrid.pipeline import Plan
 from quantgrid.preflight import in_memory, needs, require_room
 from quantgrid.shown_transforms import FIGURES
 from quantgrid.steps import CELL_PATH
+
+os.environ.update(
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
+    QUANTGRID_SCRIPTS=os.path.relpath(SCRIPTS),
+    **KEEP_FREED,
+)
 
 try:
     PLAN = Plan(check(config))
