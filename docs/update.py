@@ -15,7 +15,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from reference_cards import TABLES  # noqa: E402 (the library lies beside the scripts, with no install)
+from inspected_linears import TABLES as LINEAR_TABLES  # noqa: E402 (the library lies beside the scripts, with no install)
+from reference_cards import TABLES  # noqa: E402
 from run_costs import costs, fits, solves, spread  # noqa: E402
 
 from quantgrid import config as configs  # noqa: E402
@@ -157,6 +158,9 @@ def main() -> None:
     between("cluster.md", "preflight", f"```\n{estimate(Plan(configs.load(ROOT / 'config' / 'paper.yaml')))}\n```")
     for mark, table in TABLES.items():
         between("reference-models.md", mark, table(ROOT / "models"))
+    if (ROOT / "results-oddities" / "tables").is_dir():
+        for mark, table in LINEAR_TABLES.items():
+            between("oddities.md", mark, table())
     tables, readme = ROOT / "results" / "tables", ROOT / "README.md"
     if tables.is_dir():
         text = MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{(tables / f'{found[1]}.md').read_text()}<!-- end -->\n", readme.read_text())

@@ -18,8 +18,8 @@ from quantgrid.streaming import streamed
 
 
 def measured(job, windows, dtype, device) -> dict:
-    model, head = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device)), DecoderFolder(job.model).head(dtype)
-    losses = evaluate(model, windows, read_tensors(job.reference)["hidden"], head, job.spec["batch_size"], progress("layers"))
+    model, reference = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device)), read_tensors(job.reference)["hidden"]
+    losses = evaluate(model, windows, reference, lambda: DecoderFolder(job.model).head(dtype), job.spec["batch_size"], progress("layers"))
     value, error = perplexity(losses["negative_log_likelihood"])
     return {"status": "ok", "perplexity": value, "stderr": error, "windows": losses}
 

@@ -118,7 +118,7 @@ def test_losses_are_those_of_any_window(length, vocabulary, scale, seed):
 
 
 def evaluated(of_model, windows, full, batch_size=2):
-    return evaluate(of_model, windows, final_hidden(full, windows, batch_size), full.lm_head.weight, batch_size)
+    return evaluate(of_model, windows, final_hidden(full, windows, batch_size), lambda: full.lm_head.weight, batch_size)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.heads == 9 and case.tied], ids=str)
@@ -165,8 +165,20 @@ def test_windows_keep_their_order(model, other, windows):
 def test_batches_are_shown_as_progress(model, windows):
     seen = []
     progress = lambda batches: seen.append(len(batches)) or batches  # noqa: E731
-    evaluate(model, windows, final_hidden(model, windows, 2, progress), model.lm_head.weight, 2, progress)
+    evaluate(model, windows, final_hidden(model, windows, 2, progress), lambda: model.lm_head.weight, 2, progress)
     assert seen == [3, 3]
+
+
+def test_the_other_head_is_asked_for_behind_the_last_layer(model, windows):
+    """So that a layer and two heads need not be in memory together."""
+    events = []
+
+    def progress(layers):
+        yield from layers
+        events.append("layers are through")
+
+    evaluate(model, windows, final_hidden(model, windows, 2), lambda: events.append("head") or model.lm_head.weight, 2, progress)
+    assert events == ["layers are through", "head"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -177,7 +189,7 @@ def test_a_model_that_broke_down_fails_the_cell(where, value, model, windows):
     with torch.no_grad():
         dict(broken.named_parameters(remove_duplicate=False))[where].view(-1)[5] = value
     with pytest.raises(NumericalFailure, match="window 0 has a loss that is NaN or infinite"):
-        evaluate(broken, windows, reference, model.lm_head.weight, 2)
+        evaluate(broken, windows, reference, lambda: model.lm_head.weight, 2)
 
 
 def test_the_failure_names_its_window(model, windows):
@@ -187,14 +199,14 @@ def test_the_failure_names_its_window(model, windows):
         broken.lm_head.weight = torch.nn.Parameter(broken.lm_head.weight.clone())
         broken.model.embed_tokens.weight[rare] = math.nan
     with pytest.raises(NumericalFailure, match="window 3 "):
-        evaluate(broken, windows, final_hidden(model, windows, 2), model.lm_head.weight, 2)
+        evaluate(broken, windows, final_hidden(model, windows, 2), lambda: model.lm_head.weight, 2)
 
 
 def test_a_broken_reference_fails_the_cell(model, windows):
     reference = final_hidden(model, windows, 2)
     reference[1, 4, 3] = math.nan
     with pytest.raises(NumericalFailure, match="window 1 "):
-        evaluate(model, windows, reference, model.lm_head.weight, 2)
+        evaluate(model, windows, reference, lambda: model.lm_head.weight, 2)
 
 
 class Largest(TorchDispatchMode):
@@ -217,7 +229,7 @@ def test_logits_exist_for_a_chunk_of_positions_at_a_time(dtype, tmp_path):
     of_model, tokens = load_full_precision(save(tmp_path / "model", config, state), dtype), random_tokens(config, 4, 512)
     reference = final_hidden(of_model, tokens, 4)
     with Largest() as seen:
-        evaluate(of_model, tokens, reference, of_model.lm_head.weight, 4)
+        evaluate(of_model, tokens, reference, lambda: of_model.lm_head.weight, 4)
     assert seen.size == module.CHUNK * 4096 * torch.float32.itemsize
 
 

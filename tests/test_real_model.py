@@ -95,7 +95,7 @@ def test_one_cell_from_codes_on_disk_to_perplexity(folder: Path, statistics: Pat
         everywhere = {site: [activation_scheme(name)] for site in SITES}
         done = quantize_decoder(decoder, Recipe(identity, CellSchemes(scheme(name), everywhere), mitigation, str(statistics)))
         save_quantized(done.content, tmp_path / "model.safetensors", tmp_path / "quantgrid.json", {})
-        losses = evaluate(load_quantized(tmp_path), windows, reference[0], reference[1], batch_size=2)
+        losses = evaluate(load_quantized(tmp_path), windows, reference[0], lambda: reference[1], batch_size=2)
         measured[name] = perplexity(losses["negative_log_likelihood"])[0], sum(losses["kl_divergence"]) / 2
     assert measured["int8"][1] < 0.5 < measured["int4"][1]
     assert measured["int8"][0] < measured["int4"][0] / 3

@@ -85,7 +85,7 @@ def test_a_packed_checkpoint_streams_to_the_losses_of_the_whole_model(key_value,
     assert torch.equal(final_hidden(model, tokens, BATCH), states) and not torch.equal(states, whole_states(original, tokens))
     reference, head = whole_states(original, tokens), DecoderFolder(folder).head(torch.float32)
     assert torch.equal(head, original.lm_head.weight)
-    assert evaluate(model, tokens, reference, head, BATCH) == evaluate(whole, tokens, reference, head, BATCH)
+    assert evaluate(model, tokens, reference, lambda: head, BATCH) == evaluate(whole, tokens, reference, lambda: head, BATCH)
     assert error_growth(model, streamed(FullPrecision(folder)), tokens) == error_growth(whole, original, tokens)
 
 

@@ -49,7 +49,8 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
               "fit_transform": 3 * layer, "learn_transform": 3 * weights, "describe_transform": 2 * layer,
               "quantize_model": max(together, 2.5 * layer, ends) + gaps, "decompose_model": max(together, 4 * layer, ends) + gaps,
               "propagate_model": max(together, 4 * layer) + ends + 2 * hidden + gaps,
-              "train_model": 8 * weights + 2 * logits, "evaluate_reference": running, "evaluate_perplexity": running + ends / 2 + hidden + chunk,
+              "train_model": 8 * weights + 2 * logits, "evaluate_reference": running,
+              "evaluate_perplexity": max(running, 1.5 * ends + 2 * hidden + chunk + gaps),  # layers; then both heads and both models' states
               "evaluate_tasks": 1.5 * weights + logits, "measure_depth": 2 * running}[job]
     return START + int(needed / MIB)
 

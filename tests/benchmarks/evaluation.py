@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for side in options.sides:
         model = (load_full_precision(shared["model"], torch.bfloat16) if side == PLAIN
                  else load_quantized(Path(inputs[side]["checkpoint"]).parent, torch.bfloat16))
-        parts = (partial(evaluate, model, windows, hidden, head, options.batch), partial(losses, model),
+        parts = (partial(evaluate, model, windows, hidden, lambda: head, options.batch), partial(losses, model),
                  partial(final_hidden, model, windows, options.batch))
         calls |= {side + part: call for part, call in zip(PARTS, parts)}
     return {"milliseconds": medians(calls, options.repeats), "tokens": windows.numel(), "peak_mb": peak_mb()}

@@ -100,7 +100,7 @@ def evaluation_rows(name: str, folder: Path, plain: nn.Module, windows: Tensor, 
     models = {unmodified: plain}
     for preset, (granularity, _) in EVALUATED.items():
         models[f"{name}, {preset}"] = quantized(folder, preset, granularity, options.device)
-    calls = {side: partial(evaluate, model, windows, reference, head, BATCH) for side, model in models.items()}
+    calls = {side: partial(evaluate, model, windows, reference, lambda: head, BATCH) for side, model in models.items()}
     found = medians(calls, options.repeats, partial(now, options.device))
     rates = {side: f"{1e3 * windows.numel() / milliseconds:.4g} tokens/s" for side, milliseconds in found.items()}
     return [timed_row(BENCHMARK, f"{name}, {preset}", options.threads, unmodified, found, goal, device=name_of(options.device),

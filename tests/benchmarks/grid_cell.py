@@ -68,7 +68,7 @@ def main() -> None:
     quantize(model, options)
     quantized = time.perf_counter()
     windows = load_file(options.evaluation)["windows"].long()
-    losses = evaluate(model, windows, load_file(options.reference)["hidden"], head, int(options.batch))["negative_log_likelihood"]
+    losses = evaluate(model, windows, load_file(options.reference)["hidden"], lambda: head, int(options.batch))["negative_log_likelihood"]
     print(json.dumps({"quantization": quantized - BEGUN, "evaluation": time.perf_counter() - quantized, "loss": sum(losses) / len(losses)}))
 
 

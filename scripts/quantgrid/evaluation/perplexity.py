@@ -58,19 +58,19 @@ def window_losses(hidden: Tensor, head: Tensor, tokens: Tensor, reference: tuple
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: Tensor, reference: Tensor, reference_head: Tensor, batch_size: int,
+def evaluate(model: nn.Module, windows: Tensor, reference: Tensor, reference_head: Callable[[], Tensor], batch_size: int,
              progress: Callable[[Iterable], Iterable] = iter) -> dict[str, list[float]]:
     """Per-window ``negative_log_likelihood`` and ``kl_divergence`` of ``model`` over ``windows`` (count, window).
 
-    ``reference`` (count, window, d) are the final hidden states of the unmodified model, ``reference_head`` its lm_head. Raises
-    :class:`NumericalFailure` where the model's output is not finite.
+    ``reference`` (count, window, d) are the final hidden states of the unmodified model, ``reference_head`` gives its
+    lm_head, and is asked when no decoder layer is needed any more. Raises :class:`NumericalFailure` where the model's output is not finite.
     """
     hidden, head = final_states(model, windows, batch_size, progress), model.lm_head.weight
-    reference_head = reference_head.to(hidden.device, head.dtype)
+    wanted_head = reference_head().to(hidden.device, head.dtype)
     found: dict[str, list[float]] = {"negative_log_likelihood": [], "kl_divergence": []}
     for number, tokens in enumerate(windows.to(hidden.device)):
         wanted = reference[number].to(hidden.device, head.dtype)
-        loss, divergence = window_losses(hidden[number], head, tokens, (wanted, reference_head))
+        loss, divergence = window_losses(hidden[number], head, tokens, (wanted, wanted_head))
         if not (loss < float("inf") and divergence < float("inf")):
             raise NumericalFailure(f"perplexity: window {number} has a loss that is NaN or infinite")
         found["negative_log_likelihood"].append(loss)
