@@ -15,8 +15,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from inspected_linears import TABLES as LINEAR_TABLES  # noqa: E402 (the library lies beside the scripts, with no install)
-from reference_cards import TABLES  # noqa: E402
+from oddities_tables import TABLES as ODDITIES  # noqa: E402 (the library lies beside the scripts, with no install)
+from reference_cards import TABLES as CARDS  # noqa: E402
 from run_costs import costs, fits, solves, spread  # noqa: E402
 
 from quantgrid import config as configs  # noqa: E402
@@ -156,10 +156,10 @@ def main() -> None:
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "larger_than_memory.py"), "--stated", str(128 * 2048)]
     between("performance.md", "stated", subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
     between("cluster.md", "preflight", f"```\n{estimate(Plan(configs.load(ROOT / 'config' / 'paper.yaml')))}\n```")
-    for mark, table in TABLES.items():
+    for mark, table in CARDS.items():
         between("reference-models.md", mark, table(ROOT / "models"))
     if (ROOT / "results-oddities" / "tables").is_dir():
-        for mark, table in LINEAR_TABLES.items():
+        for mark, table in ODDITIES.items():
             between("oddities.md", mark, table())
     tables, readme = ROOT / "results" / "tables", ROOT / "README.md"
     if tables.is_dir():

@@ -1,4 +1,4 @@
-"""Tables of docs/oddities.md about single linears: from `scripts/inspect_linears.py`, and from the statistics of the run's calibrations."""
+"""Tables of docs/oddities.md: linears by `scripts/inspect_linears.py`, inputs from the run's calibrations, errors over depth from its `depth.csv`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 from safetensors import safe_open
 
 from quantgrid import config as configs
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m"
 SPIKED = (11, 28)  # layers whose down projection sees a first token far beyond all others
 ROTATED = (4, 15, 26)
+DEPTHS = (0, 5, 10, 11, 12, 15, 18, 20, 24, 28, 29)
 CALIBRATION = {"rtn": "", "gptq-later": "later (`skip_first: 1`)", "gptq-later-8": "later-8 (`skip_first: 8`)"}  # else default
 
 
@@ -69,4 +71,15 @@ def rotation_parts() -> str:
     return markdown(["transform", *linears], [[f"`{name}`", *(values[name, linear] for linear in linears)] for name in transforms], texts=1)
 
 
-TABLES = {"magnitudes": magnitudes, "first-tokens": first_tokens, "rotation-parts": rotation_parts}
+def depth() -> str:
+    """The relative error of the residual stream behind layers, what the layer adds and what it passes on: round to nearest / GPTQ."""
+    found = pd.read_csv(ROOT / "results-oddities" / "depth.csv")
+    found = found[found["model"] == MODEL].set_index(["format", "mitigation", "layer"])
+    sides = {"int4": "weights and activations", "w4a16": "weights alone"}
+    parts = {"error": "error", "added": "added", "passed_on": "passed on"}
+    rows = [[f"{layer}", *(" / ".join(f"{found.loc[(form, mitigation, layer + 1), part]:.3f}" for mitigation in ("rtn", "gptq"))
+                           for form in sides for part in parts)] for layer in DEPTHS]
+    return markdown(["after layer", *(f"{side}: {part}" for side in sides.values() for part in parts.values())], rows, texts=0)
+
+
+TABLES = {"depth": depth, "magnitudes": magnitudes, "first-tokens": first_tokens, "rotation-parts": rotation_parts}
