@@ -42,8 +42,7 @@ OUTSIDE = re.compile(r'(?: · )?<a href="(?!#|data:)[^"]*">[^<]*</a>')  # links 
 COMMIT = re.compile(r"computed at commit \w+")
 # Table in the results folder -> the command that makes it.
 BENCHMARKS = {"benchmarks": "bench", "benchmarks-plan": "bench-plan", "benchmarks-growth": "bench-growth"}
-SHOWN = {"case": ":--", "device": ":--", "threads": "--:", "milliseconds": "--:", "rate": "--:", "peak_mb": "--:", "reference": ":--",
-         "reference_milliseconds": "--:", "reference_rate": "--:", "reference_peak_mb": "--:", "ratio": "--:", "goal": "--:", "reached": ":--"}
+TEXTS = ("benchmark", "case", "device", "reference", "reached")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
@@ -137,8 +136,8 @@ def benchmarks(name: str, commit: str) -> None:
     if not table.is_file():
         return
     found = pd.read_csv(table, dtype=str, keep_default_na=False)
-    found = found[list(SHOWN)] if set(SHOWN) <= set(found) else found
-    head = [[column.replace("_", " ") for column in found], [SHOWN.get(column, "--:") for column in found]]
+    found = found.loc[:, (found != "").any()].drop(columns="repeats", errors="ignore")
+    head = [[column.replace("_", " ") for column in found], [":--" if column in TEXTS else "--:" for column in found]]
     made = f"By `make {BENCHMARKS[name]}` and `make docs` on 2 cores of an x86-64 processor, computed at commit {commit}."
     text = [made, "", *(f"| {' | '.join(row)} |" for row in [*head, *found.values.tolist()])]
     if table.with_suffix(".png").is_file():
