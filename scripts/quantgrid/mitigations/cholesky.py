@@ -13,16 +13,17 @@ LARGEST_DAMPING = 10.0
 def damped_cholesky(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """(L, damping used): lower triangular L (*batch, n, n) with L Lᵀ = C + damping * mean(diag C) I, in float64.
 
-    Where it fails the damping of that matrix is raised tenfold until it succeeds; beyond ``LARGEST_DAMPING`` the cell fails.
+    ``moment`` in float64 is overwritten: a copy of a large one would be as much memory as all that the solver holds. Where it fails the damping of
+    that matrix is raised tenfold until it succeeds; beyond ``LARGEST_DAMPING`` the cell fails.
     """
     moment = moment.double()
-    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
+    diagonal = moment.diagonal(dim1=-2, dim2=-1)
+    plain, mean = diagonal.clone(), diagonal.mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     used = torch.full_like(mean, damping)
     while True:
-        damped = moment.clone()
-        damped.diagonal(dim1=-2, dim2=-1).add_((used * mean).unsqueeze(-1))
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        diagonal.copy_(plain + (used * mean).unsqueeze(-1))
+        lower, failed = torch.linalg.cholesky_ex(moment)
         if not failed.any():
             return lower, used
         used = torch.where(failed > 0, torch.clamp(used * 10, min=1e-6), used)

@@ -27,9 +27,13 @@ def inverse_factor(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """(U, damping used): upper triangular U (*batch, n, n) with UᵀU = (C + damping * mean(diag C) I)⁻¹, in float64.
 
     One Cholesky factorization of the matrix with rows and columns reversed gives H = V Vᵀ with V upper triangular, and U = V⁻¹.
+    Of a large site each of these matrices is half a GB: none is kept once the next one is there.
     """
-    lower, used = damped_cholesky(moment.flip(-1, -2), damping)
-    return invert_upper(lower.flip(-1, -2)), used
+    moment = moment.flip(-1, -2)
+    upper, used = damped_cholesky(moment, damping)
+    del moment
+    upper = upper.flip(-1, -2)
+    return invert_upper(upper), used
 
 
 def invert_upper(upper: Tensor) -> Tensor:
@@ -91,13 +95,18 @@ def _site_factor(statistics: SiteStatistics, dead: Tensor, order: Tensor | None,
     orders = [slice(None)] * (moments.numel() // n**2) if order is None else order.reshape(-1, n)
     factors = []
     for moment, unseen, columns in zip(moments.reshape(-1, n, n), dead.reshape(-1, n), orders):
-        moment = moment.to(torch.float64, copy=True)
-        living = moment.diagonal()[~unseen]
-        moment.diagonal().masked_fill_(unseen, living.mean() if len(living) else 1.0)
-        factor, used = inverse_factor(moment[columns][:, columns], damping)
+        factor, used = inverse_factor(_living(moment, unseen)[columns][:, columns], damping)
         factors.append((factor.float(), used))
     factor, used = (torch.stack(parts) for parts in zip(*factors))
     return factor.reshape(moments.shape), used.reshape(moments.shape[:-2])
+
+
+def _living(moment: Tensor, unseen: Tensor) -> Tensor:
+    """A float64 copy of ``moment`` (n, n), with the mean of the other diagonal entries where a column is ``unseen`` (n,)."""
+    moment = moment.to(torch.float64, copy=True)
+    living = moment.diagonal()[~unseen]
+    moment.diagonal().masked_fill_(unseen, living.mean() if len(living) else 1.0)
+    return moment
 
 
 def _permuted(tensor: Tensor, order: Tensor) -> Tensor:

@@ -87,4 +87,4 @@ def _metric(statistics: SiteStatistics, metric: str) -> Tensor | None:
         return None
     if metric != "qera_exact":
         return column_weights(statistics, metric)
-    return statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment, RIDGE)[0])
+    return statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment.to(torch.float64, copy=True), RIDGE)[0])
