@@ -12,7 +12,7 @@ import pytest
 import records
 import torch
 from growth_figure import plot
-from growth_fit import fit
+from growth_fit import Fit, fit
 from random_models import Size
 
 from quantgrid.reporting.figures import save
@@ -39,6 +39,11 @@ def test_the_error_of_an_exponent_covers_noise():
 
 def test_what_does_not_grow_has_no_factor():
     assert fit([1, 2, 4, 8], [3, 3, 3, 3]).factor == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("exponent, error, expected", [(1.05, 0.01, "no"), (0.5, 2.0, "no"), (1.3, 0.05, "yes"), (1.3, 0.15, "undecided")])
+def test_noise_is_no_growth(exponent, error, expected):
+    assert growth.verdict(Fit(offset=5.0, factor=10.0, exponent=exponent, error=error, largest=64), 1) == expected
 
 
 def test_three_sizes_are_too_few():

@@ -119,8 +119,15 @@ def table_of(fits: Mapping[tuple[str, str, str], Fit], measured: list[dict[str, 
         rows.append({"case": name, "against": axis, "from": min(sizes), "to": max(sizes), "quantity": QUANTITIES[quantity],
                      "offset": f"{found.offset:.3g}", "growth": f"{found.factor:.3g}", "exponent": told[0],
                      "standard_error": told[1], "own_exponent": f"{own:g}",
-                     "grows_faster": "yes" if not found.flat and found.exponent > own + TOLERANCE else "no"})
+                     "grows_faster": verdict(found, own)})
     return rows
+
+
+def verdict(found: Fit, own: float) -> str:
+    """Whether a fit grows faster than the algorithm's own cost: ``yes``, ``no``, or ``undecided`` where two standard errors reach down to it."""
+    if found.flat or found.exponent <= own + TOLERANCE:
+        return "no"
+    return "yes" if found.exponent - 2 * found.error > own + TOLERANCE else "undecided"
 
 
 def main() -> None:
