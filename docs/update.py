@@ -42,7 +42,7 @@ OUTSIDE = re.compile(r'(?: · )?<a href="(?!#|data:)[^"]*">[^<]*</a>')  # links 
 COMMIT = re.compile(r"computed at commit \w+")
 # Table in the results folder -> the command that makes it.
 BENCHMARKS = {"benchmarks": "bench", "benchmarks-plan": "bench-plan", "benchmarks-growth": "bench-growth"}
-TEXTS = ("benchmark", "case", "device", "reference", "reached")
+TEXTS = ("benchmark", "case", "device", "reference", "reached", "against", "quantity", "grows_faster")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
