@@ -29,7 +29,7 @@ THREE_BILLION = ModelShape("LlamaForCausalLM", hidden_size=3072, intermediate_si
 MEASURED = {"convert_model": 832, "tokenize_corpus": 291, "learn_transform": 2362, "describe_transform": 554, "train_model": 4509,
             "decompose_model": 3200, "evaluate_tasks": 1544}
 STREAMED = {"calibrate_model": 905, "evaluate_reference": 1123, "evaluate_perplexity": 1454}
-# tests/benchmarks/larger_than_memory.py: the largest peak of --layers 2 with RTN and with GPTQ (4 windows of 128 tokens) and of all 28 layers with RTN
+# tests/benchmarks/larger_than_memory.py: the largest peak of --layers 2 with RTN and GPTQ (4 windows of 128 tokens) and of all 28 layers with RTN
 # (a window of 64).
 LARGE = {"fetch_model": 30, "calibrate_model": 2812, "fit_transform": 229, "quantize_model": 3418, "evaluate_reference": 1773,
          "evaluate_perplexity": 1743}
