@@ -45,12 +45,12 @@ def logger_options(passed_on: list[str]) -> list[str]:
     return ["--logger", "quantgrid"]
 
 
-def warm_start(config: dict, profile: str, passed_on: list[str], marks: dict[str, str]) -> None:
+def warm_start(profile: str, passed_on: list[str], marks: dict[str, str]) -> None:
     """Start the process that jobs fork from, marked as one of this run; :class:`ConfigError` where jobs run elsewhere or with another Python."""
     others = {"--sdm", "--software-deployment-method", "--use-conda", "--executor", "-e", "--workflow-profile"} & set(passed_on)
     if profile != "default" or others:
         raise ConfigError(f"--warm is for jobs on this machine and in this environment, not with {others.pop() if others else f'profile {profile}'}")
-    warm.start(config.get("threads", 1), {**KEEP_FREED, **marks})
+    warm.start({**KEEP_FREED, **marks})
 
 
 def clear_up(folder: str, snakemake: list[str]) -> None:
@@ -92,7 +92,7 @@ def main() -> None:
         try:
             clear_up(folder, [*snakemake, *snakefile])
             if known.warm:
-                warm_start(config, known.profile, passed_on, marks)
+                warm_start(known.profile, passed_on, marks)
         except ConfigError as error:
             raise SystemExit(f"quantgrid: {error}") from None
     os.environ |= marks

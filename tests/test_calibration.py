@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from build_tiny_model import PLANTING
 from quantgrid.architecture import SITES
-from quantgrid.calibration import LARGEST, Accumulator, collect, sample_positions, site_name
+from quantgrid.calibration import BLOCK, LARGEST, Accumulator, collect, sample_positions, site_name
 from quantgrid.checkpoints import load_full_precision
 from quantgrid.errors import ConfigError, NumericalFailure
 from reference_decoder import site_inputs
@@ -168,13 +168,27 @@ def test_fewer_tokens_than_are_kept():
 
 
 def test_sums_do_not_drift():
-    """Ten thousand equal tokens: the float64 sum of the tokens returns the token itself, that of float32 products nearly."""
+    """Ten thousand equal tokens: their mean and mean product are known, and no error grows with their number."""
     token = torch.randn(8, generator=torch.Generator().manual_seed(1))
     accumulator = Accumulator(torch.tensor([0]))
     for _ in range(100):
         accumulator.add(token.expand(100, 8))
-    assert close(accumulator.result().mean, token.double(), 1e-12)
-    assert close(accumulator.result().second_moment, token.double().outer(token.double()), 1e-5)
+    found, again = accumulator.result(), accumulator.result()
+    assert close(found.mean, token.double(), 2e-7)
+    assert close(found.second_moment, token.double().outer(token.double()), 1e-5)
+    assert torch.equal(again.second_moment, found.second_moment)
+
+
+@pytest.mark.parametrize("channels", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_second_moments_are_whole_and_symmetric(channels):
+    """Half of a second moment is computed, block by block: the other half is the same to the bit, and all of it that of the plain product."""
+    x = torch.randn(40, channels, generator=torch.Generator().manual_seed(2))
+    accumulator = Accumulator(torch.tensor([0]))
+    for piece in x.split(16):
+        accumulator.add(piece)
+    found = accumulator.result().second_moment
+    assert torch.equal(found, found.mT)
+    assert close(found, x.double().mT @ x.double() / 40, 1e-6)
 
 
 SLIDING = {"mistral": (MISTRAL, {"sliding_window": 4}),

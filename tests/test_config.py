@@ -147,6 +147,8 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
     "text for a number": (lambda c: c.update(seed="7"), ["seed: '7' is of the wrong type; expected integer"]),
     "truth for a number": (lambda c: c.update(threads=True), ["threads: True is of the wrong type; expected integer"]),
     "number below its range": (lambda c: c.update(threads=0), ["threads: 0 is less than the minimum of 1"]),
+    "threads of a rule": (lambda c: c.update(threads={"calibrate": 2}), ["threads: unknown key 'calibrate' - did you mean 'calibrate_model'?"]),
+    "too few threads of a rule": (lambda c: c.update(threads={"default": 0}), ["threads.default: 0 is less than the minimum of 1"]),
     "name for a list": (study(formats="int4"), ["studies.s.formats: 'int4' is of the wrong type; expected array"]),
     "nothing for a mapping": (lambda c: c.update(corpora=None), ["corpora: None is of the wrong type; expected object"]),
     "nothing for a study": (entry("studies", "t", None), ["studies.t: None is of the wrong type; expected object"]),
@@ -372,7 +374,7 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
     before = json.dumps(content)
     checked = configs.check(content)
     assert json.dumps(content) == before and configs.check(content) == checked
-    assert (checked["results_dir"], checked["seed"], checked["threads"], checked["keep_checkpoints"]) == ("results", 0, 1, False)
+    assert (checked["results_dir"], checked["seed"], checked["threads"], checked["keep_checkpoints"]) == ("results", 0, {"default": 1}, False)
     assert checked["compute"] == {"device": "auto", "dtype": "auto"}
     assert checked["evaluation"] == {"batch_size": 8, "task_limit": None, "depth_windows": 4}
     assert checked["calibrations"]["default"] == {"corpus": "text", "samples": 256, "skip_first": 0}

@@ -124,6 +124,7 @@ def test_a_method_in_the_place_of_another_changes_the_steps_of_its_entry():
     lambda c: c["calibrations"]["default"].update(samples=256, skip_first=0),
     lambda c: c["formats"]["int4-mse"].update(activation={}),
     lambda c: c["formats"]["int4-mse"]["weight"].update(clip_ratio=1.0),
+    lambda c: c.update(threads={"calibrate_model": 1}),
     lambda c: c.update(threads=1, keep_checkpoints=True, evaluation={"batch_size": 8}),
     lambda c: c["evaluate"].update(tasks=[]),
 ])
@@ -186,6 +187,23 @@ def test_the_batch_size_changes_evaluations_only(edit):
 @pytest.mark.parametrize("edit", [lambda c: c.update(threads=2), lambda c: c["compute"].update(dtype="float64")])
 def test_the_arithmetic_changes_all_that_computes(edit):
     assert rules(changed(edit)) == set(OUTPUTS) - {"fetch_model", "tokenize_corpus"}
+
+
+COMPUTING = sorted(set(OUTPUTS) - {"fetch_model", "tokenize_corpus"})
+
+
+@pytest.mark.parametrize("rule", COMPUTING)
+@pytest.mark.parametrize("default", [1, 2])
+def test_threads_of_a_rule_are_its_own(rule, default):
+    found = plan({**content(), "threads": {"default": default, rule: 3}})
+    told = {name: {step.spec["compute"]["threads"] for step in steps.values()} for name, steps in found.steps.items() if name in COMPUTING}
+    assert told == {name: {3 if name == rule else default} for name in COMPUTING}
+    assert {name: found.threads(name) for name in COMPUTING} == {name: 3 if name == rule else default for name in COMPUTING}
+
+
+def test_threads_of_a_rule_change_its_steps_and_what_reads_them():
+    assert rules(changed(lambda c: c.update(threads={"evaluate_perplexity": 2}))) == {"evaluate_perplexity"}
+    assert rules(changed(lambda c: c.update(threads={"train_model": 2}))) == {"train_model", *EVALUATIONS, "measure_depth"} & rules(unedited())
 
 
 def test_another_revision_of_a_model_changes_all_of_its_steps():

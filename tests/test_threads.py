@@ -11,31 +11,38 @@ from quantgrid import config as configs
 from quantgrid.pipeline import Plan
 from workflow import Checkout, one_cell
 
-# What Python imports by itself when it starts; a job that has loaded torch says at its end how many threads there are.
+# What Python imports by itself when it starts; every script of a rule, in a process or in a fork, says at its end how many threads there are.
 CUSTOMIZE = """
-import atexit, json, sys
+import json, runpy, sys
 
-@atexit.register
-def tell():
-    if "torch" in sys.modules and sys.argv[0].endswith(".py"):
+run = runpy.run_path
+
+def run_and_tell(path, **how):
+    run(path, **how)
+    if "torch" in sys.modules:
         from threadpoolctl import threadpool_info
         pools = [pool["num_threads"] for pool in threadpool_info()]
         with open({file!r}, "a") as file:
-            print(json.dumps([sys.argv[0].split("/")[-1], sys.modules["torch"].get_num_threads(), pools]), file=file)
+            print(json.dumps([path.split("/")[-1], sys.modules["torch"].get_num_threads(), pools]), file=file)
+
+runpy.run_path = run_and_tell
 """
+RULES = ("calibrate_model", "fit_transform", "quantize_model", "evaluate_reference", "evaluate_perplexity")
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_of_every_job_are_those_of_the_config(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("threads", "options"), [(1, []), (2, []), ({"default": 1, "calibrate_model": 2}, []),
+                                                  ({"default": 2, "quantize_model": 1}, ["--warm"])])
+def test_threads_of_every_job_are_those_of_the_config(threads: int | dict[str, int], options: list[str], tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch):
     checkout = one_cell(Checkout.make(tmp_path / "quantgrid"))
     checkout.write_config({**checkout.config(), "threads": threads}, "smoke")
     plan = Plan(configs.check(checkout.config()))
     cell = next(cell for cell in plan.cells if cell.quantized)
     (tmp_path / "sitecustomize.py").write_text(CUSTOMIZE.format(file=str(tmp_path / "told")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    checkout.run("smoke", plan.evaluate_perplexity(cell, "docs").outputs["result"])
+    checkout.run("smoke", *options, plan.evaluate_perplexity(cell, "docs").outputs["result"])
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
-    wanted = {f"{rule}.py" for rule in ("calibrate_model", "fit_transform", "quantize_model", "evaluate_reference", "evaluate_perplexity")}
-    assert {name for name, _, _ in told} >= wanted
-    assert all(torch == threads and pools and set(pools) <= {1, threads} for name, torch, pools in told if name in wanted), told
+    wanted = {f"{rule}.py": plan.threads(rule) for rule in RULES}
+    assert {name for name, _, _ in told} >= wanted.keys()
+    assert all(torch == wanted[name] and set(pools) == {wanted[name]} for name, torch, pools in told if name in wanted), told

@@ -1,7 +1,7 @@
 """Statistics of every site of an unmodified model, taken layer by layer from one set of token windows.
 
 The hidden states of all windows move through one decoder layer at a time; while they do, hooks on the layer's linears add up
-count, mean, second moment (float64 sums of float32 products), extremes and a token sample of each site's input.
+count, mean, second moment (float32 sums over one window, added in float64), extremes and a token sample of each site's input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .statistics import SiteStatistics, to_tensors
 
 LARGEST = 16  # tokens of largest norm kept in the sample of a site
-BLOCK = 512  # rows of a second moment that are added at a time: as many are converted to float64 on the way
+BLOCK = 256  # rows of a second moment that are computed at a time
 
 
 def site_name(layer: int, site: str) -> str:
@@ -50,27 +50,37 @@ class Accumulator:
 
     def __init__(self, positions: Tensor):
         self.count, self.sample = 0, _Sample(positions)
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of the second moment what lies on the diagonal and to its right
 
     def add(self, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
         self.sample.add(x, self.count)
         self.count += len(x)
-        part = {"mean": x.sum(0, dtype=torch.float64), "second_moment": x.mT @ x, "mean_absolute": x.abs().sum(0, dtype=torch.float64)}
-        for name, value in part.items():
-            if name not in self.sums:
-                self.sums[name] = value.double()
-                continue
-            for total, more in zip(self.sums[name].split(BLOCK), value.split(BLOCK)):
-                total.add_(more)
         low, high = x.aminmax(dim=0)
-        self.sums["minimum"] = torch.minimum(self.sums.get("minimum", low), low)
-        self.sums["maximum"] = torch.maximum(self.sums.get("maximum", high), high)
+        if not self.sums:
+            zero = torch.zeros_like(low, dtype=torch.float64)
+            self.sums = {"mean": zero, "mean_absolute": zero.clone(), "second_moment": zero.new_zeros(len(zero), len(zero))}
+            self.extremes = {"minimum": low, "maximum": high}
+        self.sums["mean"] += x.sum(0)
+        self.sums["mean_absolute"] += x.abs().sum(0)
+        for start in range(0, x.shape[-1], BLOCK):
+            self.sums["second_moment"][start:start + BLOCK, start:] += x[:, start:start + BLOCK].mT @ x[:, start:]
+        self.extremes = {"minimum": torch.minimum(self.extremes["minimum"], low), "maximum": torch.maximum(self.extremes["maximum"], high)}
 
     def result(self) -> SiteStatistics:
-        means = {name: (self.sums[name] / self.count).cpu() for name in ("mean", "second_moment", "mean_absolute")}
-        extremes = {name: self.sums[name].double().cpu() for name in ("minimum", "maximum")}
+        _mirror_(self.sums["second_moment"])
+        means = {name: (total / self.count).cpu() for name, total in self.sums.items()}
+        extremes = {name: value.double().cpu() for name, value in self.extremes.items()}
         return SiteStatistics(count=self.count, samples=self.sample.tokens().cpu(), **means, **extremes)
+
+
+def _mirror_(matrix: Tensor) -> None:
+    """Make a matrix (n, n) symmetric whose part right of the diagonal is known."""
+    for start in range(0, len(matrix), BLOCK):
+        end = start + BLOCK
+        corner = matrix[start:end, start:end]
+        corner.copy_(corner.triu() + corner.triu(1).mT)
+        matrix[end:, start:end] = matrix[start:end, end:].mT
 
 
 def sample_positions(windows: int, window: int, samples: int, seed: int) -> Tensor:

@@ -75,6 +75,8 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
         if "compare" in study:
             study["compare"] = layouts.compare_defaults(study["compare"], grid.asked(config, study))
         study.setdefault("title", name.replace("_", " "))
+    threads = config["threads"]
+    config["threads"] = {"default": DEFAULTS["threads"], **(threads if isinstance(threads, dict) else {"default": threads})}
     config["results_dir"] = os.path.normpath(config["results_dir"])
     return config
 

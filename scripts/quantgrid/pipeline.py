@@ -78,9 +78,12 @@ class Plan:
             self._known[known] = self.steps[rule][frozenset(wildcards.items())] = step
         return self._known[known]
 
-    @property
-    def _compute(self) -> dict[str, Any]:
-        return {"compute": {**self.config["compute"], "threads": self.config["threads"]}}
+    def threads(self, rule: str) -> int:
+        threads = self.config["threads"]
+        return threads.get(rule, threads["default"])
+
+    def _compute(self, rule: str) -> dict[str, Any]:
+        return {"compute": {**self.config["compute"], "threads": self.threads(rule)}}
 
     # -- the steps ------------------------------------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class Plan:
     def calibrate_model(self, model: str, calibration: str) -> Step:
         entry = self.config["calibrations"][calibration]
         how = {"samples": entry["samples"], "skip_first": entry["skip_first"], "seed": self.config["seed"]}
-        return self._step("calibrate_model", {**how, **self._compute},
+        return self._step("calibrate_model", {**how, **self._compute("calibrate_model")},
                           {"model": (self.fetch_model(model), "folder"),
                            "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows")},
                           packages=("torch", "transformers"), model=model, calibration=calibration)
@@ -118,7 +121,7 @@ class Plan:
         entry = grid.entry(self.config, "transforms", cell.transform)
         method = registry.method("transforms", entry["method"])
         calibration = entry.pop("calibration", "default")
-        spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}"), **self._compute}
+        spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}"), **self._compute("fit_transform")}
         options, target = spec["transform"]["options"], "any"
         if method.seeded:
             spec["seed"] = entry.get("seed", self.config["seed"])
@@ -137,7 +140,7 @@ class Plan:
     def describe_transform(self, cell: Cell) -> Step:
         """What the cell's transform makes of inputs and weights: on the calibration ``default``, whatever the transform was fitted on."""
         fitted = self.fit_transform(cell)
-        return self._step("describe_transform", self._compute,
+        return self._step("describe_transform", self._compute("describe_transform"),
                           {"model": (self.fetch_model(cell.model), "folder"), "transform": (fitted, "transform"),
                            "statistics": (self.calibrate_model(cell.model, "default"), "statistics")},
                           model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
@@ -154,7 +157,7 @@ class Plan:
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
         mitigation, propagation = registry.split_propagation(method.resolve(entry, f"mitigations.{cell.mitigation}"))
-        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell), **self._compute}
+        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell), **self._compute("quantize_model")}
         if propagation is None or spec["schemes"]["weight"] is None:
             return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
         on = self.config["calibrations"][calibration]
@@ -165,7 +168,7 @@ class Plan:
 
     def _train_model(self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method) -> Step:
         spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
-                "training": method.training, "seed": entry.get("seed", self.config["seed"]), **self._compute}
+                "training": method.training, "seed": entry.get("seed", self.config["seed"]), **self._compute("train_model")}
         corpus = self.config["calibrations"][calibration]["corpus"]
         return self._step("train_model", spec,
                           {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
@@ -175,14 +178,14 @@ class Plan:
 
     @once
     def evaluate_reference(self, model: str, corpus: str) -> Step:
-        return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},
+        return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute("evaluate_reference")},
                           {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, corpus), "windows")},
                           packages=("torch", "transformers"), model=model, corpus=corpus)
 
     @once
     def evaluate_perplexity(self, cell: Cell, corpus: str) -> Step:
         quantized = self.quantize_model(cell)
-        return self._step("evaluate_perplexity", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute},
+        return self._step("evaluate_perplexity", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute("evaluate_perplexity")},
                           {"model": (self.fetch_model(cell.model), "folder"), "checkpoint": (quantized, "checkpoint"),
                            "manifest": (quantized, "manifest"), "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
                            "reference": (self.evaluate_reference(cell.model, corpus), "reference")},
@@ -195,7 +198,7 @@ class Plan:
         found = {name: fingerprint(entry["path"]) for name, entry in entries.items() if entry["source"] == "local"}
         found |= {name: platform.python_version() for name, entry in entries.items() if entry["source"] == "builtin"}
         how = {key: value for key, value in self.config["evaluation"].items() if key != "depth_windows"}
-        spec = {"tasks": entries, "sources": found, "evaluation": how, "seed": self.config["seed"], **self._compute}
+        spec = {"tasks": entries, "sources": found, "evaluation": how, "seed": self.config["seed"], **self._compute("evaluate_tasks")}
         return self._step("evaluate_tasks", spec,
                           {"model": (self.fetch_model(cell.model), "folder"), "checkpoint": (quantized, "checkpoint"),
                            "manifest": (quantized, "manifest")},
@@ -204,7 +207,7 @@ class Plan:
     @once
     def measure_depth(self, cell: Cell, corpus: str) -> Step:
         quantized = self.quantize_model(cell)
-        return self._step("measure_depth", {"windows": self.config["evaluation"]["depth_windows"], **self._compute},
+        return self._step("measure_depth", {"windows": self.config["evaluation"]["depth_windows"], **self._compute("measure_depth")},
                           {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
                            "checkpoint": (quantized, "checkpoint"), "manifest": (quantized, "manifest"),
                            "windows": (self.tokenize_corpus(cell.model, corpus), "windows")},

@@ -26,22 +26,21 @@ from pathlib import Path
 from .errors import ConfigError
 
 SOCKET = "QUANTGRID_WARM"  # the variable that tells a run's jobs where the server listens
-PRELOADED = ("numpy", "scipy.linalg", "safetensors.torch", "torch", "tqdm", "transformers", "transformers.models.llama.modeling_llama")
+PRELOADED = ("numpy", "scipy.linalg", "safetensors.torch", "threadpoolctl", "torch", "tqdm", "transformers",
+             "transformers.models.llama.modeling_llama")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # what a BLAS reads once, when it is loaded
 _STREAMS = (0, 1, 2)
 _LENGTH = struct.Struct("<Q")
 
 
-def start(threads: int, environment: dict[str, str]) -> None:
-    """Start the server as a child of this process, which is about to become the driver; jobs find it by their environment.
-
-    ``environment`` is added to the server's; a BLAS reads its threads from there, once.
-    """
+def start(environment: dict[str, str]) -> None:
+    """Start the server, with ``environment`` added to its own, as a child of this process, which is about to become the driver; jobs find it by
+    their environment."""
     if sys.platform != "linux":
         raise ConfigError("--warm needs Linux: elsewhere a process with torch loaded cannot safely be forked")
     address = os.path.join(tempfile.mkdtemp(prefix="quantgrid-"), "jobs")
-    blas = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     # CUDA is asked through its library of facts: the runtime, once asked, does not survive a fork.
-    settings = {**os.environ, **environment, **blas, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    settings = {**os.environ, **environment, **dict.fromkeys(THREADS, "1"), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(128)  # jobs may come before the imports are done
@@ -94,6 +93,7 @@ def _run(argv: list[str], folder: str, environment: dict[str, str]) -> int:
     sys.argv = argv
     status = 0
     try:
+        _limit_threads(environment)
         runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -105,6 +105,14 @@ def _run(argv: list[str], folder: str, environment: dict[str, str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return status
+
+
+def _limit_threads(environment: dict[str, str]) -> None:
+    """Give every BLAS that is loaded the threads that it would have read from ``environment``, where Snakemake says them."""
+    from threadpoolctl import threadpool_limits
+
+    if THREADS[0] in environment:
+        threadpool_limits(int(environment[THREADS[0]]))
 
 
 class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):

@@ -20,7 +20,7 @@ _SERVED = """
 import os, sys
 from quantgrid import warm
 from quantgrid.allocator import KEEP_FREED
-warm.start(1, KEEP_FREED)
+warm.start(KEEP_FREED)
 print(os.environ[warm.SOCKET], flush=True)
 sys.stdin.read()
 """

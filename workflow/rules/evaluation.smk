@@ -13,7 +13,7 @@ rule evaluate_reference:
     priority: 10  # evaluated checkpoints free their space
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("evaluate_reference")
     resources:
         mem_mb=PLAN.memory_mb("evaluate_reference"),
         runtime=runtime("evaluate_reference"),
@@ -56,7 +56,7 @@ rule evaluate_perplexity:
     priority: 10  # evaluated checkpoints free their space
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("evaluate_perplexity")
     resources:
         mem_mb=PLAN.memory_mb("evaluate_perplexity"),
         runtime=runtime("evaluate_perplexity"),
@@ -79,7 +79,7 @@ rule measure_depth:
     priority: 10  # evaluated checkpoints free their space
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("measure_depth")
     resources:
         mem_mb=PLAN.memory_mb("measure_depth"),
         runtime=runtime("measure_depth"),
@@ -102,7 +102,7 @@ rule evaluate_tasks:
     priority: 10  # evaluated checkpoints free their space
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("evaluate_tasks")
     resources:
         mem_mb=PLAN.memory_mb("evaluate_tasks"),
         runtime=runtime("evaluate_tasks"),

@@ -43,7 +43,6 @@ LOSSES = list(PLAN.trainings().values())
 DISTRIBUTIONS = PLAN.distributions()
 DEPTHS = PLAN.depths()
 CELL = CELL_PATH
-THREADS = PLAN.config["threads"]
 # Between-workflow caching: `run_workflow.py` names the rules to Snakemake where this variable is set.
 CACHE = bool(os.environ.get("SNAKEMAKE_OUTPUT_CACHE"))
 ENVIRONMENT = "../../envs/cpu.yaml" if PLAN.config["compute"]["device"] == "cpu" else "../../envs/gpu.yaml"  # read with --sdm conda only

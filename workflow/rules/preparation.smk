@@ -56,7 +56,7 @@ rule calibrate_model:
     cache: CACHE
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("calibrate_model")
     resources:
         mem_mb=PLAN.memory_mb("calibrate_model"),
         runtime=runtime("calibrate_model"),

@@ -16,7 +16,7 @@ rule fit_transform:
     cache: CACHE
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("fit_transform")
     resources:
         mem_mb=PLAN.memory_mb("fit_transform"),
         runtime=runtime("fit_transform"),
@@ -38,7 +38,7 @@ rule describe_transform:
         f"{RESULTS}/benchmarks/describe_transform/{{model}}/{{transform}}/{{target}}/{{key}}.tsv"
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("describe_transform")
     resources:
         mem_mb=PLAN.memory_mb("describe_transform"),
         runtime=runtime("describe_transform"),
@@ -63,7 +63,7 @@ rule quantize_model:
         f"{RESULTS}/benchmarks/quantize_model/{CELL}/{{key}}.tsv"
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("quantize_model")
     resources:
         mem_mb=PLAN.memory_mb("quantize_model"),
         runtime=runtime("quantize_model"),
@@ -91,7 +91,7 @@ rule train_model:
         f"{RESULTS}/benchmarks/train_model/{CELL}/{{key}}.tsv"
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PLAN.threads("train_model")
     resources:
         mem_mb=PLAN.memory_mb("train_model"),
         runtime=runtime("train_model"),
