@@ -25,7 +25,7 @@ dry-run: $(VENV)/.installed  ## what a run would do, job by job counted, with an
 	$(WORKFLOW) --dry-run --quiet rules host $(ARGS)
 
 smoke: $(VENV)/.installed  ## every method and format once on the smallest reference model, in minutes
-	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) --warm $(ARGS)
+	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) $(if $(filter Linux,$(shell uname)),--warm) $(ARGS)
 
 table: $(VENV)/.installed  ## one table and what it needs: make table STUDY=formats
 	$(WORKFLOW) --table $(STUDY) $(ARGS)
@@ -49,7 +49,7 @@ test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 stress: $(VENV)/.installed-dev  ## the smoke run through 30 kills at random moments, with the same results in the end
-	$(BIN)/python tests/kill_at_random.py
+	$(BIN)/python tests/kill_at_random.py $(ARGS)
 
 bench: $(VENV)/.installed-dev $(if $(filter gptq grid,$(BENCH)),$(PEERS)/.installed) $(if $(filter gptq,$(BENCH)),$(GPTQMODEL)/.installed)  ## speed and memory, into results/benchmarks.csv and .md: all, or BENCH="gptq sequential"
 	$(foreach part,$(BENCH),$(BIN)/python tests/benchmarks/$(part).py $(ARGS) &&) true

@@ -79,6 +79,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if address := os.environ.get(warm.SOCKET):
-        raise SystemExit(warm.hand_over(address))
+    if server := warm.connect():
+        raise SystemExit(warm.hand_over(server))
     main()

@@ -23,6 +23,9 @@ from quantgrid.errors import ConfigError, unknown_name
 from quantgrid.shared_cache import CACHED_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
+# Options of Snakemake by which jobs run on other machines or in other environments.
+ELSEWHERE = {"--sdm", "--software-deployment-method", "--deployment-method", "--deployment", "--use-conda", "--use-apptainer", "--use-singularity",
+             "--use-envmodules", "--executor", "-e", "--workflow-profile", "--profile"}
 PROFILES, LOGGER = ROOT / "workflow" / "profiles", ROOT / "workflow" / "logger"
 
 
@@ -47,7 +50,7 @@ def logger_options(passed_on: list[str]) -> list[str]:
 
 def warm_start(profile: str, passed_on: list[str], marks: dict[str, str]) -> None:
     """Start the process that jobs fork from, marked as one of this run; :class:`ConfigError` where jobs run elsewhere or with another Python."""
-    others = {"--sdm", "--software-deployment-method", "--use-conda", "--executor", "-e", "--workflow-profile"} & set(passed_on)
+    others = ELSEWHERE & {word.partition("=")[0] for word in passed_on}
     if profile != "default" or others:
         raise ConfigError(f"--warm is for jobs on this machine and in this environment, not with {others.pop() if others else f'profile {profile}'}")
     warm.start({**KEEP_FREED, **marks})

@@ -1,6 +1,6 @@
 """kill -9 of the driver and of jobs at random moments of a run: what `make stress` calls, and a short version in the tests.
 
-    python tests/kill_at_random.py [--moments 30] [--seed 1]
+    python tests/kill_at_random.py [--moments 30] [--seed 1] [--warm]
 
 Runs the smoke config once in peace, then with kills until their number is reached, from nothing again whenever it completes before. After every
 completed run the results have to be the bytes of the run in peace.
@@ -36,8 +36,9 @@ def victim(checkout: Checkout, driver: int, kind: str, chance: random.Random) ->
         return None
 
 
-def kills(checkout: Checkout, config: str, moments: int, seed: int, longest: float, expected: dict[str, bytes], results: str) -> Iterator[str]:
-    """Run ``config`` to its end through ``moments`` kills, each up to ``longest`` seconds after the one before; yields what was killed.
+def kills(checkout: Checkout, config: str, moments: int, seed: int, longest: float, expected: dict[str, bytes], results: str,
+          *options: str) -> Iterator[str]:
+    """Run ``config`` with ``options`` to its end through ``moments`` kills, at most ``longest`` seconds apart; yields what was killed.
 
     Raises AssertionError where a completed run left other bytes than ``expected``, or where the last run, in peace, did not complete.
     """
@@ -48,7 +49,7 @@ def kills(checkout: Checkout, config: str, moments: int, seed: int, longest: flo
                 assert checkout.contents(results, *RESULT_FILES) == expected, f"other results after {done} kills"
                 shutil.rmtree(checkout.folder / results)
             assert driver is None or driver.returncode == 0 or hurt, (checkout.folder / f"{config}.log").read_text()[-4000:]
-            driver, hurt = checkout.start(config), False
+            driver, hurt = checkout.start(config, *options), False
         time.sleep(chance.uniform(0.1, longest))
         found = victim(checkout, driver.pid, chance.choice(["driver", "job"]), chance)
         if driver.poll() is not None or found is None:
@@ -64,7 +65,7 @@ def kills(checkout: Checkout, config: str, moments: int, seed: int, longest: flo
             driver = None
     if driver is not None:
         driver.wait()
-    checkout.run(config)
+    checkout.run(config, *options)
     assert checkout.contents(results, *RESULT_FILES) == expected, f"other results after {done} kills"
 
 
@@ -73,13 +74,14 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--longest", type=float, default=20, help="seconds between two kills at most")
+    parser.add_argument("--warm", action="store_true", help="with a warm start")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         peaceful, checkout = (Checkout.make(Path(folder) / name) for name in ("peaceful", "killed"))
         results = peaceful.config()["results_dir"]
         peaceful.run("smoke")
         expected, killed = peaceful.contents(results, *RESULT_FILES), Counter()
-        for what in kills(checkout, "smoke", given.moments, given.seed, given.longest, expected, results):
+        for what in kills(checkout, "smoke", given.moments, given.seed, given.longest, expected, results, *["--warm"] * given.warm):
             killed[what] += 1
             print(f"{killed.total():3d} killed: {what}", flush=True)
     print(f"{len(expected)} files are the same bytes after {killed.total()} kills ({', '.join(f'{what} {n}' for what, n in killed.most_common())})")

@@ -170,13 +170,14 @@ def test_fewer_tokens_than_are_kept():
 def test_sums_do_not_drift():
     """Ten thousand equal tokens: their mean and mean product are known, and no error grows with their number."""
     token = torch.randn(8, generator=torch.Generator().manual_seed(1))
-    accumulator = Accumulator(torch.tensor([0]))
+    once, often = Accumulator(torch.tensor([0])), Accumulator(torch.tensor([0]))
+    once.add(token.expand(100, 8))
     for _ in range(100):
-        accumulator.add(token.expand(100, 8))
-    found, again = accumulator.result(), accumulator.result()
-    assert close(found.mean, token.double(), 2e-7)
-    assert close(found.second_moment, token.double().outer(token.double()), 1e-5)
-    assert torch.equal(again.second_moment, found.second_moment)
+        often.add(token.expand(100, 8))
+    few, many, again = once.result(), often.result(), often.result()
+    assert close(many.mean, token.double(), 2e-7) and close(many.second_moment, token.double().outer(token.double()), 1e-5)
+    assert close(many.mean, few.mean, 1e-14) and close(many.second_moment, few.second_moment, 1e-14)
+    assert torch.equal(again.second_moment, many.second_moment)
 
 
 @pytest.mark.parametrize("channels", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])

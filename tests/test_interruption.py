@@ -98,10 +98,12 @@ def test_a_killed_job_fails_alone_and_the_next_run_completes(uninterrupted: Chec
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
 
 
-def test_three_kills_at_random_moments_leave_the_same_bytes(uninterrupted: Checkout, tmp_path: Path):
+@pytest.mark.parametrize("options", [[], ["--warm"]], ids=["fresh", "warm"])
+def test_three_kills_at_random_moments_leave_the_same_bytes(uninterrupted: Checkout, tmp_path: Path, options: list[str]):
     """The short version of `make stress`."""
     checkout = fresh(uninterrupted, tmp_path / "quantgrid")
-    killed = [*kills(checkout, "smoke", moments=3, seed=3, longest=12, expected=uninterrupted.contents(RESULTS, *RESULT_FILES), results=RESULTS)]
+    expected = uninterrupted.contents(RESULTS, *RESULT_FILES)
+    killed = [*kills(checkout, "smoke", 3, 3, 12, expected, RESULTS, *options)]
     assert len(killed) == 3
 
 

@@ -16,7 +16,7 @@ from quantgrid.config import check
 from quantgrid.demands import kind
 from quantgrid.errors import ConfigError
 from quantgrid.pipeline import Plan
-from quantgrid.preflight import Need, free_bytes, in_memory, needs, require_room
+from quantgrid.preflight import Need, crowded, free_bytes, in_memory, needs, require_room
 from quantgrid.resources import disk_bytes, peak_mb
 from workflow import ROOT
 
@@ -54,6 +54,15 @@ def test_every_rule_is_there_with_its_largest_model():
     assert found["calibrate_model"] == Need("calibrate_model", "deep", peak_mb("calibrate_model", shape, 640, 8 * 64) << 20,
                                             disk_bytes("calibrate_model", shape, 640))
     assert found["calibrate_model"].disk == 4 * 30 * (3 * 2048**2 + 8192**2), "float32 second moments"
+
+
+def test_more_threads_than_cores_are_said_of_rules_that_compute():
+    plan = Plan(check({**deepcopy(CONTENT), "threads": {"default": 2, "calibrate_model": 8}}))
+    rules = {rule for rule, _ in jobs(plan)} | {"tabulate_study"}
+    assert crowded(plan, rules, 8) == []
+    assert crowded(plan, rules, 2) == ["calibrate_model has 8 threads on 2 cores: slower than with as many as there are (`threads` of the config)"]
+    assert [line.split()[0] for line in crowded(plan, rules, 1)] == ["calibrate_model", "evaluate_perplexity", "evaluate_reference", "fit_transform",
+                                                                     "quantize_model"]
 
 
 def plan_shape(layers: int) -> ModelShape:

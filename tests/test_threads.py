@@ -13,7 +13,7 @@ from workflow import Checkout, one_cell
 
 # What Python imports by itself when it starts; every script of a rule, in a process or in a fork, says at its end how many threads there are.
 CUSTOMIZE = """
-import json, runpy, sys
+import json, os, runpy, sys
 
 run = runpy.run_path
 
@@ -23,7 +23,7 @@ def run_and_tell(path, **how):
         from threadpoolctl import threadpool_info
         pools = [pool["num_threads"] for pool in threadpool_info()]
         with open({file!r}, "a") as file:
-            print(json.dumps([path.split("/")[-1], sys.modules["torch"].get_num_threads(), pools]), file=file)
+            print(json.dumps([path.split("/")[-1], os.getppid(), sys.modules["torch"].get_num_threads(), pools]), file=file)
 
 runpy.run_path = run_and_tell
 """
@@ -44,5 +44,7 @@ def test_threads_of_every_job_are_those_of_the_config(threads: int | dict[str, i
     checkout.run("smoke", *options, plan.evaluate_perplexity(cell, "docs").outputs["result"])
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     wanted = {f"{rule}.py": plan.threads(rule) for rule in RULES}
-    assert {name for name, _, _ in told} >= wanted.keys()
-    assert all(torch == wanted[name] and set(pools) == {wanted[name]} for name, torch, pools in told if name in wanted), told
+    told = [(name, *rest) for name, *rest in told if name in wanted]
+    assert {name for name, *_ in told} == wanted.keys()
+    assert all(torch == wanted[name] and set(pools) == {wanted[name]} for name, _, torch, pools in told), told
+    assert (len({parent for _, parent, *_ in told}) == 1) == ("--warm" in options), "a warm start, and nothing else, forks jobs from one process"

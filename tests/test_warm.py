@@ -14,11 +14,13 @@ import psutil
 import pytest
 from prepared import job_server
 
+from quantgrid import warm
 from quantgrid.drivers import marked_processes
 from workflow import RESULT_FILES, ROOT, Checkout, one_cell
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
-CLIENT = "import sys; from quantgrid import warm; sys.argv = sys.argv[2:]; raise SystemExit(warm.hand_over({address!r}))"
+CLIENT = "import sys; from quantgrid import warm; sys.argv = sys.argv[2:]; raise SystemExit(warm.hand_over(warm.connect()))"
+Served = dict[str, str]  # the environment by which jobs find their server
 
 
 def wait_for(done: Callable[[], object], what: str, seconds: float = 60) -> None:
@@ -29,16 +31,16 @@ def wait_for(done: Callable[[], object], what: str, seconds: float = 60) -> None
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Where the server of a driver listens; both end with the module's last test."""
+def served() -> Iterator[Served]:
+    """The server of a driver; both end with the module's last test."""
     with job_server() as found:
         yield found
-    wait_for(lambda: not Path(found).parent.exists(), "the server outlives its driver")
+    wait_for(lambda: found[warm.SOCKET] not in Path("/proc/net/unix").read_text(), "the server outlives its driver")
 
 
-def client(address: str, script: Path, *words: str, **settings) -> subprocess.Popen:
-    command = [sys.executable, "-c", CLIENT.format(address=address), "-", str(script), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, **settings})
+def client(served: Served, script: Path, *words: str, **settings) -> subprocess.Popen:
+    command = [sys.executable, "-c", CLIENT, "-", str(script), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, **served, **settings})
 
 
 def script(folder: Path, content: str) -> Path:
@@ -47,52 +49,82 @@ def script(folder: Path, content: str) -> Path:
     return path
 
 
-def test_a_job_has_its_words_folder_environment_and_imports(address: str, tmp_path: Path):
+def test_a_job_has_its_words_folder_environment_and_imports(served: Served, tmp_path: Path):
     job = script(tmp_path, "import os, sys\nassert {'torch', 'transformers'} <= set(sys.modules) and __name__ == '__main__'\n"
-                           "print(*sys.argv[1:], os.getcwd(), os.environ['MINE'], *map(os.environ.get, ('MALLOC_MMAP_MAX_', 'QUANTGRID_WARM')))\n")
-    out, error = client(address, job, "one", "two words", MINE="here").communicate(timeout=120)
-    assert (out, error) == (f"one two words {os.getcwd()} here None None\n", "")
+                           "print(*sys.argv[1:], os.getcwd(), os.environ['MINE'], *map(os.environ.get, ('MALLOC_MMAP_MAX_', *sys.argv[1:])))\n")
+    words = (warm.SOCKET, warm.SERVED, "two words")
+    out, error = client(served, job, *words, MINE="here").communicate(timeout=120)
+    assert (out, error) == (f"{' '.join(words)} {os.getcwd()} here None None None None\n", "")
 
 
 @pytest.mark.parametrize("content, status, said", [
     ("", 0, ""), ("raise SystemExit", 0, ""), ("raise SystemExit(3)", 3, ""), ("raise SystemExit('why it failed')", 1, "why it failed\n"),
-    ("raise ValueError('odd')", 1, "ValueError: odd\n"), ("import os; os.kill(os.getpid(), 9)", 1, "the job was killed\n"),
+    ("raise ValueError('odd')", 1, "ValueError: odd\n"), ("import os; os.kill(os.getpid(), 9)", 137, "the job was killed\n"),
 ])
-def test_a_job_ends_as_in_a_process_of_its_own(address: str, tmp_path: Path, content: str, status: int, said: str):
-    job = client(address, script(tmp_path, content))
+def test_a_job_ends_as_in_a_process_of_its_own(served: Served, tmp_path: Path, content: str, status: int, said: str):
+    job = client(served, script(tmp_path, content))
     error = job.communicate(timeout=120)[1]
     assert job.returncode == status and (error.endswith(said) if said else error == "")
 
 
-def test_jobs_run_side_by_side_and_change_nothing_for_each_other(address: str, tmp_path: Path):
+def test_jobs_run_side_by_side_and_change_nothing_for_each_other(served: Served, tmp_path: Path):
     content = "import os, sys, time, torch\nseen = torch.get_default_dtype()\ntorch.set_default_dtype(torch.float64)\nopen(sys.argv[1], 'x')\n" \
               "while not os.path.exists(sys.argv[2]):\n    time.sleep(0.01)\nprint(seen)\n"
     job, first, second = script(tmp_path, content), str(tmp_path / "first"), str(tmp_path / "second")
-    jobs = [client(address, job, *words) for words in ((first, second), (second, first))]
+    jobs = [client(served, job, *words) for words in ((first, second), (second, first))]
     assert [each.communicate(timeout=120)[0] for each in jobs] == ["torch.float32\n"] * 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_job_ends_with_the_process_that_asked_for_it(address: str, tmp_path: Path, how: signal.Signals):
-    told = tmp_path / "told"
-    job = script(tmp_path, f"import os, time\nopen({str(told)!r} + '-', 'w').write(str(os.getpid()))\nos.rename({str(told)!r} + '-', {str(told)!r})\n"
-                           "time.sleep(600)\n")
-    asked = client(address, job)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_job_clears_up_and_ends_with_the_process_that_asked_for_it(served: Served, tmp_path: Path, how: signal.Signals):
+    """With all that it has started; what is interrupted waits for the end of it."""
+    told, cleared = tmp_path / "told", tmp_path / "cleared"
+    job = script(tmp_path, f"""
+import os, subprocess, time
+child = subprocess.Popen(["sleep", "600"])
+with open({str(told)!r} + "-", "w") as file:
+    file.write(f"{{os.getpid()}} {{child.pid}}")
+os.rename({str(told)!r} + "-", {str(told)!r})
+try:
+    child.wait()
+    time.sleep(600)
+finally:
+    time.sleep(0.5)
+    open({str(cleared)!r}, "w")
+""")
+    asked = client(served, job)
     wait_for(told.exists, "the job does not start")
-    fork = int(told.read_text())
-    assert psutil.pid_exists(fork)
+    processes = [int(number) for number in told.read_text().split()]
+    assert all(map(psutil.pid_exists, processes))
     asked.send_signal(how)
     asked.communicate(timeout=60)
-    wait_for(lambda: not psutil.pid_exists(fork), "the job goes on")
+    assert cleared.exists() or how != signal.SIGINT
+    wait_for(lambda: cleared.exists() and not any(map(psutil.pid_exists, processes)), "the job goes on")
 
 
-def test_without_a_server_a_job_says_so(tmp_path: Path):
-    job = client(str(tmp_path / "nobody"), script(tmp_path, ""))
-    error = job.communicate(timeout=60)[1]
-    assert job.returncode == 1 and "the process that runs jobs has ended" in error and "start the run again" in error
+def test_a_job_that_takes_no_notice_is_killed(served: Served, tmp_path: Path):
+    told = tmp_path / "told"
+    job = script(tmp_path, "import os, signal, sys, time\nfrom quantgrid import warm\n"
+                           "warm.PATIENCE = 0.1\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\n")
+    asked = client(served, job, str(told))
+    wait_for(lambda: told.exists() and told.read_text(), "the job does not start")
+    asked.kill()
+    asked.communicate(timeout=60)
+    wait_for(lambda: not psutil.pid_exists(int(told.read_text())), "the job goes on")
 
 
-@pytest.mark.parametrize("options, named", [(["--profile", "slurm"], "profile slurm"), (["--sdm", "conda"], "--sdm")])
+@pytest.mark.parametrize("change, said", [({warm.SOCKET: "nobody"}, "has imports of its own"), ({warm.SERVED: "another environment"}, ""),
+                                          ({}, None)], ids=["no server", "another environment", "served"])
+def test_a_job_that_no_server_is_there_for_runs_in_its_own_process(served: Served, tmp_path: Path, change: dict[str, str], said: str | None):
+    """`run_job.py` is asked for a rule that is not there: who fails by that, and with what loaded, is told by the traceback."""
+    command = [sys.executable, str(ROOT / "scripts" / "run_job.py"), "nothing", "--spec", "{}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **served, **change})
+    assert done.returncode == 1 and "nothing.py" in done.stderr
+    assert ("warm.py" in done.stderr) == (said is None) and (said or "") in done.stderr
+
+
+@pytest.mark.parametrize("options, named", [(["--profile", "slurm"], "profile slurm"), (["--sdm", "conda"], "--sdm"), (["--sdm=conda"], "--sdm"),
+                                            (["--executor=slurm"], "--executor")])
 def test_a_warm_start_is_refused_where_jobs_are_others(tmp_path: Path, options: list[str], named: str):
     command = [sys.executable, str(ROOT / "scripts" / "run_workflow.py"), "--configfile", str(ROOT / "config" / "smoke.yaml"), "--warm", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -104,6 +136,7 @@ def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
     made = {}
     for name, options in {"fresh": [], "warm": ["--warm"]}.items():
         checkout = one_cell(Checkout.make(tmp_path / name))
+        checkout.write_config({**checkout.config(), "threads": {"default": 2, "evaluate_perplexity": 1}}, "smoke")
         checkout.run("smoke", *options)
         made[name] = checkout.contents("results-smoke", *RESULT_FILES)
         wait_for(lambda folder=checkout.folder: not marked_processes(str(folder)), "a process of the run goes on")

@@ -48,6 +48,13 @@ def needs(plan: Plan, jobs: Iterable[tuple[str, Any]]) -> list[Need]:
     return sorted(found.values(), key=lambda need: -need.memory)
 
 
+def crowded(plan: Plan, rules: Iterable[str], cores: int) -> list[str]:
+    """A line for each of ``rules`` whose jobs have more threads than this run has ``cores``."""
+    threads = {rule: plan.threads(rule) for rule in sorted(rules) if any("compute" in step.spec for step in plan.steps.get(rule, {}).values())}
+    return [f"{rule} has {count} threads on {cores} core{'s' * (cores > 1)}: slower than with as many as there are (`threads` of the config)"
+            for rule, count in threads.items() if count > cores]
+
+
 def free_bytes(folder: str | Path) -> int:
     """Free bytes of the file system that ``folder``, which need not be there yet, would lie on."""
     place = Path(folder).absolute()

@@ -2,9 +2,9 @@
 
 Weights of SmolLM2-135M in INT4, groups of 64, under three transforms (none, SmoothQuant, rotations) and four mitigations, in float32 on two cores:
 
-- ``quantgrid, twelve cells``: the workflow from nothing but model and windows to results.csv, jobs of one thread, two side by side, but for the
-  calibration that all of them wait for; in two runs, to the twelve checkpoints (calibration and transforms included) and from there to results.csv,
-  so that the quantizations have a time of their own;
+- ``quantgrid, twelve cells``: the workflow from nothing but model and windows to results.csv, jobs of one thread, two side by side, but for
+  calibration and full precision, which all of them wait for; in two runs, to the twelve checkpoints (calibration and transforms included) and from
+  there to results.csv, so that the quantizations have a time of their own;
 - ``quantgrid, six cells``: the same without low rank, which llm-compressor does not have;
 - ``llm-compressor, six cells``: a process of two threads for each, one after another, from the model's folder to its losses (``grid_cell.py``, in the
   peers' environment);
@@ -67,7 +67,7 @@ def config_of(options: argparse.Namespace, mitigations: dict[str, Any], results:
     study = {"models": [options.model or next(iter(content["models"]))], "transforms": list(TRANSFORMS), "mitigations": list(mitigations),
              "granularities": [f"group-{options.group_size}"], "formats": ["w4a16"]}
     return {**content, "corpora": {name: content["corpora"][name] for name in corpora}, "results_dir": str(results),
-            "threads": {"default": 1, "calibrate_model": options.threads},
+            "threads": {"default": 1, "calibrate_model": options.threads, "evaluate_reference": options.threads},
             "compute": {"device": "cpu", "dtype": "float32"}, "keep_checkpoints": True, "transforms": TRANSFORMS, "mitigations": mitigations,
             "evaluate": {"perplexity": [options.corpus]}, "studies": {"grid": study}}
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--model", help="name of a model there; by default the first")
     parser.add_argument("--corpus", default="library-docs", help="name of the corpus there to evaluate on")
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2, help="cores of the workflow, threads of its calibration and of llm-compressor; other jobs have one thread")
+    parser.add_argument("--threads", type=int, default=2, help="cores of the workflow, threads of llm-compressor")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer-repeats", type=int, default=1, help="of llm-compressor, which takes longest")
     parser.add_argument("--peers", default=str(ROOT / ".venv-peers/bin/python"), help="the Python of llm-compressor (make .venv-peers/.installed)")

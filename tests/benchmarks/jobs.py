@@ -26,7 +26,6 @@ from turns import ALLOCATOR, Process, run  # noqa: E402
 from quantgrid import config as configs  # noqa: E402
 from quantgrid.pipeline import Plan  # noqa: E402
 from quantgrid.steps import Step  # noqa: E402
-from quantgrid.warm import SOCKET  # noqa: E402
 
 BENCHMARK, CORPUS, TASKS = "jobs", "docs", ("cloze",)
 TORCH, TRANSFORMERS = "import torch", "import torch and a model of transformers"
@@ -69,13 +68,13 @@ def command(step: Step, folder: Path) -> list[str]:
     return job(step, **{name: made / Path(path).name for name, path in step.outputs.items()})
 
 
-def take_turns(cases: dict[str, Case], folder: Path, repeats: int, address: str) -> dict[str, list[Process]]:
-    """Processes of every import and case, fresh and as a fork of the server at ``address``, once per repeat, after one round that is not counted."""
+def take_turns(cases: dict[str, Case], folder: Path, repeats: int, served: dict[str, str]) -> dict[str, list[Process]]:
+    """Processes of every import and case, fresh and as a fork of the server that ``served`` leads to, once per repeat; one more round is not counted."""
     taken: dict[str, list[Process]] = {name: [] for name in (*IMPORTS, *cases, *(name + WARM for name in cases))}
     for _ in range(repeats + 1):
         for name, turns in taken.items():
             wanted = [sys.executable, "-c", IMPORTS[name]] if name in IMPORTS else command(cases[name.removesuffix(WARM)].step, folder)
-            turns.append(run(wanted, 1, folder / "log", {**ALLOCATOR, SOCKET: address} if name.endswith(WARM) else ALLOCATOR))
+            turns.append(run(wanted, 1, folder / "log", {**ALLOCATOR, **served} if name.endswith(WARM) else ALLOCATOR))
     return {name: turns[1:] for name, turns in taken.items()}
 
 
@@ -115,8 +114,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="quantgrid-bench-") as folder:
         cases = prepare(Path(folder))
-        with job_server() as address:
-            taken = take_turns(cases, Path(folder), options.repeats, address)
+        with job_server() as served:
+            taken = take_turns(cases, Path(folder), options.repeats, served)
         rows = rows_of(taken, cases, options.repeats)
         if not options.no_smoke:
             rows += rows_of_smoke(smoke_runs(Path(folder)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,11 +18,11 @@ from quantgrid.steps import Step
 
 ROOT = Path(__file__).parents[2]
 _SERVED = """
-import os, sys
+import json, os, sys
 from quantgrid import warm
 from quantgrid.allocator import KEEP_FREED
 warm.start(KEEP_FREED)
-print(os.environ[warm.SOCKET], flush=True)
+print(json.dumps({name: os.environ[name] for name in (warm.SOCKET, warm.SERVED)}), flush=True)
 sys.stdin.read()
 """
 
@@ -47,9 +48,9 @@ def job(step: Step, **paths: object) -> list[str]:
 
 
 @contextmanager
-def job_server() -> Iterator[str]:
-    """The address of a process that jobs are forked from (`quantgrid.warm`), while it is there."""
+def job_server() -> Iterator[dict[str, str]]:
+    """The environment by which jobs find a process that they are forked from (`quantgrid.warm`), while it is there."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     with subprocess.Popen([sys.executable, "-c", _SERVED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as driver:
-        yield driver.stdout.readline().strip()
+        yield json.loads(driver.stdout.readline())
         driver.stdin.close()
