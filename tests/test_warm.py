@@ -105,7 +105,8 @@ finally:
 def test_a_job_that_takes_no_notice_is_killed(served: Served, tmp_path: Path):
     told = tmp_path / "told"
     job = script(tmp_path, "import os, signal, sys, time\nfrom quantgrid import warm\n"
-                           "warm.PATIENCE = 0.1\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\n")
+                           "warm.PATIENCE = 0.1\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                           "open(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\n")
     asked = client(served, job, str(told))
     wait_for(lambda: told.exists() and told.read_text(), "the job does not start")
     asked.kill()

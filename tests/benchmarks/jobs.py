@@ -69,7 +69,7 @@ def command(step: Step, folder: Path) -> list[str]:
 
 
 def take_turns(cases: dict[str, Case], folder: Path, repeats: int, served: dict[str, str]) -> dict[str, list[Process]]:
-    """Processes of every import and case, fresh and as a fork of the server that ``served`` leads to, once per repeat; one more round is not counted."""
+    """Processes of every import and case, fresh and as a fork of the server of ``served``, once per repeat; one more round is not counted."""
     taken: dict[str, list[Process]] = {name: [] for name in (*IMPORTS, *cases, *(name + WARM for name in cases))}
     for _ in range(repeats + 1):
         for name, turns in taken.items():
