@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -112,6 +113,16 @@ def test_a_job_that_takes_no_notice_is_killed(served: Served, tmp_path: Path):
     asked.kill()
     asked.communicate(timeout=60)
     wait_for(lambda: not psutil.pid_exists(int(told.read_text())), "the job goes on")
+
+
+def test_a_server_that_ends_before_it_has_read_a_job_kills_it(served: Served, tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0quantgrid-test-{os.getpid()}")
+        listener.listen()
+        job = client(served, script(tmp_path, ""), **{warm.SOCKET: f"quantgrid-test-{os.getpid()}"})
+        listener.accept()[0].close()
+    error = job.communicate(timeout=60)[1]
+    assert (job.returncode, error) == (137, "the job was killed\n")
 
 
 @pytest.mark.parametrize("change, said", [({warm.SOCKET: "nobody"}, "has imports of its own"), ({warm.SERVED: "another environment"}, ""),

@@ -90,7 +90,8 @@ def connect() -> socket.socket | None:
 def hand_over(connection: socket.socket) -> int:
     """Let the server run this process's job; its exit status, when it has ended."""
     words = json.dumps({"argv": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
-    with connection, connection.makefile("rb") as answer:
+    status = b""
+    with connection, connection.makefile("rb") as answer, suppress(OSError):
         try:
             socket.send_fds(connection, [_LENGTH.pack(len(words))], _STREAMS)
             connection.sendall(words)
