@@ -42,7 +42,7 @@ OUTSIDE = re.compile(r'(?: · )?<a href="(?!#|data:)[^"]*">[^<]*</a>')  # links 
 COMMIT = re.compile(r"computed at commit \w+")
 # Table in the results folder -> the command that makes it.
 BENCHMARKS = {"benchmarks": "bench", "benchmarks-plan": "bench-plan", "benchmarks-growth": "bench-growth"}
-TEXTS = ("benchmark", "case", "device", "reference", "reached", "against", "quantity", "grows_faster")
+TEXTS = ("commit", "benchmark", "case", "device", "reference", "reached", "against", "quantity", "grows_faster")
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
@@ -138,7 +138,8 @@ def benchmarks(name: str, commit: str) -> None:
     found = pd.read_csv(table, dtype=str, keep_default_na=False)
     found = found.loc[:, (found != "").any()].drop(columns="repeats", errors="ignore")
     head = [[column.replace("_", " ") for column in found], [":--" if column in TEXTS else "--:" for column in found]]
-    made = f"By `make {BENCHMARKS[name]}` and `make docs` on 2 cores of an x86-64 processor, computed at commit {commit}."
+    at = "each row at its commit" if "commit" in found else f"computed at commit {commit}"
+    made = f"By `make {BENCHMARKS[name]}` and `make docs` on 2 cores of an x86-64 processor, {at}."
     text = [made, "", *(f"| {' | '.join(row)} |" for row in [*head, *found.values.tolist()])]
     if table.with_suffix(".png").is_file():
         shutil.copy(table.with_suffix(".png"), DOCS / f"{name}.png")

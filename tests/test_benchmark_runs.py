@@ -90,6 +90,8 @@ def test_rows_of_a_benchmark_replace_its_earlier_ones(tmp_path):
     rows = list(csv.DictReader((tmp_path / "benchmarks.csv").open(newline="")))
     assert [(row["benchmark"], row["case"], row["device"], row["ratio"], row["reached"]) for row in rows] == [
         ("b", "case", "cpu", "0.5", "yes"), ("a", "again", "", "", "not measured: no device")]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    assert all(head.startswith(row["commit"]) and bool(row["commit"]) == bool(head) for row in rows)
 
 
 def gpu_rows(folder, *options):

@@ -58,7 +58,7 @@ def test_the_grid_counts_low_rank_of_the_peer_as_nothing(load):
 
 def test_the_grid_has_twelve_cells_of_which_the_peer_has_six(load):
     grid, configs, planned = load("grid"), importlib.import_module("quantgrid.config"), importlib.import_module("quantgrid.pipeline")
-    options = argparse.Namespace(config=ROOT / "config" / "config.yaml", model=None, corpus="library-docs", group_size=64)
+    options = argparse.Namespace(config=ROOT / "config" / "config.yaml", model=None, corpus="library-docs", group_size=64, threads=2)
     cells = {name: [cell for cell in planned.Plan(configs.check(grid.config_of(options, mitigations, Path("results")))).cells if cell.quantized]
              for name, mitigations in grid.GRIDS.items()}
     assert {name: len(found) for name, found in cells.items()} == {grid.SIX: 6, grid.TWELVE: 12}

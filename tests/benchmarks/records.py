@@ -7,12 +7,13 @@ what the milliseconds come to where that says more (GB/s, tokens/s).
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 
 from quantgrid.storage import write_text
 
 FIELDS = ("benchmark", "case", "device", "threads", "milliseconds", "rate", "reference", "reference_milliseconds", "reference_rate", "ratio", "goal",
-          "reached", "peak_mb", "reference_peak_mb", "repeats")
+          "reached", "peak_mb", "reference_peak_mb", "repeats", "commit")
 
 
 def row(benchmark: str, case: str, threads: int, reference: str, ratio: float, goal: float | None, **measured: object) -> dict[str, object]:
@@ -47,14 +48,17 @@ def show(row: dict[str, object]) -> None:
 
 
 def record(benchmark: str, rows: list[dict[str, object]], folder: Path) -> None:
-    """Put ``rows`` in the place of this benchmark's earlier ones in benchmarks.csv, and the whole table in benchmarks.md."""
+    """Put ``rows``, with the commit that is checked out, in the place of this benchmark's earlier ones in benchmarks.csv, and the whole table in
+    benchmarks.md."""
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "benchmarks.csv"
     kept: list[dict[str, object]] = []
     if table.exists():
         with table.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if row["benchmark"] != benchmark]
-    rows = kept + rows
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()  # nothing outside a repository
+    rows = kept + [{**row, "commit": commit} for row in rows]
     lines = [",".join(FIELDS), *(",".join(_quoted(row.get(field) or "") for field in FIELDS) for row in rows)]
     write_text(table, "\n".join(lines) + "\n")
     lines = ["| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
