@@ -23,7 +23,7 @@ from quantgrid.config import check
 from quantgrid.grid import AXES, Cell, expand_studies
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import canonical, digest
-from quantgrid.steps import OUTPUTS
+from quantgrid.steps import COMPUTING, OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 Edit = Callable[[dict[str, Any]], Any]
@@ -187,9 +187,6 @@ def test_the_batch_size_changes_evaluations_only(edit):
 @pytest.mark.parametrize("edit", [lambda c: c.update(threads=2), lambda c: c["compute"].update(dtype="float64")])
 def test_the_arithmetic_changes_all_that_computes(edit):
     assert rules(changed(edit)) == set(OUTPUTS) - {"fetch_model", "tokenize_corpus"}
-
-
-COMPUTING = sorted(set(OUTPUTS) - {"fetch_model", "tokenize_corpus"})
 
 
 @pytest.mark.parametrize("rule", COMPUTING)

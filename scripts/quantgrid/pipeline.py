@@ -17,7 +17,7 @@ from .grid import Cell, without_note
 from .model_shapes import folder_of
 from .provenance import canonical, code_hash, digest, fingerprint, versions
 from .resources import memory_mb
-from .steps import OPTIONAL_INPUTS, OUTPUTS, Step, once
+from .steps import COMPUTING, OPTIONAL_INPUTS, OUTPUTS, Step, once
 
 SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_study": ("table", "compare")}
 
@@ -67,7 +67,9 @@ class Plan:
 
     def _step(self, rule: str, spec: dict[str, Any], reads: Mapping[str, tuple[Step, str]], modules: tuple[str, ...] = (),
               packages: tuple[str, ...] = ("torch",), **wildcards: str) -> Step:
-        """Make (or find) a step; ``reads`` maps an input name to the step and the output that it comes from."""
+        """Make (or find) a step; ``reads`` maps an input name to the step and the output that it comes from. How it computes is added to ``spec``."""
+        if rule in COMPUTING:
+            spec = {**spec, "compute": {**self.config["compute"], "threads": self.threads(rule)}}
         known = (rule, *wildcards.values(), canonical(spec))
         if known not in self._known:
             upstream = {name: f"{step.key}/{output}" for name, (step, output) in reads.items()}
@@ -81,9 +83,6 @@ class Plan:
     def threads(self, rule: str) -> int:
         threads = self.config["threads"]
         return threads.get(rule, threads["default"])
-
-    def _compute(self, rule: str) -> dict[str, Any]:
-        return {"compute": {**self.config["compute"], "threads": self.threads(rule)}}
 
     # -- the steps ------------------------------------------------------------------------------------------------------------
 
@@ -111,7 +110,7 @@ class Plan:
     def calibrate_model(self, model: str, calibration: str) -> Step:
         entry = self.config["calibrations"][calibration]
         how = {"samples": entry["samples"], "skip_first": entry["skip_first"], "seed": self.config["seed"]}
-        return self._step("calibrate_model", {**how, **self._compute("calibrate_model")},
+        return self._step("calibrate_model", how,
                           {"model": (self.fetch_model(model), "folder"),
                            "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows")},
                           packages=("torch", "transformers"), model=model, calibration=calibration)
@@ -121,7 +120,7 @@ class Plan:
         entry = grid.entry(self.config, "transforms", cell.transform)
         method = registry.method("transforms", entry["method"])
         calibration = entry.pop("calibration", "default")
-        spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}"), **self._compute("fit_transform")}
+        spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}")}
         options, target = spec["transform"]["options"], "any"
         if method.seeded:
             spec["seed"] = entry.get("seed", self.config["seed"])
@@ -140,7 +139,7 @@ class Plan:
     def describe_transform(self, cell: Cell) -> Step:
         """What the cell's transform makes of inputs and weights: on the calibration ``default``, whatever the transform was fitted on."""
         fitted = self.fit_transform(cell)
-        return self._step("describe_transform", self._compute("describe_transform"),
+        return self._step("describe_transform", {},
                           {"model": (self.fetch_model(cell.model), "folder"), "transform": (fitted, "transform"),
                            "statistics": (self.calibrate_model(cell.model, "default"), "statistics")},
                           model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
@@ -157,7 +156,7 @@ class Plan:
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
         mitigation, propagation = registry.split_propagation(method.resolve(entry, f"mitigations.{cell.mitigation}"))
-        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell), **self._compute("quantize_model")}
+        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell)}
         if propagation is None or spec["schemes"]["weight"] is None:
             return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
         on = self.config["calibrations"][calibration]
@@ -168,7 +167,7 @@ class Plan:
 
     def _train_model(self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method) -> Step:
         spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
-                "training": method.training, "seed": entry.get("seed", self.config["seed"]), **self._compute("train_model")}
+                "training": method.training, "seed": entry.get("seed", self.config["seed"])}
         corpus = self.config["calibrations"][calibration]["corpus"]
         return self._step("train_model", spec,
                           {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
@@ -178,14 +177,14 @@ class Plan:
 
     @once
     def evaluate_reference(self, model: str, corpus: str) -> Step:
-        return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute("evaluate_reference")},
+        return self._step("evaluate_reference", {"batch_size": self.config["evaluation"]["batch_size"]},
                           {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, corpus), "windows")},
                           packages=("torch", "transformers"), model=model, corpus=corpus)
 
     @once
     def evaluate_perplexity(self, cell: Cell, corpus: str) -> Step:
         quantized = self.quantize_model(cell)
-        return self._step("evaluate_perplexity", {"batch_size": self.config["evaluation"]["batch_size"], **self._compute("evaluate_perplexity")},
+        return self._step("evaluate_perplexity", {"batch_size": self.config["evaluation"]["batch_size"]},
                           {"model": (self.fetch_model(cell.model), "folder"), "checkpoint": (quantized, "checkpoint"),
                            "manifest": (quantized, "manifest"), "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
                            "reference": (self.evaluate_reference(cell.model, corpus), "reference")},
@@ -198,7 +197,7 @@ class Plan:
         found = {name: fingerprint(entry["path"]) for name, entry in entries.items() if entry["source"] == "local"}
         found |= {name: platform.python_version() for name, entry in entries.items() if entry["source"] == "builtin"}
         how = {key: value for key, value in self.config["evaluation"].items() if key != "depth_windows"}
-        spec = {"tasks": entries, "sources": found, "evaluation": how, "seed": self.config["seed"], **self._compute("evaluate_tasks")}
+        spec = {"tasks": entries, "sources": found, "evaluation": how, "seed": self.config["seed"]}
         return self._step("evaluate_tasks", spec,
                           {"model": (self.fetch_model(cell.model), "folder"), "checkpoint": (quantized, "checkpoint"),
                            "manifest": (quantized, "manifest")},
@@ -207,7 +206,7 @@ class Plan:
     @once
     def measure_depth(self, cell: Cell, corpus: str) -> Step:
         quantized = self.quantize_model(cell)
-        return self._step("measure_depth", {"windows": self.config["evaluation"]["depth_windows"], **self._compute("measure_depth")},
+        return self._step("measure_depth", {"windows": self.config["evaluation"]["depth_windows"]},
                           {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
                            "checkpoint": (quantized, "checkpoint"), "manifest": (quantized, "manifest"),
                            "windows": (self.tokenize_corpus(cell.model, corpus), "windows")},

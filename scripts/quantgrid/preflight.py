@@ -19,6 +19,7 @@ from .cards import DEVICES
 from .errors import ConfigError
 from .pipeline import Plan
 from .resources import MIB, disk_bytes, peak_mb
+from .steps import COMPUTING
 
 GB = 1e9
 
@@ -50,7 +51,7 @@ def needs(plan: Plan, jobs: Iterable[tuple[str, Any]]) -> list[Need]:
 
 def crowded(plan: Plan, rules: Iterable[str], cores: int) -> list[str]:
     """A line for each of ``rules`` whose jobs have more threads than this run has ``cores``."""
-    threads = {rule: plan.threads(rule) for rule in sorted(rules) if any("compute" in step.spec for step in plan.steps.get(rule, {}).values())}
+    threads = {rule: plan.threads(rule) for rule in sorted(rules) if rule in COMPUTING}
     return [f"{rule} has {count} threads on {cores} core{'s' * (cores > 1)}: slower than with as many as there are (`threads` of the config)"
             for rule, count in threads.items() if count > cores]
 

@@ -27,6 +27,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
     "measure_depth": {"result": f"evaluations/{CELL_PATH}/depth/{{corpus}}/{{key}}.json"},
 }
+COMPUTING = tuple(rule for rule in OUTPUTS if rule not in ("fetch_model", "tokenize_corpus"))  # with a device, a dtype and threads
 OPTIONAL_INPUTS = {"fit_transform": ("statistics", "windows"), "quantize_model": ("statistics", "windows")}
 
 
