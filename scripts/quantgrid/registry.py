@@ -19,7 +19,8 @@ SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
 ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)
 SCALING_SITES = Option(["attention_input", "mlp_input"], choices=SITE_NAMES)
 STATISTIC = ("maximum", "mean", "rms")
-CENTER = Option("mean", choices=("mean", "midrange"))
+CENTER = Option("median", choices=("median", "mean", "midrange"))
+SHIFTED_SITES = Option(list(SITE_NAMES[:3]), choices=SITE_NAMES)  # shifting down_input costs accuracy (docs/transforms.md)
 ROTATIONS = {"rotations": Option(["R1", "R2", "R4"], choices=("R1", "R2", "R4")), "basis": Option("none", choices=("none", "activations", "weights"))}
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
 LEARNED = {"seeded": True, "learned": True}
@@ -58,7 +59,7 @@ TRANSFORMS: dict[str, Method] = {
     "none": Method("transforms.none", "the model as it is"),
     "fold_norms": Method("transforms.fold_norms", "norm gains folded into the linears behind them: what R1 does before it rotates"),
     "shifting": Method("transforms.shifting", "channels centred, online where no bias can take it (Outlier Suppression+)",
-                       {"center": CENTER, "sites": ALL_SITES}, calibrated=True),
+                       {"center": CENTER, "sites": SHIFTED_SITES}, calibrated=True),
     "scaling": Method("transforms.scaling", "SmoothQuant: channels scaled between activation and weight",
                       {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "sites": SCALING_SITES, "statistic": Option("maximum", choices=STATISTIC),
                        "search": Option(False), "points": Option(21, minimum=2), "round_activations": Option(True)},
@@ -67,7 +68,7 @@ TRANSFORMS: dict[str, Method] = {
                   {"sites": ALL_SITES, "points": Option(20, minimum=1), "round_activations": Option(False), "clip": Option(False),
                    "clip_steps": Option(10, minimum=1)}, calibrated=True, fitted_to_scheme=True),
     "outlier_suppression_plus": Method("transforms.outlier_suppression_plus", "OS+: channels centred, scaled to a searched threshold",
-                                       {"sites": ALL_SITES, "center": CENTER, "points": Option(40, minimum=1),
+                                       {"sites": ALL_SITES, "shifted_sites": SHIFTED_SITES, "center": CENTER, "points": Option(40, minimum=1),
                                         "lowest": Option(0.1, minimum=1e-6), "round_activations": Option(True)},
                                        calibrated=True, fitted_to_scheme=True),
     "random_hadamard": Method("transforms.random_hadamard", "randomized Hadamard rotations R1, R2 offline and R4 online (SpinQuant without learning)",
