@@ -87,7 +87,7 @@ TRANSFORMS: dict[str, Method] = {
                              block="block_size"),
     "duquant": Method("transforms.duquant", "DuQuant: scaling, greedy block rotation, zigzag permutation, block rotation",
                       {"alpha": Option(0.6, minimum=0.0, maximum=1.0), "block_size": Option(128, minimum=2), "steps": Option(256, minimum=0),
-                       "sites": ALL_SITES}, block="block_size", calibrated=True, seeded=True),
+                       "shared": Option(True), "sites": ALL_SITES}, block="block_size", calibrated=True, seeded=True),
     "reorder": Method("transforms.reordering", "channels in the order of their magnitude (Atom, without its INT8 channels)",
                       {"statistic": Option("rms", choices=STATISTIC), "sites": ALL_SITES, "heads": Option("across", choices=("across", "within"))},
                       calibrated=True),
