@@ -337,8 +337,8 @@ def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():
     assert in_turn.inputs.keys() == cached.inputs.keys() | {"windows"} and in_turn.inputs["windows"].startswith("results/corpora/tiny/")
     windows = made.calibrate_model("tiny", "default").inputs["windows"]
     assert in_turn.inputs["windows"] == paired.inputs["windows"] == windows
-    assert in_turn.spec["propagation"] == {"quantized_activations": True, "paired": False, "skip_first": 0}
-    assert paired.spec["propagation"] == {"quantized_activations": False, "paired": True, "skip_first": 2}
+    assert in_turn.spec["propagation"] == {"module": "propagation", "quantized_activations": True, "paired": False, "skip_first": 0}
+    assert paired.spec["propagation"] == {"module": "propagation", "quantized_activations": False, "paired": True, "skip_first": 2}
     assert in_turn.spec["mitigation"] == cached.spec["mitigation"] and "propagation" not in cached.spec
     assert in_turn.spec["code"] != cached.spec["code"] and "transformers" in in_turn.spec["versions"]
 

@@ -120,7 +120,7 @@ class Plan:
         entry = grid.entry(self.config, "transforms", cell.transform)
         method = registry.method("transforms", entry["method"])
         calibration = entry.pop("calibration", "default")
-        spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}")}
+        spec = {"transform": {"module": method.module, "learned": method.learned, **method.resolve(entry, f"transforms.{cell.transform}")}}
         options, target = spec["transform"]["options"], "any"
         if method.seeded:
             spec["seed"] = entry.get("seed", self.config["seed"])
@@ -156,18 +156,18 @@ class Plan:
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
         mitigation, propagation = registry.split_propagation(method.resolve(entry, f"mitigations.{cell.mitigation}"))
-        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell)}
+        spec = {"mitigation": {"module": method.module, **mitigation}, "schemes": grid.resolved_schemes(self.config, cell)}
         if propagation is None or spec["schemes"]["weight"] is None:
             return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
         on = self.config["calibrations"][calibration]
-        spec["propagation"] = {**propagation, "skip_first": on["skip_first"]}
+        spec["propagation"] = {"module": registry.SEQUENTIAL, **propagation, "skip_first": on["skip_first"]}
         reads["windows"] = (self.tokenize_corpus(cell.model, on["corpus"]), "windows")
-        return self._step("quantize_model", spec, reads, (method.module, registry.SEQUENTIAL),
-                          packages=("torch", "transformers"), **cell.axes)
+        return self._step("quantize_model", spec, reads, (method.module, registry.SEQUENTIAL), packages=("torch", "transformers"), **cell.axes)
 
     def _train_model(self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method) -> Step:
-        spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
-                "training": method.training, "seed": entry.get("seed", self.config["seed"])}
+        resolved = method.resolve(entry, f"mitigations.{cell.mitigation}")
+        spec = {"mitigation": {"module": method.module, **resolved}, "schemes": grid.resolved_schemes(self.config, cell), "training": method.training,
+                "seed": entry.get("seed", self.config["seed"])}
         corpus = self.config["calibrations"][calibration]["corpus"]
         return self._step("train_model", spec,
                           {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
