@@ -101,21 +101,19 @@ def test_the_tables_are_found():
 
 def test_no_job_computes_anything_else_once_the_tables_change(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    steps = planned(tmp_path / "results").steps
+    steps, broken = planned(tmp_path / "results").steps, b'"status":"failed"'
     assert all(steps[rule] for rule in OUTPUTS if rule not in NOT_RUN)
     for rule in OUTPUTS:
         for step in steps[rule].values():
-            plain = {name: Path(path) for name, path in step.outputs.items()}
-            for path in plain.values():
-                path.parent.mkdir(parents=True, exist_ok=True)
             wanted = run(step, tmp_path / "plain", monkeypatch)
-            for name, path in plain.items():
-                (tmp_path / "plain" / rule / step.key / Path(path).name).rename(path)
+            for path in map(Path, step.outputs.values()):  # where the next steps read it
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "plain" / rule / step.key / path.name).rename(path)
             with perturbed():
                 found = run(step, tmp_path / "perturbed", monkeypatch)
             assert wanted.keys() == found.keys(), step.wildcards
             assert [name for name in wanted if wanted[name] != found[name]] == [], step.wildcards
-            assert all(json.loads(text).get("status") != "failed" for name, text in wanted.items() if name.endswith(".json") and rule != "fetch_model")
+            assert not any(broken in text.replace(b" ", b"") for text in wanted.values()), step.wildcards
 
 
 def modules_of_jobs() -> set[Path]:
