@@ -20,6 +20,7 @@ import pytest
 
 from plan_cases import TINY, content, plan
 from quantgrid.config import check
+from quantgrid.errors import ConfigError
 from quantgrid.grid import AXES, Cell, expand_studies
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import canonical, digest
@@ -319,6 +320,27 @@ def test_rules_look_a_step_up_by_its_wildcards():
     assert made.inputs("quantize_model")(step.wildcards)["windows"] == []
     rounded = made.quantize_model(Cell("tiny", "none", "rtn", "channel", "int4"))
     assert made.inputs("quantize_model")(rounded.wildcards)["statistics"].startswith("results/calibration/tiny/default/")
+
+
+def test_a_mitigation_that_searches_the_ranges_of_weights_changes_the_weight_scheme_alone():
+    """Not the scheme that transforms are fitted to, and no range that the format states."""
+    def schemes(format: str, **formats: Any) -> dict[str, dict[str, Any]]:
+        config = content()
+        config["mitigations"] |= {"plain": {"method": "gptq"}, "ranges": {"method": "gptq", "weight_range": "mse"}}
+        config["formats"] |= formats
+        config["report"]["distributions"] = []
+        config["studies"]["methods"] |= {"transforms": ["none"], "mitigations": ["plain", "ranges"], "formats": [format], "exclude": []}
+        made = plan(config)
+        return {name: made.quantize_model(Cell("tiny", "none", name, "channel", format)).spec for name in ("plain", "ranges")}
+
+    found = schemes("int4")
+    assert found["plain"]["mitigation"] == found["ranges"]["mitigation"] and found["plain"]["code"] == found["ranges"]["code"]
+    plain, ranges = (found[name]["schemes"] for name in ("plain", "ranges"))
+    assert ranges == {**plain, "weight": {**plain["weight"], "range": "mse"}} and plain["weight"]["range"] == "minmax"
+    stated = schemes("tails", tails={"preset": "int4", "weight": {"range": "percentile"}})
+    assert stated["plain"]["schemes"] == stated["ranges"]["schemes"]
+    with pytest.raises(ConfigError, match="mitigations.ranges on format 'kmeans4': weight_range 'mse': element 'kmeans4'"):
+        schemes("kmeans4")
 
 
 def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():

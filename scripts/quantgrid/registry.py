@@ -35,6 +35,7 @@ SOLVER = {"damping": Option(0.01, minimum=0.0), "block_size": Option(128, minimu
 COLUMNS = {"activation_order": Option(False, needs=((True, "scales", ("static",)),)), "scales": Option("static", choices=("static", "running"))}
 GPTQ = {**SOLVER, **COLUMNS, **PROPAGATION}
 RANK = {"rank": Option(32, minimum=0, share=True)}
+RANGE = {"weight_range": Option("format", choices=("format", "mse"))}  # part of the scheme: no function of a mitigation takes it
 METRIC = {"metric": Option("plain", choices=METRICS)}
 BRANCH = {"factors": Option("bf16", choices=("bf16", "fp8", "int8", "int4")),
           "branch_input": Option("quantized", choices=("quantized", "unquantized"))}
@@ -115,15 +116,16 @@ TRANSFORMS: dict[str, Method] = {
 
 MITIGATIONS: dict[str, Method] = {
     "none": Method("mitigations.none", "nothing is quantized; for the format bf16 only"),
-    "rtn": Method("mitigations.rtn", "round to nearest"),
-    "gptq": Method("mitigations.gptq", "GPTQ: rounding errors offset by the columns not yet rounded", GPTQ),
+    "rtn": Method("mitigations.rtn", "round to nearest", RANGE),
+    "gptq": Method("mitigations.gptq", "GPTQ: rounding errors offset by the columns not yet rounded", {**GPTQ, **RANGE}),
     "mr_gptq": Method("mitigations.mr_gptq", "MR-GPTQ: GPTQ in activation order, block scales of float formats searched",
                       {**SOLVER, "block_scales": Option("mse", choices=("mse", "minmax")), **PROPAGATION}),
     "gptaq": Method("mitigations.gptaq", "GPTAQ: GPTQ towards the full-precision output; sequential only",
-                    {**GPTQ, "alpha": Option(0.25, minimum=0.0), "propagation": Option("sequential", choices=("sequential",))}),
-    "low_rank": Method("mitigations.low_rank", "round to nearest, and a low-rank term for its error", {**RANK, **METRIC, **BRANCH, **PROPAGATION}),
+                    {**GPTQ, **RANGE, "alpha": Option(0.25, minimum=0.0), "propagation": Option("sequential", choices=("sequential",))}),
+    "low_rank": Method("mitigations.low_rank", "round to nearest, and a low-rank term for its error",
+                       {**RANK, **METRIC, **BRANCH, **PROPAGATION, **RANGE}),
     "gptq_low_rank": Method("mitigations.gptq_low_rank", "GPTQ, and a low-rank term for its error",
-                            {**RANK, **METRIC, **BRANCH, **_on("gptq", "mr_gptq", "gptaq")}),
+                            {**RANK, **METRIC, **BRANCH, **_on("gptq", "mr_gptq", "gptaq"), **RANGE}),
     "low_rank_first": Method("mitigations.low_rank_first", "SVDQuant: the leading part of the weight kept in 16 bits, the rest rounded",
                              {**RANK, **METRIC, **BRANCH, **_on("rtn", "gptq", "mr_gptq", "gptaq"), "iterations": Option(100, minimum=1)}),
     "caldera": Method("mitigations.caldera", "CALDERA: codes and a low-rank term fitted in turns",
@@ -161,7 +163,7 @@ def split_propagation(resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict
 
     ``paired``: the unquantized model has to run beside, as GPTAQ asks for.
     """
-    options = {name: value for name, value in resolved["options"].items() if name not in PROPAGATION}
+    options = {name: value for name, value in resolved["options"].items() if name not in {*PROPAGATION, *RANGE}}
     own = {**resolved, "options": options}
     if resolved["options"].get("propagation") != "sequential":
         return own, None
