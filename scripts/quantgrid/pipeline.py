@@ -170,10 +170,10 @@ class Plan:
         spec = {"mitigation": {"module": method.module, **resolved}, "schemes": grid.resolved_schemes(self.config, cell), "training": method.training,
                 "seed": entry.get("seed", self.config["seed"])}
         corpus = self.config["calibrations"][calibration]["corpus"]
-        return self._step("train_model", spec,
-                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
-                           "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
-                           "windows": (self.tokenize_corpus(cell.model, corpus), "windows")}, (method.module,), ("torch", "transformers"), **cell.axes)
+        reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
+                 "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
+                 "windows": (self.tokenize_corpus(cell.model, corpus), "windows")}
+        return self._step("train_model", spec, reads, (method.module,), packages=("torch", "transformers"), **cell.axes)
 
     @once
     def evaluate_reference(self, model: str, corpus: str) -> Step:
