@@ -1,4 +1,4 @@
-"""Tables that no code hash covers (methods, presets, defaults): what a job computes depends on its specification alone, never on them.
+"""Tables that no code hash covers (methods, presets, defaults): no job computes anything from them, only from its specification.
 
 All of them are perturbed at once, after the jobs have been planned: every name leads to the entry of another one.
 """
@@ -27,20 +27,38 @@ from quantgrid.steps import OUTPUTS, Step
 DATA = Path(__file__).parent / "data"
 NOT_RUN = {"evaluate_tasks"}  # lm-eval takes seconds to import; its modules are executed below
 CONFIG = {
-    "seed": 3, "compute": {"device": "cpu", "dtype": "float32"},
+    "seed": 3,
+    "compute": {"device": "cpu", "dtype": "float32"},
     "models": {"tiny": {"source": "local", "path": str(DATA / "tiny-llama")}},
-    "corpora": {"text": {"source": "local", "path": str(DATA / "smoke-calibration.txt"), "windows": 2, "window": 16},
-                "docs": {"source": "local", "path": str(DATA / "smoke-evaluation.txt"), "windows": 2, "window": 16}},
+    "corpora": {
+        "text": {"source": "local", "path": str(DATA / "smoke-calibration.txt"), "windows": 2, "window": 16},
+        "docs": {"source": "local", "path": str(DATA / "smoke-evaluation.txt"), "windows": 2, "window": 16},
+    },
     "calibrations": {"default": {"corpus": "text", "samples": 16}},
-    "transforms": {"searched": {"method": "outlier_suppression_plus", "points": 2}, "turned": {"method": "data_free_rotation", "steps": 1}},
-    "mitigations": {"in-turn": {"method": "gptq_low_rank", "rank": 2, "factors": "int8", "propagation": "sequential"},
-                    "narrow": {"method": "low_rank", "rank": 2, "factors": "fp8"}, "narrower": {"method": "low_rank", "rank": 2, "factors": "int4"},
-                    "tuned": {"method": "finetune_blocks", "steps": 1, "base": "gptq"}},
+    "transforms": {
+        "searched": {"method": "outlier_suppression_plus", "points": 2},
+        "turned": {"method": "data_free_rotation", "steps": 1},
+    },
+    "mitigations": {
+        "in-turn": {"method": "gptq_low_rank", "rank": 2, "factors": "int8", "propagation": "sequential"},
+        "narrow": {"method": "low_rank", "rank": 2, "factors": "fp8"},
+        "narrower": {"method": "low_rank", "rank": 2, "factors": "int4"},
+        "tuned": {"method": "finetune_blocks", "steps": 1, "base": "gptq"},
+    },
     "evaluate": {"perplexity": ["docs"], "depth": ["docs"]},
     "report": {"distributions": ["searched"]},
-    "studies": {"all": {"models": ["tiny"], "transforms": ["searched"], "mitigations": ["in-turn", "narrow", "narrower", "tuned"],
-                        "granularities": ["channel"], "formats": ["int4"],
-                        "also": [{"transforms": ["turned"], "mitigations": ["rtn"], "formats": ["nvfp4"], "granularities": ["native"]}]}},
+    "studies": {
+        "all": {
+            "models": ["tiny"],
+            "transforms": ["searched"],
+            "mitigations": ["in-turn", "narrow", "narrower", "tuned"],
+            "granularities": ["channel"],
+            "formats": ["int4"],
+            "also": [
+                {"transforms": ["turned"], "mitigations": ["rtn"], "formats": ["nvfp4"], "granularities": ["native"]}
+            ],
+        }
+    },
 }
 
 
@@ -49,7 +67,13 @@ def tables() -> Iterator[tuple[ModuleType, str, Any]]:
     for name in sorted(provenance._LEFT_OUT):
         module = importlib.import_module(f"quantgrid.{name}")
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AnnAssign)
+                else []
+            )
             for target in targets:
                 if isinstance(value := getattr(module, target.id), (dict, str)):
                     yield module, target.id, value
@@ -79,7 +103,9 @@ def run(step: Step, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, bytes]
     words = [word for name, path in {**step.inputs, **outputs}.items() for word in (f"--{name}", path)]
     patch.setattr(sys, "argv", [step.rule, "--spec", canonical(step.spec), *words])
     importlib.import_module(step.rule).main()
-    written = [file for path in map(Path, outputs.values()) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    written = [
+        file for path in map(Path, outputs.values()) for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+    ]
     return {str(file.relative_to(folder)): file.read_bytes() for file in written if file.is_file()}
 
 
@@ -91,8 +117,15 @@ def planned(folder: Path) -> pipeline.Plan:
 
 def test_the_tables_are_found():
     found = {(module.__name__.rpartition(".")[2], name) for module, name, _ in tables()}
-    assert {("presets", "PRESETS"), ("registry", "TRANSFORMS"), ("registry", "MITIGATIONS"), ("registry", "METHODS"), ("registry", "SEQUENTIAL"),
-            ("config", "DEFAULTS"), ("grid", "AXES")} <= found
+    assert {
+        ("presets", "PRESETS"),
+        ("registry", "TRANSFORMS"),
+        ("registry", "MITIGATIONS"),
+        ("registry", "METHODS"),
+        ("registry", "SEQUENTIAL"),
+        ("config", "DEFAULTS"),
+        ("grid", "AXES"),
+    } <= found
     plain = presets.PRESETS["int8"], registry.TRANSFORMS["none"]
     with perturbed():
         assert (presets.PRESETS["int8"], registry.TRANSFORMS["none"]) != plain and registry.SEQUENTIAL != "propagation"
@@ -118,7 +151,9 @@ def test_no_job_computes_anything_else_once_the_tables_change(tmp_path, monkeypa
 
 def modules_of_jobs() -> set[Path]:
     """Every module below the library that the code hash of some job covers."""
-    wanted = {method.module for methods in registry.METHODS.values() for method in methods.values()} | {registry.SEQUENTIAL}
+    wanted = {method.module for methods in registry.METHODS.values() for method in methods.values()} | {
+        registry.SEQUENTIAL
+    }
     pending, found = [SCRIPTS / f"{rule}.py" for rule in OUTPUTS], set()
     pending += [LIBRARY.joinpath(*module.split(".")).with_suffix(".py") for module in wanted]
     while pending:
@@ -136,12 +171,18 @@ def constants(path: Path) -> dict[str, str]:
     specification = importlib.util.spec_from_file_location(dotted, path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    return {name: re.sub(r"0x[0-9a-f]+", "", repr(value)) for name, value in vars(module).items() if name.strip("_").isupper()}
+    return {
+        name: re.sub(r"0x[0-9a-f]+", "", repr(value))
+        for name, value in vars(module).items()
+        if name.strip("_").isupper()
+    }
 
 
 def test_no_module_of_a_job_takes_constants_from_the_tables():
     """Which would be looked up when it is imported, before any job begins."""
-    imported = {name for module, name, _ in tables()}  # a table that is merely imported is used, if at all, by the jobs above
+    imported = {
+        name for module, name, _ in tables()
+    }  # a table that is merely imported is used, if at all, by the jobs above
     for path in sorted(modules_of_jobs()):
         wanted = constants(path)
         with perturbed():

@@ -52,9 +52,9 @@ def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: 
                       global_scale: Tensor | None) -> QuantizationParameters:  # fmt: skip
     """Parameters of least sum of |x - quantized x|**mse_norm in every block of ``values`` (rows, groups, size).
 
-    ``low`` and ``high`` (rows, groups) are the float32 ends of the ranges, ``global_scale`` (rows, 1) stays fixed. Tried are the ranges times
-    :func:`shrink_factors`, and the smallest stored scale that covers the whole range where the scheme's own does not. The largest scale wins
-    ties; the error never exceeds that of the full range.
+    ``low`` and ``high`` (rows, groups) are the float32 ends of the ranges, ``global_scale`` (rows, 1) stays fixed. Tried are
+    the ranges times :func:`shrink_factors`, and the smallest stored scale that covers the whole range where the scheme's own
+    does not. The largest scale wins ties; the error never exceeds that of the full range.
     """
     found = []
     for rows in row_slices(values):
@@ -64,19 +64,23 @@ def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: 
     return QuantizationParameters(torch.cat(scales), None if low is None else torch.cat(zero_points), global_scale)
 
 
-def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> QuantizationParameters:
+def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
+            global_scale: Tensor | None) -> QuantizationParameters:  # fmt: skip
     """The best parameters of some rows; the search ends once no smaller scale can be better for any block."""
     span, found, least = block_span(low, high), None, torch.full_like(high, math.inf)
     for parameters in _candidates(low, high, scheme, global_scale):
-        if found is not None and low is None and bool(((saturation(span, parameters, scheme) > least * (1 + SLACK)) | (span == 0)).all()):
-            break
+        if found is not None and low is None:
+            hopeless = saturation(span, parameters, scheme) > least * (1 + SLACK)
+            if bool((hopeless | (span == 0)).all()):
+                break
         error = block_errors(values, parameters, span, scheme)
         found = parameters if found is None else choose(error < least, parameters, found)
         least = torch.minimum(least, error)
     return found
 
 
-def _candidates(low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Iterator[QuantizationParameters]:
+def _candidates(low: Tensor | None, high: Tensor, scheme: QuantScheme,
+                global_scale: Tensor | None) -> Iterator[QuantizationParameters]:  # fmt: skip
     """What the search tries, large scales first; without symmetric parameters that equal those before them."""
     covering, last = (range_parameters(low, high, scheme, global_scale, covering=up) for up in (True, False))
     if not torch.equal(covering.scale, last.scale):
@@ -91,10 +95,11 @@ def _candidates(low: Tensor | None, high: Tensor, scheme: QuantScheme, global_sc
 
 
 def saturation(span: Tensor, parameters: QuantizationParameters, scheme: QuantScheme) -> Tensor:
-    """The error |x - quantized x|**mse_norm that saturation alone leaves to the largest element of each block of a symmetric scheme, in units of
-    its ``span``: no scale that is smaller leaves less. An integer's lowest code counts, whichever sign the element has."""
+    """The error |x - quantized x|**mse_norm that saturation alone leaves to the largest element of each block of a symmetric
+    scheme, in units of its ``span``: no smaller scale leaves less. An integer's lowest code counts, whatever the sign."""
     element = scheme.element_format
-    reach = effective_step(parameters, scheme) * (2.0 ** (element.bits - 1) if element.kind == "integer" else scheme.limit)
+    largest = 2.0 ** (element.bits - 1) if element.kind == "integer" else scheme.limit
+    reach = effective_step(parameters, scheme) * largest
     return torch.where(span > 0, (span - reach).clamp(min=0) / span, 0.0).pow(scheme.mse_norm)
 
 

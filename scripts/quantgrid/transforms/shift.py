@@ -29,10 +29,12 @@ def subtract_input(layer: DecoderLayer, site: str, z: Tensor) -> None:
 
 
 def by_channel(values: Tensor, site: str, shape: ModelShape) -> Tensor:
-    """Rows (k, n) at ``site`` as rows of the channels that have a z each: at ``output_input`` (k x query heads of a group, KV heads x head_dim)."""
+    """Rows (k, n) at ``site`` as rows of the channels that have a z each: at ``output_input`` (k x query heads of a group,
+    KV heads x head_dim)."""
     if site != "output_input":
         return values
-    return values.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)).transpose(-3, -2).reshape(-1, shape.kv_heads * shape.head_dim)
+    heads = values.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)).transpose(-3, -2)
+    return heads.reshape(-1, shape.kv_heads * shape.head_dim)
 
 
 def _add_bias(layer: DecoderLayer, linear: str, change: Tensor) -> None:
