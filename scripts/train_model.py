@@ -7,7 +7,7 @@ from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import save_failed, save_quantized
 from quantgrid.errors import NumericalFailure
 from quantgrid.job import arguments, progress, record, run, use_threads
-from quantgrid.quantization import Recipe, summarize
+from quantgrid.quantization import Recipe
 from quantgrid.storage import write_json, write_text
 from quantgrid.transforms.composition import Transform
 from quantgrid.workplace import Workplace
@@ -27,7 +27,7 @@ def main() -> None:
         recipe = Recipe(Transform.load(job.transform), CellSchemes.from_dict(job.spec["schemes"]), None, job.statistics)
         trained = train(recipe, place, seed=job.spec["seed"], **wanted["options"])
         done, losses = trained.quantized, trained.losses
-        summary = {**summarize(done.errors), **done.costs, "training_steps": wanted["options"]["steps"]}
+        summary = {**done.summary(), "training_steps": wanted["options"]["steps"]}
         write_json(job.error, {**about, "status": "ok", "summary": summary, "linears": done.errors, "details": done.details,
                                "choices": done.choices, "training": {"trained": job.spec["training"], "ends": trained.ends}})
         save_quantized(done.content, job.checkpoint, job.manifest, about)

@@ -51,7 +51,12 @@ class Quantized:
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    costs: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, float]:
+        """Means over all linears, and the costs of the transform, whose bits are part of the stored bits."""
+        found = {**summarize(self.errors), **self.costs}
+        return {**found, "stored_bits": found["stored_bits"] + found["added_bits"]}
 
 
 def chunks(decoder: DecoderFolder) -> list[range]:
@@ -149,7 +154,7 @@ def decibel(error: float) -> float | None:
 
 
 def summarize(errors: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Over all linears: size-weighted bits, and mean signal-to-error ratios in dB."""
+    """Over all linears: size-weighted bits of the linears alone, and mean signal-to-error ratios in dB."""
     total = sum(entry["size"] for entry in errors.values())
     summary = {name: sum(entry[name] * entry["size"] for entry in errors.values()) / total for name in ("bits", "stored_bits")}
     for name in ("weight_error", "output_error", "joint_output_error"):

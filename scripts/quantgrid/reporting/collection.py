@@ -22,8 +22,10 @@ from .records import NUMBERS, check_one_protocol
 
 UNITS = {"negative_log_likelihood": "nats/token", "kl_divergence": "nats/token", "bits_per_weight": "bits", "stored_bits_per_weight": "bits",
          "weight_sqnr_db": "dB", "output_sqnr_db": "dB", "joint_output_sqnr_db": "dB",
-         "online_operations_per_token": "operations", "added_parameters": "parameters", "untied_parameters": "parameters"}
-SUMMARY = {"bits": "bits_per_weight", "stored_bits": "stored_bits_per_weight", "online_operations": "online_operations_per_token"}
+         "online_operations_per_token": "operations", "added_parameters": "parameters", "added_bits_per_weight": "bits",
+         "untied_parameters": "parameters"}
+SUMMARY = {"bits": "bits_per_weight", "stored_bits": "stored_bits_per_weight", "added_bits": "added_bits_per_weight",
+           "online_operations": "online_operations_per_token"}
 Row = dict[str, Any]
 
 
