@@ -4,7 +4,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from quantgrid import registry
+from quantgrid import registry, trainings
 from quantgrid.allocator import fit_allocator
 from quantgrid.architecture import shape_from_folder
 from quantgrid.cell_schemes import CellSchemes
@@ -43,6 +43,7 @@ def main() -> None:
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
+    about["trainings"] = trainings.of_transform(job.transform)
     try:
         done = quantized(job)
         write_json(job.error, {**about, "status": "ok", "summary": done.summary(), "linears": done.errors,

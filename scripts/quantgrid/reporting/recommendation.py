@@ -8,10 +8,11 @@ from ..errors import ConfigError, unknown_name
 from .claims import LOSS
 from .paired import LEVEL, estimate, holm
 from .pareto import BITS, points, recipe
+from .starts import MEANING, WORDS
 from .style import significant, with_error
 
 ORDER = ("rank", "recipe", "bits", "added_bits", "operations", "perplexity", "stderr", "relative", "difference", "low", "high", "p_adjusted",
-         "indistinguishable", "cell")
+         "indistinguishable", "cell", "start_kept")
 
 
 def recommend(records: pd.DataFrame, items: pd.DataFrame, model: str, bits: float, dataset: str = "") -> pd.DataFrame:
@@ -65,7 +66,8 @@ def text(found: pd.DataFrame, title: str, top: int) -> str:
     widths = [max(map(len, column)) for column in zip(*lines)]
     body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
     note = f"* the best, or not distinguishable from it (paired by window, Holm over {len(found) - 1} comparisons)"
-    return "\n".join([title, body, note, cheapest(found)])
+    starts = [f"{WORDS}: {MEANING}"] if found.head(top).start_kept.any() else []
+    return "\n".join([title, body, note, *starts, cheapest(found)])
 
 
 def cheapest(found: pd.DataFrame) -> str:

@@ -1,0 +1,39 @@
+"""Marks of cells whose training kept its start, and the lines that say in how many parts trainings did (``quantgrid/trainings.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from .records import AXES, tidy
+from .style import value_label
+
+MARK, WORDS = "‡", "start kept"
+MEANING = "the training of the cell's transform or mitigation ended no lower than it began, so the cell is what it started from"
+LEGEND = f"{MARK}: {WORDS} ({MEANING})."
+HOLLOW = f"Hollow: {WORDS} ({MEANING})."
+
+
+def kept(records: pd.DataFrame) -> set[str]:
+    """Cells of which a training kept its start in all parts; none in records of a version that did not record it."""
+    return set(records.cell[records.start_kept == "all"]) if "start_kept" in records else set()
+
+
+def lines(studies: Sequence[tuple[str, pd.DataFrame]]) -> list[dict[str, Any]]:
+    """One line per cell of which a training kept a start, in some parts or in all: axes for readers, ``parts``, ``marked``, cell, and its studies."""
+    found: dict[str, dict[str, Any]] = {}
+    for study, records in studies:
+        own = tidy(records)
+        for cell in own[own.start_kept.isin(["some", "all"])].drop_duplicates("cell").itertuples():
+            axes = {axis: value_label(axis, getattr(cell, axis)) for axis in AXES}
+            line = found.setdefault(cell.cell, {**axes, "parts": said(cell), "marked": cell.start_kept == "all", "cell": cell.cell, "studies": []})
+            line["studies"].append(study)
+    return list(found.values())
+
+
+def said(cell: Any) -> str:
+    """``start kept in 3 of 30 parts of the transform``, for every training of a record's cell that kept any."""
+    counts = (entry.split(" ", 1) for entry in cell.start_kept_parts.split("; "))
+    return "; ".join(f"{WORDS} in {count} parts of the {name}" for name, count in counts if not count.startswith("0 "))
