@@ -15,9 +15,9 @@ import pandas as pd
 
 from .paired import LEVEL, estimate, holm
 from .records import AXES, is_baseline, left_over, order, tidy
-from .starts import kept
+from .starts import kept, marked, noted
 from .style import value_label, with_error
-from .tables import MISSING, Table, marked, noted
+from .tables import MISSING, Table
 
 NOTE = ("Paired differences ± standard error; negative is better, of accuracies positive. Bold: differs, by a t test over windows or samples "
         "adjusted for all comparisons of the table (Holm, 0.05) and by a bootstrap interval without 0. †: not told apart. –: no such cell.")

@@ -150,7 +150,7 @@ def published_line(line: Mapping[str, Any]) -> dict[str, Any]:
     gap = "–" if line["gap"] is None else f"{line['gap']:+.1%}" if perplexity else f"{line['gap']:+.1f} points"
     times = "{} ×" if perplexity else "{} points"
     measured, value = number(line["measured"])
-    cells = [number(line["published"]), number(line["published_relative"], times), (tables.marked(measured, line["start_kept"]), value),
+    cells = [number(line["published"]), number(line["published_relative"], times), (starts.marked(measured, line["start_kept"]), value),
              number(line["measured_relative"], times), (gap, "" if line["gap"] is None else repr(float(line["gap"])))]
     labels = [value_label(axis, line[axis]) for axis in AXES[1:]]
     return {"labels": labels, "metric": metric_label(line["metric"]), "models": (line["published_model"], line["measured_model"]),

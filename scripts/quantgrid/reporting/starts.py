@@ -11,7 +11,7 @@ from .records import AXES, tidy
 from .style import value_label
 
 MARK, WORDS = "‡", "start kept"
-MEANING = "the training of the cell's transform or mitigation ended no lower than it began, so the cell is what it started from"
+MEANING = "the training ended no lower than it began, so the cell is what it started from"
 LEGEND = f"{MARK}: {WORDS} ({MEANING})."
 HOLLOW = f"Hollow: {WORDS} ({MEANING})."
 
@@ -19,6 +19,15 @@ HOLLOW = f"Hollow: {WORDS} ({MEANING})."
 def kept(records: pd.DataFrame) -> set[str]:
     """Cells of which a training kept its start in all parts; none in records of a version that did not record it."""
     return set(records.cell[records.start_kept == "all"]) if "start_kept" in records else set()
+
+
+def marked(text: str, start_kept: bool) -> str:
+    return f"{text} {MARK}" if start_kept else text
+
+
+def noted(note: str, start_kept: pd.DataFrame) -> str:
+    """The ``note`` of a table, with what the mark means where the table has one."""
+    return f"{note} {LEGEND}" if start_kept.any(axis=None) else note
 
 
 def lines(studies: Sequence[tuple[str, pd.DataFrame]]) -> list[dict[str, Any]]:

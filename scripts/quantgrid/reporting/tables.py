@@ -18,7 +18,7 @@ from scipy.special import stdtr
 from ..errors import ConfigError
 from .paired import LEVEL, holm
 from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, check_one_protocol, datasets_of, is_baseline, left_over, order, tidy
-from .starts import LEGEND, MARK
+from .starts import marked, noted
 from .style import metric, metric_label, value_label, with_error
 
 MISSING, FAILED = "–", "failed"
@@ -169,7 +169,7 @@ def frames(entries: Mapping[tuple, Entry], rows: list[tuple], headers: list[tupl
 
     kept = frame(lambda _, entry: entry.start_kept, False, bool)
     return {
-        "display": frame(lambda _, entry: shown(entry) if entry.reason is None else FAILED, MISSING, object),
+        "display": frame(lambda _, entry: display(entry), MISSING, object),
         "values": frame(lambda _, entry: entry.value, math.nan, "float64"),
         "stderrs": frame(lambda _, entry: entry.stderr, math.nan, "float64"),
         "marks": frame(lambda at, entry: best.get(at, "") if entry.reason is None else letters[entry.reason], "missing", object),
@@ -180,18 +180,9 @@ def frames(entries: Mapping[tuple, Entry], rows: list[tuple], headers: list[tupl
     }
 
 
-def shown(entry: Entry) -> str:
-    """The value of an entry that did not fail, marked where a training kept its start."""
-    return marked(with_error(entry.value, entry.stderr), entry.start_kept)
-
-
-def marked(text: str, start_kept: bool) -> str:
-    return f"{text} {MARK}" if start_kept else text
-
-
-def noted(note: str, start_kept: pd.DataFrame) -> str:
-    """``note``, and what the mark means where the table has one."""
-    return f"{note} {LEGEND}" if start_kept.any(axis=None) else note
+def display(entry: Entry) -> str:
+    """What a place shows: its value, marked where a training kept its start, or that the cell failed."""
+    return FAILED if entry.reason is not None else marked(with_error(entry.value, entry.stderr), entry.start_kept)
 
 
 def letter(number: int) -> str:
