@@ -1,8 +1,9 @@
-"""Costs of a transform: operations per token of what runs online, and parameters and bits that the checkpoint holds and the model did not.
+"""Costs of a transform: operations per token of what runs online, parameters and bits that it adds to the model.
 
-Bits count what a deployment has to store besides the linears, in the precision in which the checkpoint keeps it: matrices, factors and shifts of
-online operations and new biases in float32, orders of channels in int32, fixed ranges of activations in float32. A Hadamard transform has
-operations and no bits. Neither embedding nor lm_head is in any count of bits per weight; ``untied_parameters`` says where a head is new.
+Bits count what a deployment has to store besides the linears, in the precision in which the checkpoint keeps it:
+matrices, factors and shifts of online operations and new biases in float32, orders of channels in int32, fixed ranges
+of activations in float32. A Hadamard transform has operations and no bits. Neither embedding nor lm_head is in any
+count of bits per weight; ``untied_parameters`` says where a head is new.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from .online import arithmetic, restored
 
 
 def transform_costs(content: CheckpointContent, decoder: DecoderFolder) -> dict[str, float]:
-    """``online_operations``: additions and multiplications per token, all layers together. ``added_parameters``: of the online operations and of
-    biases that the model did not have. ``added_bits``: per weight of all linears, of these and of fixed ranges. ``untied_parameters``: of a lm_head
-    that was tied to the embedding."""
+    """Costs by name.
+
+    ``online_operations``: additions and multiplications per token, all layers together. ``added_parameters``: of the
+    online operations and of biases that the model did not have. ``added_bits``: per weight of all linears, of these
+    and of fixed ranges. ``untied_parameters``: of a lm_head that was tied to the embedding.
+    """
     head = END_ROLES["lm_head"]
     added = [name for name in content.tensors if name not in decoder.files]
     beside = [content.tensors[name] for name in added if name != head and not _of_linear(name, content)]
@@ -29,12 +33,13 @@ def transform_costs(content: CheckpointContent, decoder: DecoderFolder) -> dict[
 
 
 def _of_linear(name: str, content: CheckpointContent) -> bool:
-    """Whether a tensor is codes of a linear, their parameters, or what a mitigation put beside them: the bits of the linear count it."""
+    """Whether the bits of a linear count the tensor: its codes, their parameters, low-rank factors and outliers."""
     return name.rpartition(".")[0] in content.linears and not name.endswith(".bias")
 
 
 def online_operations(content: CheckpointContent, decoder: DecoderFolder) -> int:
-    """Additions and multiplications per token of all layers: operations of the sites, and R3 on queries and keys where a format asks for it."""
+    """Additions and multiplications per token of all layers: operations of the sites, and R3 on queries and keys of a
+    format with ``rotate_keys``."""
     shape, found = decoder.shape, 0
     for layer in range(shape.layers):
         for site in SITES:

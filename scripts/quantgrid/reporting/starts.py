@@ -1,4 +1,4 @@
-"""Marks of cells whose training kept its start, and the lines that say in how many parts trainings did (``quantgrid/trainings.py``)."""
+"""Marks of cells whose training kept its start, and lines that count the parts that did (see ``trainings.py``)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def noted(note: str, start_kept: pd.DataFrame) -> str:
 
 
 def lines(studies: Sequence[tuple[str, pd.DataFrame]]) -> list[dict[str, Any]]:
-    """One line per cell of which a training kept a start, in some parts or in all: axes for readers, ``parts``, ``marked``, cell, and its studies."""
+    """One line per cell of which a training kept a start, in some parts or in all: axes for readers, ``parts`` in
+    words, whether it is ``marked``, its key and its studies."""
     found: dict[str, dict[str, Any]] = {}
     for study, records in studies:
         own = tidy(records)
         for cell in own[own.start_kept.isin(["some", "all"])].drop_duplicates("cell").itertuples():
             axes = {axis: value_label(axis, getattr(cell, axis)) for axis in AXES}
-            line = found.setdefault(cell.cell, {**axes, "parts": said(cell), "marked": cell.start_kept == "all", "cell": cell.cell, "studies": []})
+            line = {**axes, "parts": said(cell), "marked": cell.start_kept == "all", "cell": cell.cell, "studies": []}
+            line = found.setdefault(cell.cell, line)
             line["studies"].append(study)
     return list(found.values())
 
