@@ -48,7 +48,7 @@ class Given:
     logits: Tensor
 
     @classmethod
-    def make(cls, folder: Path, case: Case, windows: int = 6 + HELD_OUT) -> Given:
+    def make(cls, folder: Path, case: Case, windows: int = 24 + HELD_OUT) -> Given:
         config, state = case.build()
         save(folder, config, state, torch.float64)
         tokens = random_tokens(config, windows, 16)

@@ -102,12 +102,12 @@ TRANSFORMS: dict[str, Method] = {
                                 {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "error": ERROR,
                                  **training(400, 1, learning_rate=5e-3, clip_learning_rate=1e-2), **WINDOWS}, calibrated=True, **ON_WINDOWS),
     "optimized_rotation": Method("transforms.optimized_rotation", "SpinQuant: rotations R1, R2 learned, R4 a fixed Hadamard transform",
-                                 {**OBJECTIVE, "loss": Option("cross_entropy", choices=LOSSES), **training(100, 8, learning_rate=2e-3), **WINDOWS},
+                                 {**OBJECTIVE, "loss": Option("cross_entropy", choices=LOSSES), **training(100, 8, learning_rate=0.1), **WINDOWS},
                                  hadamard=HADAMARD, **ON_WINDOWS),
     "optimized_rotation_scaling": Method("transforms.optimized_rotation_scaling", "OSTQuant: rotations and channel scales learned together",
                                          {**OBJECTIVE, "loss": Option("kl_top", choices=LOSSES),
                                           "basis": Option("weights", choices=("weights", "none")),
-                                          **training(100, 8, learning_rate=2e-3, scale_learning_rate=2e-3), **WINDOWS},
+                                          **training(100, 8, learning_rate=0.1, scale_learning_rate=0.01), **WINDOWS},
                                          hadamard=HADAMARD, **ON_WINDOWS),
     "flatquant": Method("transforms.flatquant", "FlatQuant: Kronecker products, channel scales and weight clipping learned layer by layer",
                         {"alpha": Option(0.3, minimum=0.0, maximum=1.0), "error": ERROR,
@@ -115,7 +115,7 @@ TRANSFORMS: dict[str, Method] = {
                          **training(480, 4, learning_rate=5e-3, clip_learning_rate=5e-2), **WINDOWS},
                         kronecker=("hidden_size", "intermediate_size"), calibrated=True, **ON_WINDOWS),
     "data_free_rotation": Method("transforms.data_free_rotation", "rotations R1, R2 learned from the weights alone, R4 a fixed Hadamard transform",
-                                 {"goal": Option("minimize", choices=("minimize", "maximize")), **training(100, 4, learning_rate=2e-3)},
+                                 {"goal": Option("minimize", choices=("minimize", "maximize")), **training(100, 4, learning_rate=0.2)},
                                  hadamard=HADAMARD, **LEARNED),
 }
 

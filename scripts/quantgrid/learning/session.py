@@ -55,6 +55,9 @@ class Session:
         state["state"] = {number: {name.removeprefix(f"moment.{number}."): _as_kept(tensor) for name, tensor in self._tensors.items()
                                    if name.startswith(f"moment.{number}.")} for number in numbers}
         optimizer.load_state_dict(state)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters):  # torch's Adam makes float32 tensors of whole numbers
+            optimizer.state[parameter] |= {name: value for name, value in state["state"][number].items() if isinstance(value, int)}
         done, self._interrupted = self._interrupted, {}
         return done["step"], done["start"]
 
