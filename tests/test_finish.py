@@ -233,7 +233,7 @@ def test_qat_lowers_the_loss_and_the_checkpoint_has_it(transform, preset, loss, 
     wanted = schemes(preset, "group-32" if preset == "mxfp4" else "channel")
     done = trained(made, "qat", wanted, transform=transform, loss=loss, steps=8, learning_rate=3e-4)
     end = done.ends["all"]
-    assert end["kept"] == "learned" and end["end"] < (0.9 if loss == "kl" else 1.0) * end["start"]
+    assert end["kept"] == "learned" and end["end"] < (0.97 if loss == "kl" else 1.0) * end["start"]  # on windows that were not trained on
     with torch.no_grad():
         found = loaded(done, tmp_path)(made.tokens[-HELD_OUT:]).logits.log_softmax(-1)
         target = load_full_precision(made.folder)(made.tokens[-HELD_OUT:]).logits.log_softmax(-1)
@@ -318,6 +318,21 @@ def test_options_of_the_bases_are_theirs():
     with pytest.raises(ConfigError, match=r"mitigations\.mine\.damping"):
         check(config_of({"method": "finetune_blocks", "damping": 0.1}, {"preset": "int4"}))
     assert check(config_of({"method": "finetune_blocks", "base": "gptq", "damping": 0.1}, {"preset": "int4"}))
+
+
+@pytest.mark.parametrize("axis, entry", [("mitigations", {"method": "qat"}), ("mitigations", {"method": "finetune_blocks", "held_out": 19}),
+                                         ("transforms", {"method": "flatquant"}), ("transforms", {"method": "optimized_rotation"})])
+def test_a_corpus_too_short_to_hold_windows_out_is_refused_at_planning(axis, entry):
+    config = config_of({"method": "rtn"}, {"preset": "int4"})
+    config[axis] = {"mine": entry}
+    config["studies"]["one"][axis] = ["mine"]
+    config["corpora"]["text"]["windows"] = held_out = entry.get("held_out", 16)
+    with pytest.raises(ConfigError, match=rf"{axis}.mine: .* holds {held_out} out, and corpus 'text' has {held_out}; set its 'windows' to at least"):
+        check(config)
+    config["corpora"]["text"]["windows"] = held_out + 8
+    assert check(config)
+    with pytest.raises(ConfigError, match=rf"{axis}.mine.held_out: 4 is out of range"):
+        check({**config, axis: {"mine": {**entry, "held_out": 4}}})
 
 
 def test_training_is_marked():
