@@ -110,7 +110,7 @@ def add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, S
     roundings: Roundings = {}
     for site, online in layer.online.items():
         if candidates := activation.get(site):
-            roundings[site], errors = choose(candidates, layer.statistics[site])
+            roundings[site], errors = choose(candidates, layer.statistics[site], layer.input_clips.get(site))
             if errors:
                 result.choices[site_name(layer.index, site)] = {"element": roundings[site].scheme.element, "input_error": errors}
         result.content.add_site(layer.index, site, online, roundings.get(site))
