@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import plan_cases
 from input_cases import edit_json, tiny
 from quantgrid import model_shapes, models
 from quantgrid.errors import ConfigError
@@ -87,7 +88,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         {key: value for key, value in read_json(folder / "config.json").items() if key != "vocab_size"})), "the key 'vocab_size' is missing"),
     "tied as text": (config(tie_word_embeddings="false"), "tie_word_embeddings: 'false' is not a bool"),
     "epsilon as text": (config(rms_norm_eps="1e-5"), "rms_norm_eps: '1e-5' is not a int or float"),
-    "no epsilon": (text("config.json", '{"rms_norm_eps": NaN}'), "unknown architecture|rms_norm_eps"),
+    "epsilon no number": (config(rms_norm_eps=float("nan")), "rms_norm_eps: nan is not a number from 0 to 1e12"),
+    "theta below nothing": (config(rope_theta=-1.0), "rope_theta: -1.0 is not a number from 0"),
     "rope a list": (config(rope_parameters=[1]), r"rope_parameters: \[1\] is not a dict"),
     "architectures a text": (config(architectures="LlamaForCausalLM"), "'architectures' has to be a list of names"),
     "model_type a list": (config(architectures=None, model_type=["llama"]), "'model_type' a name"),
@@ -104,6 +106,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index without map": (text(model_shapes.INDEX, "{}"), "its weight_map has to name, for every tensor, a file in this folder"),
     "index of numbers": (sharded({"a": 1}), "its weight_map has to name"),
     "index beyond the folder": (sharded({"a": "../../x.safetensors"}), "its weight_map has to name"),
+    "index without a tensor": (sharded({"model.norm.weight": "model.safetensors"}), "lies in no file, it lies in model.safetensors"),
     "index of nothing": (sharded({"a": "x.safetensors"}), "x.safetensors is missing"),
     "endless header": (sparse, "not a whole safetensors file"),
     "header longer than file": (header(b"{}", 2**62), "not a whole safetensors file"),
@@ -132,8 +135,7 @@ def test_folders_are_refused_in_a_line_soon_and_in_little_memory(tmp_path: Path,
 
 @pytest.mark.parametrize("value", [0, -1, 10**30, 2.0, True, "8", None])
 def test_declared_shapes_are_sizes(value: Any):
-    shape = {"architecture": "LlamaForCausalLM", "hidden_size": 96, "intermediate_size": 192, "layers": value, "heads": 6, "kv_heads": 2, "head_dim": 16,
-             "vocabulary": 512}
+    shape = {**plan_cases.SHAPE, "layers": value}
     with pytest.raises(ConfigError, match=r"models\.x\.shape\.layers: .* is not a whole number above 0 and up to 16777216"):
         model_shapes.shape_of({"source": "hub", "id": "a/b", "shape": shape}, "models.x")
 

@@ -44,7 +44,7 @@ def requests(tmp_path: Path, document: dict[str, Any], **entry: Any) -> list[tup
     ({"context": "Over the ", "continuation": " sea\n"}, {"whitespace": "lm-eval"}, [("Over the", " sea")]),
     ({"context": "", "continuation": "sea"}, {}, [("", "sea")]),
     (CONTEXTS, {}, [("So Ann", " won."), ("So Bob", " won.")]),
-    ({**CONTEXTS, "context_options": ["Ann ", "Bob\n"], "continuation": "  won.\n"}, {"delimiter": ""}, [("Ann ", "  won.\n"), ("Bob\n", "  won.\n")]),
+    ({**CONTEXTS, "context_options": ["Ann ", "B\n"], "continuation": " won.\n"}, {"delimiter": ""}, [("Ann ", " won.\n"), ("B\n", " won.\n")]),
     ({**CONTEXTS, "continuation": " won. "}, {"whitespace": "lm-eval"}, [("So Ann", " won."), ("So Bob", " won.")]),
 ])
 def test_the_strings_that_reach_the_model(tmp_path: Path, document: dict[str, Any], entry: dict[str, Any], wanted: list[tuple[str, str]]):

@@ -15,10 +15,12 @@ from . import grid
 from .corpus_files import CHAT, check_local
 from .errors import ConfigError
 from .evaluation.task_documents import read_documents
+from .evaluation.tasks import make_documents
 from .model_shapes import folder_of, positions_of, require_positions
 from .storage import read_json
 
 _LOCAL = ("delimiter", "whitespace", "duplicate_choices")
+_ALWAYS = 100  # items that the builtin corpus gives with every version of Python; more are counted
 
 
 def mistakes(config: Mapping[str, Any]) -> Iterator[str]:
@@ -28,6 +30,8 @@ def mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             where = f"{kind}.{name}"
             if entry["source"] == "local":
                 yield from _refusal(partial(check, entry, where))
+            elif entry["source"] == "builtin" and entry.get("items", 0) > _ALWAYS:
+                yield from _refusal(partial(make_documents, entry, config["seed"], where))
             elif unused := [key for key in _LOCAL if key in entry]:
                 yield f"{where}.{unused[0]}: only tasks with source: local are spaced by quantgrid; leave it out"
             elif entry["source"] in ("library_docs", "builtin") and kind == "corpora" and entry.get("render"):

@@ -120,17 +120,20 @@ def check_folder(path: str | Path, where: str = "path") -> ModelShape:
         raise ConfigError(f"{where}: {folder} is already quantized ({method}, by its quantization_config); "
                           "name the full-precision checkpoint it was made from")
     _check_settings(config, folder / "config.json")
-    verify_weights(tensor_headers(weight_files(folder, where)), shape, str(folder), config)
+    tensors = tensor_headers(weight_files(folder, where))
+    verify_weights(tensors, shape, str(folder), config)
+    _check_index(tensors, folder / INDEX)
     _check_tokenizer(folder, where)
     return shape
 
 
 def _check_settings(config: Mapping[str, Any], path: Path) -> None:
     for key, kinds in _SETTINGS.items():
-        if config.get(key) is not None and type(config[key]) not in kinds:
-            raise ConfigError(f"{path}: {key}: {config[key]!r:.60} is not a {' or '.join(kind.__name__ for kind in kinds)}")
-    if type(epsilon := config.get("rms_norm_eps", 0)) is float and not 0 <= epsilon < 1:
-        raise ConfigError(f"{path}: rms_norm_eps: {epsilon} is not between 0 and 1")
+        value = config.get(key)
+        if value is not None and type(value) not in kinds:
+            raise ConfigError(f"{path}: {key}: {value!r:.60} is not a {' or '.join(kind.__name__ for kind in kinds)}")
+        if type(value) in (int, float) and not 0 <= value < 1e12:
+            raise ConfigError(f"{path}: {key}: {value!r:.60} is not a number from 0 to 1e12")
 
 
 def _check_tokenizer(folder: Path, where: str) -> None:
@@ -172,6 +175,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not (isinstance(found, dict) and found and all(isinstance(name, str) and Path(name).name == name for name in found.values())):
         raise ConfigError(f"{index}: its weight_map has to name, for every tensor, a file in this folder; {_ADVICE}")
     return found
+
+
+def _check_index(tensors: Mapping[str, Mapping[str, Any]], index: Path) -> None:
+    """:class:`ConfigError` where an index, if there is one, names another file than the one that holds a tensor."""
+    held = {name: tensor["file"] for name, tensor in tensors.items()}
+    named = _weight_map(index) if index.is_file() else held
+    if wrong := next((name for name in {**held, **named} if held.get(name) != named.get(name)), None):
+        raise ConfigError(f"{index}: says that '{wrong:.80}' lies in {named.get(wrong, 'no file')}, it lies in {held.get(wrong, 'none')}; {_ADVICE}")
 
 
 def _no_weights(folder: Path) -> str:

@@ -21,11 +21,11 @@ _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def tensor_headers(files: list[Path]) -> dict[str, dict[str, Any]]:
-    """tensor name -> {dtype, shape, ...} of safetensors files, from their headers alone; :class:`ConfigError` for a file that is not whole."""
-    tensors: dict[str, dict[str, Any]] = {}
-    for file in files:
-        tensors.update(_header(file))
-    return tensors
+    """tensor name -> {dtype, shape, data_offsets, file} of safetensors files, from their headers alone.
+
+    Raises :class:`ConfigError` for a file that is not whole.
+    """
+    return {name: {**tensor, "file": file.name} for file in files for name, tensor in _header(file).items()}
 
 
 def _header(file: Path) -> dict[str, dict[str, Any]]:
@@ -109,5 +109,5 @@ def _refuse_unused_biases(tensors: Mapping[str, Any], shape: ModelShape, config:
         names = layer_tensors(shape.architecture, layer)
         for linear in LINEARS:
             if linear not in biased and (name := names[f"{linear}_bias"]) in tensors:
-                raise ConfigError(f"{where}: the weights hold '{name}', which {shape.architecture} with this config.json leaves out (attention_bias, "
-                                  "mlp_bias)")
+                raise ConfigError(f"{where}: the weights hold '{name}', which {shape.architecture} with this config.json leaves out "
+                                  "(attention_bias, mlp_bias)")

@@ -77,7 +77,8 @@ def _measured(name: str, entry: Mapping[str, Any], harness: Any, limit: int | No
         raise ConfigError(f"tasks.{name}: {error}") from None
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"tasks.{name}: lm-eval cannot score it: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    return {**_score(name, entry, samples, list(built.values())), "truncated": harness.truncated}
+    how = {key: entry[key] for key in ("delimiter", "whitespace") if key in entry}
+    return {**_score(name, entry, samples, list(built.values())), **how, "truncated": harness.truncated}
 
 
 @contextmanager
