@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import grid, layouts, registry, schemes, shown_transforms
+from . import grid, inputs, layouts, registry, schemes, shown_transforms
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes
 from .task_presets import TASK_PRESETS, expanded
@@ -51,8 +51,9 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
     if mistakes := list(dict.fromkeys(_schema_mistakes(content))):
         raise ConfigError(_listed(mistakes))
     config = _with_defaults(content)
-    if mistakes := list(dict.fromkeys(_name_mistakes(config))) or list(dict.fromkeys(_study_mistakes(config))):
-        raise ConfigError(_listed(mistakes))
+    for found in (_name_mistakes, _study_mistakes, inputs.mismatches):  # each needs what the one before has checked
+        if mistakes := list(dict.fromkeys(found(config))):
+            raise ConfigError(_listed(mistakes))
     return config
 
 
@@ -149,10 +150,7 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
         for corpus in model.get("published", {}):
             if corpus not in config["corpora"]:
                 yield f"models.{name}.published: {unknown_name('corpus', corpus, config['corpora'])}"
-    for kind in ("corpora", "tasks"):
-        for name, entry in config[kind].items():
-            if entry["source"] == "local" and not Path(entry["path"]).expanduser().is_file():
-                yield f"{kind}.{name}.path: {entry['path']}: no such file"
+    yield from inputs.mistakes(config)
     for study, content in config["studies"].items():
         for axis, name, key in grid.names_in(content):
             yield from _collected(lambda axis=axis, name=name, where=f"studies.{study}.{key}": grid.entry_names(config, axis, name, where))
