@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from in_process import Done, run_script
 from quantgrid import corpora
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
@@ -105,14 +104,13 @@ def windows(folder: Path, name: str, tokens: torch.Tensor) -> str:
     return str(path)
 
 
-def run_check(folder: Path, calibration: torch.Tensor, evaluation: torch.Tensor, perplexity: float) -> subprocess.CompletedProcess:
+def run_check(folder: Path, calibration: torch.Tensor, evaluation: torch.Tensor, perplexity: float) -> Done:
     write_json(folder / "measured.json", measured(perplexity))
     spec = {"model": "m", "calibrations": ["text"], "evaluations": ["docs"], "published": [["docs", 9.76]]}
     paths = {"calibrations": windows(folder, "text", calibration), "evaluations": windows(folder, "docs", evaluation),
              "measured": str(folder / "measured.json"), "result": str(folder / "result.json")}
     options = [option for name, path in paths.items() for option in (f"--{name}", path)]
-    command = [sys.executable, str(ROOT / "scripts" / "check_model.py"), "--spec", canonical(spec), *options]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_script("check_model", "--spec", canonical(spec), *options)
 
 
 def test_the_job_refuses_both_in_one_message_and_passes_what_is_sound(tmp_path):
