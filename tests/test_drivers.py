@@ -76,6 +76,7 @@ def test_an_unknown_profile_is_named(tmp_path):
     assert done.returncode != 0 and "'slrum'" in done.stderr and "slurm" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_target_is_one_whatever_is_said_before_it(tmp_path):
     """`make run PROFILE=gpus ARGS=...`: no option that the command adds takes the target for its own value."""

@@ -13,7 +13,7 @@ import pytest
 
 from workflow import ROOT, Checkout
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 Plan = dict[str, set[str]]
 METHODS = [(transform, mitigation) for transform in ("none", "smoothquant") for mitigation in ("rtn", "gptq", "low-rank")]
 QUANTIZED = {f"{transform}/{mitigation}/int4" for transform, mitigation in METHODS} | {"none/rtn/fp4"}

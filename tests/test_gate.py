@@ -125,6 +125,7 @@ def test_the_job_refuses_both_in_one_message_and_passes_what_is_sound(tmp_path):
     assert found["shared_windows"] == {"text, docs": 0} and found["published"]["docs"]["published"] == 9.76
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_wrong_checkpoint_stops_before_anything_is_quantized(tmp_path):
     checkout = Checkout.make(tmp_path / "quantgrid")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from kill_at_random import kills
 from workflow import RESULT_FILES, Checkout, running_jobs
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 RESULTS = "results-smoke"
 
 

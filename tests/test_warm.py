@@ -143,6 +143,7 @@ def test_a_warm_start_is_refused_where_jobs_are_others(tmp_path: Path, options: 
     assert done.returncode == 1 and f"not with {named}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
     made = {}
