@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from workflow import RESULT_FILES, Checkout, one_cell
-
-WARM = ["--warm"] * (sys.platform == "linux")
+from workflow import RESULT_FILES, WARM, Checkout, one_cell
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

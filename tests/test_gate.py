@@ -19,7 +19,7 @@ from quantgrid.gates import Gates
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import canonical
 from quantgrid.storage import read_json, write_json
-from workflow import Checkout
+from workflow import WARM, Checkout
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = {"corpus": "docs", "window": 64, "stride": 64, "windows": 8, "text_sha256": "ab", "join": "\n\n", "selection": "sequential"}
@@ -136,7 +136,7 @@ def test_a_wrong_checkpoint_stops_before_anything_is_quantized(tmp_path):
              "evaluate": {"perplexity": ["docs"], "tasks": []}}
     content.update(studies={name: study}, results_dir="results-gate", report={})
     checkout.write_config(content, "gate")
-    output = checkout.run("gate", ok=False)
+    output = checkout.run("gate", *WARM, ok=False)
     assert "models.reference-1m-planted.published.docs: full precision measures" in output and "Instruct" in output
     assert not list((checkout.folder / "results-gate").glob("quantized/reference-1m-planted/none/rtn/**/quantgrid.json"))
     assert not list((checkout.folder / "results-gate").glob("tables/*"))

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from quantgrid.shown_transforms import FIGURES
-from workflow import ROOT, Checkout
+from workflow import ROOT, WARM, Checkout
 
 pytestmark = pytest.mark.workflow
 RESULTS = "results-smoke"
@@ -196,8 +196,7 @@ def test_one_table_by_itself(smoke: Checkout, tmp_path: Path):
 
 def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_path: Path):
     """The documented example becomes part of tables and figures, and no cell that existed is computed again."""
-    checkout = Checkout(tmp_path / "quantgrid")
-    shutil.copytree(smoke.folder, checkout.folder, symlinks=True)
+    checkout = smoke.copy(tmp_path / "quantgrid")
     library = checkout.folder / "scripts" / "quantgrid"
     shutil.copy(EXAMPLE, library / "transforms" / EXAMPLE.name)
     line = next(line for line in EXAMPLE.read_text().splitlines() if line.strip().startswith('"scaled_hadamard": Method('))
@@ -207,7 +206,7 @@ def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_
     config["studies"]["methods"]["also"].append({"transforms": ["scaled_hadamard"], "mitigations": ["gptq"]})
     checkout.write_config(config, "smoke")
     assert cells_of(checkout.planned("smoke"), "quantize_model") == {("scaled_hadamard", "gptq", "int4")}
-    checkout.run("smoke")
+    checkout.run("smoke", *WARM)
     assert "scaled_hadamard" in (checkout.folder / RESULTS / "tables" / "methods.csv").read_text()
     assert "scaled_hadamard" in (checkout.folder / RESULTS / "figures" / "methods.csv").read_text()
     value = {row["transform"]: float(row["value"]) for row in rows(checkout) if row["metric"] == "perplexity" and row["mitigation"] == "gptq"}
@@ -234,8 +233,7 @@ def test_logs_open_with_what_runs_and_close_with_what_it_cost(smoke: Checkout):
 
 def test_figures_come_back_from_records_or_results_csv_alone_without_torch(smoke: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Models, statistics, checkpoints and evaluations deleted, and torch not to be had."""
-    checkout = Checkout(tmp_path / "quantgrid")
-    shutil.copytree(smoke.folder, checkout.folder, symlinks=True)
+    checkout = smoke.copy(tmp_path / "quantgrid")
     before = checkout.contents(RESULTS, "figures/*")
     for path in (checkout.folder / RESULTS).iterdir():
         if path.is_dir() and path.name not in ("studies", "logs", "benchmarks"):
