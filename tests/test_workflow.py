@@ -18,7 +18,7 @@ import yaml
 from quantgrid.shown_transforms import FIGURES
 from workflow import ROOT, WARM, Checkout
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(1800)]  # the first waits for the smoke run
 RESULTS = "results-smoke"
 GOLDEN = Path(__file__).parent / "data" / "golden-smoke.csv"
 EXAMPLE = ROOT / "docs" / "examples" / "scaled_hadamard.py"
