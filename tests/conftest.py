@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 from filelock import FileLock
 
 from workflow import RESULT_FILES, WARM, Checkout, one_cell
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as usual, also where a shell started the tests in the background and so let them ignore it: jobs inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
