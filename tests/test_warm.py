@@ -25,7 +25,7 @@ CLIENT = "import sys; from quantgrid import warm; sys.argv = sys.argv[2:]; raise
 Served = dict[str, str]  # the environment by which jobs find their server
 
 
-def wait_for(done: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_for(done: Callable[[], object], what: str, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, what
