@@ -13,7 +13,7 @@ PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
 # Two processes; the tests of one file stay together, because they share what they need. One thread each: there is a core for each.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-BENCH ?= fake_quantize low_rank online_rotation evaluation jobs sequential gptq grid gpu
+BENCH ?= fake_quantize low_rank online_rotation learning evaluation jobs sequential gptq grid gpu
 # Another profile than the default says itself how many cores there are.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 
