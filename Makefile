@@ -11,11 +11,13 @@ BIN := $(VENV)/bin
 PROFILE ?= default
 PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
+# Two processes; the tests of one file stay together, because they share what they need. One thread each: there is a core for each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BENCH ?= fake_quantize low_rank online_rotation learning evaluation jobs sequential gptq grid gpu
 # Another profile than the default says itself how many cores there are.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 
-.PHONY: run test stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused docs graph lint help
+.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused docs graph lint help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -45,8 +47,16 @@ reference-models: $(VENV)/.installed  ## train the models of models/ from nothin
 clean-unused: $(VENV)/.installed  ## files of cells and steps that CONFIG no longer plans, listed; YES=1 deletes them
 	$(BIN)/python scripts/clean_unused.py --configfile $(CONFIG) $(if $(YES),--delete)
 
-test: $(VENV)/.installed-dev  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: lint  ## linters and the tests of every change: units, the smoke run with golden numbers, one real model; 10 minutes on 2 cores
+	$(PYTEST) -m "not slow and not damage and not nightly" $(ARGS)
+
+test-all: test test-slow  ## make test and everything that it leaves out, apart from test-nightly; 45 minutes on 2 cores
+
+test-slow: $(VENV)/.installed-dev  ## the part of test-all that test leaves out: whole products of cases, faults, kills, Slurm, a browser
+	$(PYTEST) -m "(slow or damage) and not nightly" $(ARGS)
+
+test-nightly: $(VENV)/.installed-dev  ## what takes longer still: the smoke run through 30 kills at random moments
+	$(PYTEST) -m nightly $(ARGS)
 
 stress: $(VENV)/.installed-dev  ## the smoke run through 30 kills at random moments, with the same results in the end
 	$(BIN)/python tests/kill_at_random.py $(ARGS)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from in_process import Done, run_script
 from quantgrid.config import check
 from quantgrid.pipeline import Plan
 from quantgrid.unused import delete, unused
@@ -109,10 +108,9 @@ def test_files_of_nobody_are_left_alone_and_links_are_not_followed(config, tmp_p
     assert shared.exists() and not link.is_symlink() and all(path.exists() for path in mine)
 
 
-def command(config: dict, tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
+def command(config: dict, tmp_path: Path, *options: str) -> Done:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "clean_unused.py"), "--configfile", "config.yaml", *options], cwd=tmp_path,
-                          capture_output=True, text=True)
+    return run_script("clean_unused", "--configfile", "config.yaml", *options, folder=tmp_path)
 
 
 
