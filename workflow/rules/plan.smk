@@ -11,7 +11,7 @@ SCRIPTS = os.path.join(checkout(workflow.current_basedir), "scripts")
 sys.path.insert(0, SCRIPTS)
 
 from quantgrid.allocator import KEEP_FREED
-from quantgrid.config import check
+from quantgrid.config import check, read
 from quantgrid.errors import ConfigError
 from quantgrid.estimates import CPU, GPU, Estimate
 from quantgrid.gates import Gates
@@ -27,11 +27,14 @@ os.environ.update(
 )
 
 try:
+    if workflow.is_main_process:
+        for written in workflow.configfiles:  # as Snakemake reads them, the last of several equal keys wins
+            read(os.path.relpath(written))
     PLAN = Plan(check(config))
     EVALUATIONS = PLAN.all_evaluations()
     ESTIMATE = Estimate(PLAN)
 except ConfigError as error:
-    raise WorkflowError(str(error)) from None
+    sys.exit(f"quantgrid: {error}")  # a WorkflowError would come with a line of this file
 
 RESULTS = PLAN.results
 GATES = Gates(PLAN)
