@@ -11,6 +11,7 @@ from quantgrid.config import load
 from quantgrid.drivers import drivers_of
 from quantgrid.errors import ConfigError
 from quantgrid.job import run
+from quantgrid.locks import hold
 from quantgrid.pipeline import Plan
 from quantgrid.unused import delete, unused
 
@@ -31,6 +32,8 @@ def main() -> None:
         return
     if drivers_of(os.getcwd()) or any(Path(".snakemake/locks").glob("*")):
         raise ConfigError("a run is going on in this folder, or one was killed and left its lock; let it end or run again, then clean")
+    if Path(plan.results).is_dir():
+        hold(plan.results)
     delete(found, plan.results)
     print("deleted")
 
