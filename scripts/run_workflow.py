@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()
+    options = [] if "--workflow-profile" in passed_on else profile_options(known.profile, passed_on)
     try:
         config = load(known.configfile)  # before Snakemake starts, whose own lines would stand around the message
     except ConfigError as error:
@@ -96,7 +97,6 @@ def main() -> None:
     marks = {FOLDER: folder, DRIVER: str(os.getpid())}
     snakemake = [sys.executable, "-m", "snakemake", *targets, "--configfile", known.configfile]
     snakefile = ["--snakefile", str(ROOT / "Snakefile")]  # last of what is added here: it takes one word, others would take a target that follows
-    options = [] if "--workflow-profile" in passed_on else profile_options(known.profile, passed_on)
     if not {"-n", "--dry-run", "--dryrun"} & set(passed_on):
         options += logger_options(passed_on)
         try:
