@@ -40,7 +40,7 @@ def shown(value: object) -> str:
     try:
         return shortened(repr(value))
     except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
-        return f"a {type(value).__name__} too large to be shown"
+        return "a value too large to be shown"
 
 
 def text_hint(value: object) -> str:
