@@ -10,6 +10,7 @@ from quantgrid.errors import NumericalFailure
 from quantgrid.evaluation.depth import error_growth, residual_basis
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
+from quantgrid.skeletons import attention_of
 from quantgrid.storage import write_json
 from quantgrid.streaming import FullPrecision, streamed
 from quantgrid.transforms.composition import Transform
@@ -21,7 +22,7 @@ def measured(job, windows) -> dict:
     model = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device))
     basis = residual_basis(Transform.load(job.transform), model.config.hidden_size)
     original = streamed(FullPrecision(job.model, dtype, device))
-    return {"status": "ok", "layers": error_growth(model, original, windows, basis, progress("layers"))}
+    return {"status": "ok", "layers": error_growth(model, original, windows, basis, progress("layers")), "attention": attention_of(model)}
 
 
 def main() -> None:

@@ -50,6 +50,8 @@ def failure(results: list[str]) -> str:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.get("status") == "failed":
             return content["reason"]
+        if reasons := [found["reason"] for found in content.get("tasks", {}).values() if found.get("status") == "failed"]:
+            return "; ".join(reasons)
     return ""
 
 

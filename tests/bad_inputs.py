@@ -153,7 +153,7 @@ def folders() -> Iterator[tuple[str, Callable[[Path], None]]]:
              "num_attention_heads": (0, -1, "6", None), "num_key_value_heads": (-1, "x", 10**30), "head_dim": (-1, "x"), "intermediate_size": (0, {}, None)}
     for key, values in sizes.items():
         yield from ((f"{key}: {value!r:.20}", edited("config.json", **{key: value})) for value in values)
-    yield from ((f"architectures: {value!r}", edited("config.json", architectures=value)) for value in (5, [5], [[]], {}, ["Gpt"], ["MixtralForCausalLM"]))
+    yield from ((f"architectures: {value!r}", edited("config.json", architectures=value)) for value in (5, [5], [[]], {"a": 1}, ["Gpt"], ["MixtralForCausalLM"]))
     yield "model_type", edited("config.json", architectures=None, model_type=5)
     yield "quantized already", edited("config.json", quantization_config=5)
     for file in ("config.json", "model.safetensors.index.json", "tokenizer_config.json"):

@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from . import grid, layouts, paths, registry, schemes, shown_transforms
+from . import grid, inputs, layouts, paths, registry, schemes, shown_transforms
 from .documents import read_yaml
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes
@@ -47,8 +47,9 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
     if mistakes := list(_path_mistakes(content)):
         raise ConfigError(_listed(mistakes))
     config = _with_defaults(content)
-    if mistakes := list(dict.fromkeys(_name_mistakes(config))) or list(dict.fromkeys(_study_mistakes(config))):
-        raise ConfigError(_listed(mistakes))
+    for found in (_name_mistakes, _study_mistakes, inputs.mismatches):  # each needs what the one before has checked
+        if mistakes := list(dict.fromkeys(found(config))):
+            raise ConfigError(_listed(mistakes))
     return config
 
 
@@ -105,10 +106,7 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
         for corpus in model.get("published", {}):
             if corpus not in config["corpora"]:
                 yield f"models.{name}.published: {unknown_name('corpus', corpus, config['corpora'])}"
-    for kind in ("corpora", "tasks"):
-        for name, entry in config[kind].items():
-            if entry["source"] == "local" and not Path(entry["path"]).expanduser().is_file():
-                yield f"{kind}.{name}.path: {entry['path']}: no such file"
+    yield from inputs.mistakes(config)
     yield from _alike(config)
     for study, content in config["studies"].items():
         for axis, name, key in grid.names_in(content):

@@ -48,14 +48,6 @@ def read_json(path: str | Path) -> Any:
     return parse_json(_text(path, JSON_BYTES, "JSON"), str(path))
 
 
-def read_json_object(path: str | Path) -> dict[str, Any]:
-    """The mapping that a JSON file holds."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {shown(content)}; expected a mapping, {{\"key\": value, ...}}")
-    return content
-
-
 def parse_json(text: str | bytes, where: str) -> Any:
     """The content of a JSON text without NaN, infinity, keys written twice and nesting beyond :data:`DEPTH`."""
 
@@ -72,7 +64,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     try:
         content = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
-        raise ConfigError(f"{where}: nested more than {DEPTH} deep") from None
+        raise ConfigError(f"{where}: not a JSON file that is read: nested more than {DEPTH} deep") from None
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
@@ -89,7 +81,7 @@ def check_depth(content: Any, where: str) -> None:
         level = list({id(value): value for value in inner if isinstance(value, (dict, list))}.values())  # once, however often it is referred to
         if not level:
             return
-    raise ConfigError(f"{where}: nested more than {DEPTH} deep")
+    raise ConfigError(f"{where}: not a JSON file that is read: nested more than {DEPTH} deep")
 
 
 def _text(path: str | Path, limit: int, kind: str) -> str:

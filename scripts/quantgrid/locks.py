@@ -21,9 +21,8 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from .documents import read_json_object
 from .errors import ConfigError, shortened
-from .storage import write_json
+from .storage import read_json, write_json
 
 LOCK, NOTE = ".quantgrid.lock", ".quantgrid-run.json"
 FIELDS = {"machine": str, "process": int, "started": (int, float), "since": str, "command": str, "user": str, "folder": str}
@@ -96,8 +95,8 @@ def _note(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(folder / NOTE):
         return None
     try:
-        note = read_json_object(folder / NOTE)
-    except ConfigError:
+        note = read_json(folder / NOTE)
+    except (ConfigError, OSError):
         return {}
     return note if all(isinstance(note.get(name), kind) for name, kind in FIELDS.items()) else {}
 

@@ -104,7 +104,8 @@ class Plan:
         elif entry["source"] == "local":
             found = {"files": fingerprint(entry["path"])}
         return self._step("tokenize_corpus", {"corpus": entry, **found, "seed": self.config["seed"]},
-                          {"model": (self.fetch_model(model), "folder")}, packages=("tokenizers",), model=model, corpus=corpus)
+                          {"model": (self.fetch_model(model), "folder")}, packages=("tokenizers", "transformers", "sentencepiece"), model=model,
+                          corpus=corpus)
 
     @once
     def calibrate_model(self, model: str, calibration: str) -> Step:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .documents import parse_json
 from .errors import ConfigError, NumericalFailure
 
 
@@ -51,11 +52,17 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         raise NumericalFailure(f"{path}: a value is not finite ({first_not_finite(content)})") from error
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, advice: str = "delete it and run again", largest: int = 1 << 30) -> dict[str, Any]:
+    """The JSON object that a file of at most ``largest`` bytes holds; anything else is a :class:`ConfigError` with ``advice``."""
+    if (size := os.stat(path).st_size) > largest:
+        raise ConfigError(f"{path}: {size} bytes, at most {largest} are read; {advice}")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not a JSON file ({error}); delete it and run again") from None
+        content = parse_json(Path(path).read_bytes(), str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {advice}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds no JSON object but a {type(content).__name__}; {advice}")
+    return content
 
 
 def first_not_finite(content: Any, at: str = "") -> str:

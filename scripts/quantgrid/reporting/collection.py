@@ -74,7 +74,7 @@ def protocols_of(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) ->
     for cell, found in evaluations.items():
         for name, content in found.items():
             kind, _, dataset = name.partition(".")
-            own = {dataset: content} if kind == "perplexity" else content.get("tasks", {}) if kind == "tasks" else {}
+            own = {dataset: content} if kind == "perplexity" else measured_tasks(content) if kind == "tasks" else {}
             lines += [(cell_key(cell), cell.model, kind, dataset, canonical(result["protocol"])) for dataset, result in own.items()
                       if content["status"] == "ok"]
     return pd.DataFrame(lines, columns=["cell", "model", "metric", "dataset", "protocol"])
@@ -140,17 +140,26 @@ def depth_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, data
     yield {"metric": "stream_error", "dataset": dataset, "value": content["layers"][-1]["error"], "count": content["windows"]}
 
 
+def measured_tasks(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Task -> result of those tasks of an evaluation that did not fail."""
+    return {task: result for task, result in content.get("tasks", {}).items() if result.get("status") != "failed"}
+
+
 def task_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
     rows: list[Row] = []
-    for task, result in content["tasks"].items():
+    measured, reference = measured_tasks(content), measured_tasks(other or {})
+    for task, result in measured.items():
         row = {"metric": "accuracy", "dataset": task, "value": result["value"], "stderr": result["stderr"], "count": result["count"],
                "protocol": canonical(result["protocol"]), "items": result["outcomes"]}
-        if other:
-            row["difference"], row["difference_stderr"] = paired_difference(result["outcomes"], other["tasks"][task]["outcomes"])
+        if task in reference:
+            row["difference"], row["difference_stderr"] = paired_difference(result["outcomes"], reference[task]["outcomes"])
         rows.append(row)
     yield from rows
-    if len(rows) > 1:
-        yield mean_row(rows, {task: result["protocol"] for task, result in content["tasks"].items()})
+    for task, result in content["tasks"].items():
+        if task not in measured:
+            yield {"metric": "", "dataset": task, "status": "failed", "reason": f"task {task}: {result['reason']}"}
+    if len(rows) > 1 and len(rows) == len(content["tasks"]):  # a mean over fewer tasks is another number
+        yield mean_row(rows, {task: result["protocol"] for task, result in measured.items()})
 
 
 def mean_row(rows: Sequence[Row], named: Mapping[str, Mapping[str, Any]]) -> Row:

@@ -26,7 +26,19 @@ from .heatmap import draw_colorbars, draw_heatmap
 from .labels import fit
 from .notes import beside_the_point, notes, unshown
 from .panels import Scene, clip, draw_bars, draw_dots, draw_lines, drawable
-from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, check_one_protocol, datasets_of, is_baseline, left_over, order, tidy
+from .records import (
+    AXES,
+    FULL_PRECISION,
+    check_axes,
+    check_one_cell_each,
+    check_one_protocol,
+    datasets_of,
+    is_baseline,
+    left_over,
+    order,
+    says_failed,
+    tidy,
+)
 from .style import CONFIDENCE, HEIGHT, METADATA, MUTED, STYLE, WIDTH, metric, metric_label, value_label
 
 SETTINGS = {**{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}, **STYLE}  # nobody's matplotlibrc
@@ -46,8 +58,9 @@ def points(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
     check_one_cell_each(records, [x, *series, *panel], key)
     chosen = (records.metric == name) & (records.dataset == dataset)
     check_one_protocol(records[chosen], key)
-    failed = (records.metric == "") & (records.status != "ok") & ~records.cell.isin(records.cell[chosen])
-    result = records.loc[chosen | failed, [*AXES, "cell", "value", "stderr", "status", "reason"]].copy()
+    failed = pd.Series([says_failed(record, name, dataset) for record in records.itertuples()], records.index, dtype=bool)
+    failed &= ~records.cell.isin(records.cell[chosen])
+    result = records.loc[chosen | failed, [*AXES, "cell", "value", "stderr", "status", "reason"]].drop_duplicates("cell")
     result["baseline"] = is_baseline(result)
     margin = CONFIDENCE * result.stderr
     result["low"], result["high"] = result.value - margin, result.value + margin

@@ -1,6 +1,7 @@
 """The tidy records of one study, as tables and figures read them: columns, axis order, the baseline, one cell per place.
 
-A record is one cell and metric; a failed cell is one record without a metric. The order of an axis is that of its list in the study, and of first
+A record is one cell and metric; a failed cell is one record without a metric, a failed task one that has the task as its
+dataset besides. The order of an axis is that of its list in the study, and of first
 appearance for what other cells of the study bring in.
 """
 
@@ -62,6 +63,13 @@ def check_one_protocol(records: pd.DataFrame, key: str) -> None:
                     if found := differences(other.protocol, record.protocol, same):
                         raise ConfigError(f"{key}: {metric} on '{dataset}' was not measured alike in cells {other.cell} and {record.cell}, so they "
                                           f"cannot stand in one table: {'; '.join(found)}. Run both under one protocol")
+
+
+def says_failed(record: Any, name: str, dataset: str) -> bool:
+    """Whether a record says that the metric ``name`` on ``dataset`` failed: its cell did, or the task, or one of the tasks of a mean."""
+    if record.metric != "" or record.status == "ok":
+        return False
+    return record.dataset == "" or name == "mean_accuracy" or (name == "accuracy" and record.dataset == dataset)
 
 
 def is_baseline(records: pd.DataFrame) -> pd.Series:

@@ -17,7 +17,19 @@ from scipy.special import stdtr
 
 from ..errors import ConfigError
 from .paired import LEVEL, holm
-from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, check_one_protocol, datasets_of, is_baseline, left_over, order, tidy
+from .records import (
+    AXES,
+    FULL_PRECISION,
+    check_axes,
+    check_one_cell_each,
+    check_one_protocol,
+    datasets_of,
+    is_baseline,
+    left_over,
+    order,
+    says_failed,
+    tidy,
+)
 from .style import metric, metric_label, value_label, with_error
 
 MISSING, FAILED = "–", "failed"
@@ -129,7 +141,7 @@ def place(records: pd.DataFrame, rows: list[str], columns: list[str], positions:
         ranks[row] = rank
         for header in headers:
             own = all(getattr(record, axis) == value or (baseline and axis != "model") for axis, value in zip(columns, header[2:]))
-            if own and record.metric == "" and record.status != "ok":
+            if own and says_failed(record, header[0], header[1]):
                 entries.setdefault((row, header), Entry(record.model, bool(baseline), reason=record.reason or "no reason recorded"))
             elif own and (record.metric, record.dataset) == header[:2] and not math.isnan(record.value):
                 samples = math.inf if record.metric == "mean_accuracy" else record.count  # of tasks there are few, of outcomes many

@@ -1,0 +1,82 @@
+"""What can be known of corpora and tasks before any job runs: files of one's own, and windows beside the positions of a model.
+
+Local tasks are read whole, local corpora as far as their first records (``corpus_files.PLANNED``); the rest of a corpus is checked when it is
+tokenized. Standard library only, but for a corpus in parquet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import grid
+from .corpus_files import CHAT, check_local
+from .errors import ConfigError
+from .evaluation.task_documents import read_documents
+from .evaluation.tasks import make_documents
+from .model_shapes import folder_of, positions_of, require_positions
+from .storage import read_json
+
+_LOCAL = ("delimiter", "whitespace", "duplicate_choices")
+_ALWAYS = 100  # items that the builtin corpus gives with every version of Python; more are counted
+
+
+def mistakes(config: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each corpus and task of ``config`` that cannot be read."""
+    for kind, check in (("corpora", check_local), ("tasks", read_documents)):
+        for name, entry in config[kind].items():
+            where = f"{kind}.{name}"
+            if entry["source"] == "local":
+                yield from _refusal(partial(check, entry, where))
+            elif entry["source"] == "builtin" and entry.get("items", 0) > _ALWAYS:
+                yield from _refusal(partial(make_documents, entry, config["seed"], where))
+            elif unused := [key for key in _LOCAL if key in entry]:
+                yield f"{where}.{unused[0]}: only tasks with source: local are spaced by quantgrid; leave it out"
+            elif entry["source"] in ("library_docs", "builtin") and kind == "corpora" and entry.get("render"):
+                yield f"{where}.render: source: {entry['source']} holds plain texts; leave it out"
+
+
+def mismatches(config: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each corpus that does not go with a model: windows beyond its positions, messages and no chat template."""
+    for model, corpora in _tokenized(config, grid.expand_studies(config)).items():
+        for name in corpora:
+            yield from _refusal(partial(_check_pair, config, model, name))
+
+
+def _check_pair(config: Mapping[str, Any], model: str, name: str) -> None:
+    entry, corpus, where = config["models"][model], config["corpora"][name], f"corpora.{name}"
+    require_positions(corpus, positions_of(entry, f"models.{model}"), where, f"model '{model}'")
+    folder = folder_of(entry, f"models.{model}")
+    if corpus.get("render") == CHAT and folder and not _has_template(Path(folder).expanduser()):
+        raise ConfigError(f"{where}.render: the tokenizer of model '{model}' has no chat template (chat_template.jinja, or "
+                          "chat_template in tokenizer_config.json)")
+
+
+def _tokenized(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> dict[str, list[str]]:
+    """Model -> corpora that its cells calibrate on, train on or are measured on."""
+    found: dict[str, dict[str, None]] = {}
+    used = ((axis, name, cell.model) for cell in cells if cell.quantized
+            for axis, name in (("transforms", cell.transform), ("mitigations", cell.mitigation)))
+    for axis, name, model in dict.fromkeys(used):
+        calibration = grid.entry(config, axis, name).get("calibration", "default")
+        found.setdefault(model, {})[config["calibrations"][calibration]["corpus"]] = None
+    for content in config["studies"].values():
+        asked = grid.asked(config, content)
+        for model in {name for block in (content, *content.get("also", ())) for name in block.get("models", ())}:
+            found.setdefault(model, {}).update(dict.fromkeys([*asked["perplexity"], *asked["depth"]]))
+    return {model: list(corpora) for model, corpora in found.items()}
+
+
+def _has_template(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (settings.is_file() and "chat_template" in read_json(settings))
+
+
+def _refusal(check: Callable[[], Any]) -> Iterator[str]:
+    """The message of a check that refuses, nothing of one that passes."""
+    try:
+        check()
+    except ConfigError as error:
+        yield str(error)
