@@ -126,11 +126,11 @@ def test_folders_are_refused_in_a_line_soon_and_in_little_memory(tmp_path: Path,
     spoil, message = BAD[name]
     folder = tiny(tmp_path / "model")
     spoil(folder)
-    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ConfigError, match=message) as refused:
         model_shapes.shape_of({"source": "local", "path": str(folder)}, "models.mine")
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 700
-    assert time.monotonic() - begin < SECONDS and (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEBIBYTES
+    assert time.process_time() - begin < SECONDS and (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEBIBYTES
 
 
 @pytest.mark.parametrize("value", [0, -1, 10**30, 2.0, True, "8", None])

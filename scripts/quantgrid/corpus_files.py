@@ -1,7 +1,7 @@
 """Documents of a file or of a hub data set: texts, or conversations for the model's chat template, each with its place.
 
-A value of another type is refused with its place and type, never converted. ``check_local`` reads the first records of a
-file while the workflow is planned. Standard library only; pyarrow and datasets are imported where they read.
+A value of another type is refused with its place and type, never converted. ``check_local`` reads the first records of
+a file while the workflow is planned. Standard library only; pyarrow and datasets are imported where they read.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ PLANNED = 100  # records of a file that planning looks at
 
 
 def read_local(entry: Mapping[str, Any], where: str) -> list[Located]:
-    """(place, text or messages) of every record of a local file; None stands for a null that ``skip_null`` leaves out."""
+    """(place, text or messages) of every record of a local file, None for a null that ``skip_null`` leaves out."""
     path, form = _place(entry, where)
     return list(_documents(records(path, form, entry.get("field", "text")), form, entry))
 
 
 def check_local(entry: Mapping[str, Any], where: str) -> None:
-    """Read the first :data:`PLANNED` records of a local file; :class:`ConfigError` for what :func:`read_local` would refuse in them."""
+    """Read the first :data:`PLANNED` records of a local file, and refuse what :func:`read_local` would refuse."""
     path, form = _place(entry, where)
     for _ in _documents(beginning(path, form, PLANNED, entry.get("field", "text")), form, entry):
         pass
@@ -74,19 +74,21 @@ def _messages(value: Any, at: str, field: str) -> list[dict[str, Any]]:
 
 
 def read_hub(entry: Mapping[str, Any], where: str) -> list[Located]:
-    """The same of the records of a data set on the Hugging Face hub, the first ``documents`` of them where that is given."""
+    """The same for a data set of the Hugging Face hub: its first ``documents`` records, or all."""
     from datasets import load_dataset
 
     count = entry.get("documents")
     try:
-        dataset = load_dataset(entry["id"], entry.get("name"), split=entry.get("split", "train"), revision=entry.get("revision"),
-                               data_files=entry.get("data_files"), streaming=count is not None)
+        dataset = load_dataset(entry["id"], entry.get("name"), split=entry.get("split", "train"),
+                               revision=entry.get("revision"), data_files=entry.get("data_files"),
+                               streaming=count is not None)
         rows = list(islice(dataset, count))
     except KeyError as missing:
-        raise ConfigError(f"{where}: no {missing}; a hub corpus needs 'id', and 'field' names the column of the text") from None
+        raise ConfigError(f"{where}: no {missing}; a hub corpus needs 'id', and 'field' names the column of the "
+                          "text") from None
     except Exception as error:  # the hub, the file formats and the network each have their own kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{where}: dataset '{entry['id']}' cannot be read: {reason} (gated: accept its licence on its hub page and "
-                          "run `hf auth login`; offline: use source: local or builtin)") from None
+        raise ConfigError(f"{where}: dataset '{entry['id']}' cannot be read: {reason} (gated: accept its licence on "
+                          "its hub page and run `hf auth login`; offline: use source: local or builtin)") from None
     places = ((f"{where}: record {number} of '{entry['id']}'", row) for number, row in enumerate(rows))
     return list(_documents(places, "rows", entry))

@@ -1,7 +1,7 @@
-"""What can be known of corpora and tasks before any job runs: files of one's own, and windows beside the positions of a model.
+"""Planning checks of corpora and tasks: local files, and windows against the positions of each model.
 
-Local tasks are read whole, local corpora as far as their first records (``corpus_files.PLANNED``); the rest of a corpus is checked when it is
-tokenized. Standard library only, but for a corpus in parquet.
+Local tasks are read whole, local corpora up to their first records (``corpus_files.PLANNED``); the rest of a corpus is
+checked when it is tokenized. Standard library only, but for a corpus in parquet.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mistakes(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def mismatches(config: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each corpus that does not go with a model: windows beyond its positions, messages and no chat template."""
+    """A line for each corpus that does not go with a model: too long windows, or messages without a chat template."""
     for model, corpora in _tokenized(config, grid.expand_studies(config)).items():
         for name in corpora:
             yield from _refusal(partial(_check_pair, config, model, name))
@@ -50,8 +50,8 @@ def _check_pair(config: Mapping[str, Any], model: str, name: str) -> None:
     require_positions(corpus, positions_of(entry, f"models.{model}"), where, f"model '{model}'")
     folder = folder_of(entry, f"models.{model}")
     if corpus.get("render") == CHAT and folder and not _has_template(Path(folder).expanduser()):
-        raise ConfigError(f"{where}.render: the tokenizer of model '{model}' has no chat template (chat_template.jinja, or "
-                          "chat_template in tokenizer_config.json)")
+        raise ConfigError(f"{where}.render: the tokenizer of model '{model}' has no chat template "
+                          "(chat_template.jinja, or chat_template in tokenizer_config.json)")
 
 
 def _tokenized(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> dict[str, list[str]]:

@@ -1,10 +1,11 @@
 """Records of the files that people bring, each with the place that messages name.
 
 ``text``   the whole file is one record, decoded from UTF-8; a byte order mark is dropped.
-``jsonl``  one JSON object a line; ``json``: an array of them, or lines; ``csv``: a header line, commas, RFC 4180 quotes; ``parquet``.
+``jsonl``  one JSON object a line; ``json``: an array of them, or lines.
+``csv``    a header line, commas, double quotes (RFC 4180); ``parquet``.
 
-All but parquet may be compressed with gzip (``.jsonl.gz``). Files are read record by record, so that the first ones of a
-large file take no time. Standard library only; pyarrow is imported for parquet.
+All but parquet may be compressed with gzip (``.jsonl.gz``). Files are read record by record, so that the first ones of
+a large file take no time. Standard library only; pyarrow is imported for parquet.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from .errors import ConfigError, unknown_name
 
 FORMATS = ("csv", "json", "jsonl", "parquet", "text")
 LONGEST_RECORD = 1 << 26  # characters: a longer line is no record of anything
-_SUFFIXES = {".txt": "text", ".raw": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv",
-             ".parquet": "parquet"}
-_OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_SUFFIXES = {".txt": "text", ".raw": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
+             ".csv": "csv", ".parquet": "parquet"}
+_OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",  # first: the others begin the same
+                codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 _CHUNK = 1 << 16
 Located = tuple[str, Any]  # where a record stands, and the record
 
 
 def format_of(path: Path, given: str | None, where: str) -> str:
-    """The format ``given``, else that of the suffix; :class:`ConfigError` naming ``where`` for one that cannot be read."""
+    """The format ``given``, else that of the suffix; :class:`ConfigError` naming ``where`` for an unknown one."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = (suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:]) or [""]
     found = given or _SUFFIXES.get(suffix[0])
@@ -43,10 +45,10 @@ def format_of(path: Path, given: str | None, where: str) -> str:
 
 
 def records(path: Path, form: str, field: str | None = None) -> Iterator[Located]:
-    """(place, content) of every record of a file of the format ``form``: a text, a parsed JSON value, or a dict of cells.
+    """(place, content) of every record of a file of the format ``form``: a text, a JSON value, or a dict of cells.
 
-    Of parquet the column ``field`` alone is read where it is given. Raises :class:`ConfigError` with file and line for what is
-    not whole, not of the format or not UTF-8.
+    Of parquet the column ``field`` alone is read where it is given. Raises :class:`ConfigError` with file and line for
+    what is not whole, not of the format or not UTF-8.
     """
     if form == "parquet":
         yield from _parquet_rows(path, field)
@@ -66,21 +68,24 @@ def beginning(path: Path, form: str, count: int, field: str | None = None) -> It
 
 
 def require_text(value: Any, at: str, name: str, advice: str = "") -> str:
-    """``value`` where it is a text that UTF-8 can hold; else :class:`ConfigError` with the place ``at``, the field ``name`` and the type."""
+    """``value`` where it is a text that UTF-8 can hold; else :class:`ConfigError` with place, field and type."""
     if not isinstance(value, str):
         raise ConfigError(f"{at}: '{name}' holds {kind(value)}, not a text{advice}")
     if "\0" in value:
-        raise ConfigError(f"{at}: '{name}' holds a NUL character, so it is no text; UTF-16 has many, save such a file as UTF-8")
+        raise ConfigError(f"{at}: '{name}' holds a NUL character, so it is no text; UTF-16 has many, save such a file "
+                          "as UTF-8")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{at}: '{name}' holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+        raise ConfigError(f"{at}: '{name}' holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
+                          "character") from None
     return value
 
 
 def kind(value: Any) -> str:
     """The JSON type of a value, for messages."""
-    names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+    names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", str: "a text",
+             list: "a list", dict: "an object"}
     return names.get(type(value), f"a value of type {type(value).__name__}")
 
 
@@ -137,9 +142,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json_records(file: BinaryIO, path: Path) -> Iterator[Located]:
-    """The elements of an array, read as far as they are asked for; a file that does not begin with one is read as JSON lines."""
+    """The elements of an array, read on demand; a file that does not begin with one is read as JSON lines."""
     text = file.peek(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
-    yield from _array(_Ahead(io.TextIOWrapper(file, "utf-8-sig", newline="")), path) if text[:1] == b"[" else _json_lines(file, path)
+    if text[:1] == b"[":
+        yield from _array(_Ahead(io.TextIOWrapper(file, "utf-8-sig", newline="")), path)
+    else:
+        yield from _json_lines(file, path)
 
 
 class _Ahead:
@@ -222,7 +230,8 @@ def _csv_rows(file: BinaryIO, path: Path) -> Iterator[Located]:
         elif len(row) == len(names):
             yield at, dict(zip(names, row))
         elif row:
-            raise ConfigError(f"{at}: {len(row)} cells, the header names {len(names)}; a text with commas stands in double quotes")
+            raise ConfigError(f"{at}: {len(row)} cells, the header names {len(names)}; a text with commas stands in "
+                              "double quotes")
 
 
 def _parquet_rows(path: Path, field: str | None) -> Iterator[Located]:
@@ -234,11 +243,12 @@ def _parquet_rows(path: Path, field: str | None) -> Iterator[Located]:
         if field is not None and field not in file.schema_arrow.names:
             names = ", ".join(file.schema_arrow.names)
             raise ConfigError(f"{path}: no column '{field}' (has: {names}); name the text's column with 'field:'")
-        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(256, columns=None if field is None else [field]))
-        for number, row in enumerate(rows, 1):
+        batches = file.iter_batches(256, columns=None if field is None else [field])
+        for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
             yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: not a parquet file ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+        raise ConfigError(f"{path}: not a parquet file "
+                          f"({(str(error).splitlines() or [type(error).__name__])[0]})") from None
 
 
 def field_of(record: Any, field: str, at: str) -> Any:

@@ -1,7 +1,7 @@
-"""Tensors of a decoder by the headers of its safetensors files: whether the files are whole, and hold what the architecture needs.
+"""Tensors of a decoder by the headers of its safetensors files: whole files, with all that the architecture needs.
 
-A file opens with the length and the JSON of its header (https://huggingface.co/docs/safetensors); no tensor is read, and a header that no model
-has is not read either. Standard library only: this is checked while the workflow is planned.
+A file opens with the length and the JSON of its header (https://huggingface.co/docs/safetensors); no tensor is read,
+and no header of absurd length. Standard library only: this is checked while the workflow is planned.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
         except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
-        raise ConfigError(f"{file}: not a whole safetensors file (its header does not fit; a Git LFS pointer or a download cut short?)")
+        raise ConfigError(f"{file}: not a whole safetensors file (its header does not fit; a Git LFS pointer or a "
+                          "download cut short?)")
     header.pop("__metadata__", None)
     if wrong := next((name for name, tensor in header.items() if not _is_tensor(tensor)), None):
-        raise ConfigError(f"{file}: not a safetensors file: '{wrong:.80}' has no dtype, shape and data_offsets that go together")
+        raise ConfigError(f"{file}: not a safetensors file: '{wrong:.80}' has no dtype, shape and data_offsets that "
+                          "go together")
     if 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0) != size:
-        raise ConfigError(f"{file}: not a whole safetensors file ({size} bytes are not what its header says); fetch it again")
+        raise ConfigError(f"{file}: not a whole safetensors file ({size} bytes are not what its header says); fetch "
+                          "it again")
     return header
 
 
@@ -52,33 +55,39 @@ def _is_tensor(tensor: Any) -> bool:
     if not (isinstance(tensor, dict) and isinstance(tensor.get("dtype"), str)):
         return False
     shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
-    if not all(isinstance(numbers, list) and len(numbers) < 9 and all(type(number) is int and 0 <= number < 1 << 60 for number in numbers)
-               for numbers in (shape, offsets)):
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         return False
     width = _FLOATS.get(tensor["dtype"])
-    return len(offsets) == 2 and offsets[0] <= offsets[1] and (width is None or offsets[1] - offsets[0] == width * math.prod(shape))
+    return offsets[0] <= offsets[1] and (width is None or offsets[1] - offsets[0] == width * math.prod(shape))
 
 
-def verify_weights(tensors: Mapping[str, Mapping[str, Any]], shape: ModelShape, where: str, config: Mapping[str, Any] | None = None) -> None:
-    """:class:`ConfigError` where a tensor of the decoder is missing, of another size than config.json says, or not in floating point.
+def _are_sizes(numbers: Any) -> bool:
+    whole = isinstance(numbers, list) and len(numbers) < 9 and all(type(number) is int for number in numbers)
+    return whole and all(0 <= number < 1 << 60 for number in numbers)
 
-    ``config`` is the parsed config.json, which says whether there are an lm_head and biases; without it neither is asked for.
+
+def verify_weights(tensors: Mapping[str, Mapping[str, Any]], shape: ModelShape, where: str,
+                   config: Mapping[str, Any]) -> None:
+    """:class:`ConfigError` where a tensor is missing, of another size than ``config`` says, or not in floating point.
+
+    ``config`` is the parsed config.json, which says whether there are an lm_head and biases.
     """
-    settings = {"tie_word_embeddings": True} if config is None else config
-    for name, size in _wanted(shape, settings):
+    for name, size in _wanted(shape, config):
         if name not in tensors:
             raise ConfigError(f"{where}: the weights hold no tensor '{name}', which {shape.architecture} needs")
         found = tensors[name]
         if found["dtype"] not in _FLOATS:
-            raise ConfigError(f"{where}: '{name}' is {found['dtype']}, not floating point ({', '.join(_FLOATS)}): already quantized weights")
+            raise ConfigError(f"{where}: '{name}' is {found['dtype']}, not floating point ({', '.join(_FLOATS)}): "
+                              "already quantized weights")
         if tuple(found["shape"]) != size:
             raise ConfigError(f"{where}: '{name}' is {tuple(found['shape'])} in the weights, {size} by config.json")
-    if config is not None:
-        _refuse_unused_biases(tensors, shape, config, where)
+    _refuse_unused_biases(tensors, shape, config, where)
 
 
 def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, size) of every tensor that a decoder needs; one by one, since config.json may claim any number of layers."""
+    """(name, size) of every tensor that a decoder needs; one by one, since config.json may claim any number of
+    layers.
+    """
     yield END_ROLES["embedding"], (shape.vocabulary, shape.hidden_size)
     yield END_ROLES["final_norm"], (shape.hidden_size,)
     if not config.get("tie_word_embeddings", False):
@@ -109,5 +118,6 @@ def _refuse_unused_biases(tensors: Mapping[str, Any], shape: ModelShape, config:
         names = layer_tensors(shape.architecture, layer)
         for linear in LINEARS:
             if linear not in biased and (name := names[f"{linear}_bias"]) in tensors:
-                raise ConfigError(f"{where}: the weights hold '{name}', which {shape.architecture} with this config.json leaves out "
+                raise ConfigError(f"{where}: the weights hold '{name}', which {shape.architecture} with this "
+                                  "config.json leaves out "
                                   "(attention_bias, mlp_bias)")

@@ -35,7 +35,7 @@ class Harness(HFLM):
         rows, largest = self.model.get_input_embeddings().weight.shape[0], max([*before, *scored])
         if largest >= rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)
-            raise ConfigError(f"{about} holds the token {token!r} with the id {largest}, the embedding has {rows} rows and the "
-                              f"tokenizer {len(self.tokenizer)} tokens")
+            raise ConfigError(f"{about} holds the token {token!r} with the id {largest}, the embedding has {rows} "
+                              f"rows and the tokenizer {len(self.tokenizer)} tokens")
         if len(scored) > self.max_length:
             raise ConfigError(f"{about} has {len(scored)} tokens to score, the model {self.max_length} positions")

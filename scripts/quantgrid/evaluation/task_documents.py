@@ -1,9 +1,9 @@
-"""Documents of local tasks: layouts, the white space between a query and its answer, and what is refused, with file and line.
+"""Documents of local tasks: layouts, the white space between a query and its answer, refusals with file and line.
 
-White space is part of a task. ``whitespace: exact`` (the default) takes every text as the file has it and puts ``delimiter`` between the two parts:
-nothing where one context has one continuation, one space where something is chosen. ``whitespace: lm-eval`` is the
-convention of lm-eval's own tasks: answers are stripped and follow one space. Standard library only: local tasks are read whole
-while the workflow is planned.
+White space is part of a task. ``whitespace: exact`` (the default) takes every text as the file has it and puts
+``delimiter`` between the two parts: nothing where one context has one continuation, one space where something is
+chosen. ``whitespace: lm-eval`` is the convention of lm-eval's own tasks: answers are stripped and follow one space.
+Standard library only: local tasks are read whole while the workflow is planned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WHITESPACE = ("exact", "lm-eval")
 
 @dataclass(frozen=True)
 class Layout:
-    """The keys of a line, the settings of lm-eval's ConfigurableTask, and what stands between the two parts by default."""
+    """Keys of a document, settings of lm-eval's ConfigurableTask, and the default delimiter."""
 
     keys: frozenset[str]
     settings: Mapping[str, Any]
@@ -30,10 +30,12 @@ class Layout:
 
 LAYOUTS = {
     "choices": Layout(frozenset({"query", "choices", "gold"}),
-                      {"output_type": "multiple_choice", "doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold"}, " "),
+                      {"output_type": "multiple_choice", "doc_to_text": "query", "doc_to_choice": "choices",
+                       "doc_to_target": "gold"}, " "),
     "greedy": Layout(frozenset({"context", "continuation"}),
                      {"output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": "continuation"}),
-    "contexts": Layout(frozenset({"context_options", "continuation", "gold"}),  # an integer doc_to_text is lm-eval's sign for several contexts
+    "contexts": Layout(frozenset({"context_options", "continuation", "gold"}),
+                       # an integer doc_to_text is lm-eval's sign for several contexts
                        {"output_type": "multiple_choice", "doc_to_text": "gold", "doc_to_choice": "context_options",
                         "doc_to_target": "continuation"}, " "),
 }
@@ -46,7 +48,7 @@ def layout_of(document: Mapping[str, Any]) -> str:
 
 
 def delimiter_of(entry: Mapping[str, Any], layout: str) -> tuple[str, str]:
-    """(end of the query, beginning of the answer) of the delimiter of a task: white space at its end belongs to the answer.
+    """(end of the query, beginning of the answer) of a task's delimiter: white space at its end goes to the answer.
 
     The text is the same either way; lm-eval counts the characters of an answer without what it puts before it.
     """
@@ -56,17 +58,18 @@ def delimiter_of(entry: Mapping[str, Any], layout: str) -> tuple[str, str]:
 
 
 def read_documents(entry: Mapping[str, Any], where: str = "task") -> list[dict[str, Any]]:
-    """The documents of a local task, ready for lm-eval; :class:`ConfigError` naming the line and field that cannot be scored.
+    """The documents of a local task, ready for lm-eval; :class:`ConfigError` naming line and field that are wrong.
 
-    Read are JSON lines, JSON arrays and parquet, as :mod:`..text_records` does. Of choices, what :func:`delimiter_of` puts before an answer is
-    not in the documents: lm-eval adds it.
+    Read are JSON lines, JSON arrays and parquet, as :mod:`..text_records` does. Of choices, what :func:`delimiter_of`
+    puts before an answer is not in the documents: lm-eval adds it.
     """
     path = Path(entry.get("path") or "").expanduser()
     if not path.is_file():
         raise ConfigError(f"{where}.path: {entry.get('path') or ''}: no such file")
     form = format_of(path, None, f"{where}.path")
     if form in ("text", "csv"):
-        raise ConfigError(f"{where}.path: {path}: a task is JSON lines (.jsonl, .jsonl.gz), a JSON array (.json) or parquet")
+        raise ConfigError(f"{where}.path: {path}: a task is JSON lines (.jsonl, .jsonl.gz), a JSON array (.json) or "
+                          "parquet")
     checked: list[dict[str, Any]] = []
     for at, record in records(path, form):
         layout = _layout_of_line(record, at)
@@ -100,7 +103,8 @@ def _check_entry(entry: Mapping[str, Any], layout: str, where: str) -> None:
         raise ConfigError(f"{where}.whitespace: {unknown_name('convention', entry['whitespace'], WHITESPACE)}")
     for key in ("shots", "filter"):
         if entry.get(key):
-            raise ConfigError(f"{where}.{key}: {entry[key]!r}; examples and filters are for source: lm_eval, a local task is scored as it is")
+            raise ConfigError(f"{where}.{key}: {entry[key]!r}; examples and filters are for source: lm_eval, a local "
+                              "task is scored as it is")
 
 
 def _checked(record: Mapping[str, Any], layout: str, at: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +119,8 @@ def _checked(record: Mapping[str, Any], layout: str, at: str, entry: Mapping[str
         raise ConfigError(f"{at}: 'continuation' is empty; there is nothing to score")
     for context in document.get("context_options") or [document.get("query", document.get("context"))]:
         if context and not context.strip():
-            raise ConfigError(f"{at}: a query or context of white space alone; leave it empty (\"\") to score without one")
+            raise ConfigError(f"{at}: a query or context of white space alone; leave it empty (\"\") to score without "
+                              "one")
     return document
 
 
@@ -128,14 +133,16 @@ def _check_options(document: Mapping[str, Any], key: str, at: str, entry: Mappin
     if not options or not all(option.strip() for option in options):
         raise ConfigError(f"{at}: '{key}' has to hold texts that are not empty")
     if len(options) < 2:
-        raise ConfigError(f"{at}: '{key}' holds one text, so that every answer would be right; a choice needs two or more")
+        raise ConfigError(f"{at}: '{key}' holds one text, so that every answer would be right; a choice needs two or "
+                          "more")
     if type(gold) is not int or not 0 <= gold < len(options):
-        raise ConfigError(f"{at}: 'gold' ({gold!r:.40}) must count from 0 into '{key}', which holds {len(options)} texts")
+        raise ConfigError(f"{at}: 'gold' ({gold!r:.40}) must count from 0 into '{key}', which holds {len(options)} "
+                          "texts")
     compared = [option.strip() for option in options] if entry.get("whitespace") == "lm-eval" else options
     if len(set(compared)) < len(compared) and not entry.get("duplicate_choices"):
         twice = next(option for option in compared if compared.count(option) > 1)
-        raise ConfigError(f"{at}: '{key}' holds {twice!r:.60} twice; duplicate_choices: true scores it all the same, as lm-eval does: the first of "
-                          "two that are alike wins")
+        raise ConfigError(f"{at}: '{key}' holds {twice!r:.60} twice; duplicate_choices: true scores it all the same, "
+                          "as lm-eval does: the first of two that are alike wins")
 
 
 def _spaced(document: dict[str, Any], layout: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +154,7 @@ def _spaced(document: dict[str, Any], layout: str, entry: Mapping[str, Any]) -> 
         return {**document, "query": document["query"] + behind, "choices": choices}
     continuation = before + (document["continuation"].strip() if strip else document["continuation"])
     if layout == "contexts":
-        return {**document, "context_options": [option + behind for option in document["context_options"]], "continuation": continuation}
+        options = [option + behind for option in document["context_options"]]
+        return {**document, "context_options": options, "continuation": continuation}
     context = document["context"].rstrip() if strip else document["context"]
     return {**document, "context": context + behind, "continuation": continuation}
