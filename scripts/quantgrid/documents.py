@@ -1,7 +1,7 @@
-"""YAML and JSON that people bring, read within bounds of size, depth and number of values; a key written twice is refused.
+"""Strict readers of YAML and JSON: bounds of size, depth and number of values; a key written twice is refused.
 
-YAML is looked at event by event before anything is built of it, so that neither nested aliases ("billion laughs") nor deep nesting cost
-more than their text. Every refusal is one line with the file and, of YAML, the line.
+YAML is checked event by event before anything is built of it, so that neither nested aliases ("billion laughs") nor
+deep nesting cost more than their text. Every refusal is one line with the file and, of YAML, the line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+|[-+]?[
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file of one document, or of a .json; :class:`ConfigError` where it cannot be read or is beyond the bounds."""
+    """Content of a YAML file of one document, or of a .json; :class:`ConfigError` where it is not readable within bounds."""
     import yaml
 
     if Path(path).suffix == ".json":
@@ -36,7 +36,9 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"{path}: not a readable YAML file ({line}{shortened(error.problem or str(error))})") from None
+        raise ConfigError(
+            f"{path}: not a readable YAML file ({line}{shortened(error.problem or str(error))})"
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -55,7 +57,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
-            raise ConfigError(f"{where}: the key {shown(next(name for name in names if names.count(name) > 1))} is written twice")
+            raise ConfigError(
+                f"{where}: the key {shown(next(name for name in names if names.count(name) > 1))} is written twice"
+            )
         return found
 
     def refuse(constant: str) -> None:
@@ -77,8 +81,14 @@ def check_depth(content: Any, where: str) -> None:
     """:class:`ConfigError` where lists and mappings are nested more than :data:`DEPTH` deep, or hold themselves."""
     level = [content]
     for _ in range(DEPTH + 1):
-        inner = (value for part in level for value in (part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()))
-        level = list({id(value): value for value in inner if isinstance(value, (dict, list))}.values())  # once, however often it is referred to
+        inner = (
+            value
+            for part in level
+            for value in (part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+        )
+        level = list(
+            {id(value): value for value in inner if isinstance(value, (dict, list))}.values()
+        )  # once, however often it is referred to
         if not level:
             return
     raise ConfigError(f"{where}: not a JSON file that is read: nested more than {DEPTH} deep")
@@ -97,12 +107,14 @@ def _text(path: str | Path, limit: int, kind: str) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{shortened(str(path))}: not a readable {kind} file ({getattr(error, 'strerror', error)})") from None
+        raise ConfigError(
+            f"{shortened(str(path))}: not a readable {kind} file ({getattr(error, 'strerror', error)})"
+        ) from None
 
 
 @dataclass
 class _Open:
-    """A mapping or sequence that is being looked at: keys with their lines, whether a key comes next, values and levels inside of it."""
+    """An unfinished mapping or sequence: keys with their lines, whether a key comes next, values and levels inside."""
 
     mapping: bool
     anchor: str | None
@@ -146,7 +158,7 @@ class _Events:
         raise ConfigError(f"{self.path}, line {line}: {reason}")
 
     def _key_or_value(self, event: Any, line: int) -> None:
-        """Note a key of the innermost mapping, or that its value has come; ``event``: the scalar, None for anything else."""
+        """Note a key of the innermost mapping, or its value; ``event``: the scalar, None for anything else."""
         if not self.open or not self.open[-1].mapping:
             return
         inner = self.open[-1]
@@ -154,7 +166,11 @@ class _Events:
             if event is None:
                 self._refuse(line, "a key that is no text; expected 'key: value'")
             if event.value in inner.keys:
-                self._refuse(line, f"the key {shown(event.value)} is written twice, first in line {inner.keys[event.value]}; keep one of them")
+                self._refuse(
+                    line,
+                    f"the key {shown(event.value)} is written twice, first in line {inner.keys[event.value]}; "
+                    "keep one of them",
+                )
             inner.keys[event.value] = line
         inner.at_key = not inner.at_key
 
@@ -189,4 +205,6 @@ class _Events:
             self._refuse(line, f"a number of {len(value)} characters; at most {DIGITS} are read")
         if _OTHER_BASE.fullmatch(value):
             base, reason = (60, "':'") if ":" in value else (8, "0 in front")
-            self._refuse(line, f"YAML reads {value} as a number to the base {base}; write it without {reason}, or in quotes")
+            self._refuse(
+                line, f"YAML reads {value} as a number to the base {base}; write it without {reason}, or in quotes"
+            )

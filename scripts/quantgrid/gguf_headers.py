@@ -1,7 +1,7 @@
 """Bounds of a GGUF file, checked before a library that trusts its counts and lengths reads it.
 
-The layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Every count, length, size and offset has
-to fit the bytes that the file really has; numbers of keys, tensors and array elements have bounds of their own.
+The layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Every count,
+length, size and offset has to fit the bytes of the file; keys, tensors and array elements are bounded in number.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def _tensor_end(cursor: _Cursor) -> int:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     cursor.text()
-    sizes = [cursor.bounded("Q", 1 << 32, "entries of a tensor's dimension") for _ in range(cursor.bounded("I", 4, "dimensions of a tensor"))]
+    sizes = [
+        cursor.bounded("Q", 1 << 32, "entries of a tensor's dimension")
+        for _ in range(cursor.bounded("I", 4, "dimensions of a tensor"))
+    ]
     kind, offset = cursor.number("I"), cursor.bounded("Q", len(cursor.content), "as the offset of a tensor")
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     return offset + prod(sizes) // block * block_bytes

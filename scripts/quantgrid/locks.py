@@ -1,8 +1,9 @@
 """One run at a time in a results folder, whichever checkout, config or machine it is started from.
 
-The driver holds a lock of the operating system (``flock``, by the library filelock) on a file of the folder, and a note says who that is. The
-lock ends with its process, however that ends. The note counts where the lock does not reach: while a driver becomes Snakemake, on file systems
-without locks, and on those whose locks may be known to one machine alone (NFS mounted with ``nolock``, Lustre without ``flock``).
+The driver holds a lock of the operating system (``flock``, by the library filelock) on a file of the folder, and a note
+names the driver. The lock ends with its process, however that ends. The note counts where the lock does not reach:
+while a driver becomes Snakemake, on file systems without locks, and on those whose locks may be known to one machine
+alone (NFS mounted with ``nolock``, Lustre without ``flock``).
 """
 
 from __future__ import annotations
@@ -25,14 +26,37 @@ from .errors import ConfigError, shortened
 from .storage import read_json, write_json
 
 LOCK, NOTE = ".quantgrid.lock", ".quantgrid-run.json"
-FIELDS = {"machine": str, "process": int, "started": (int, float), "since": str, "command": str, "user": str, "folder": str}
-# Of a file system that machines share, a lock may be known to one of them alone; anything that is not listed counts as shared.
-LOCAL = {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "ramfs", "reiserfs", "tmpfs", "xfs", "zfs"}
+FIELDS = {
+    "machine": str,
+    "process": int,
+    "started": (int, float),
+    "since": str,
+    "command": str,
+    "user": str,
+    "folder": str,
+}
+# Machines that share a file system may each see their own locks alone; anything that is not listed counts as shared.
+LOCAL = {
+    "apfs",
+    "bcachefs",
+    "btrfs",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hfs",
+    "overlay",
+    "ramfs",
+    "reiserfs",
+    "tmpfs",
+    "xfs",
+    "zfs",
+}
 _held: dict[Path, FileLock] = {}
 
 
 def hold(results: str | Path) -> None:
-    """Hold the lock of a results folder, made where it is missing, until this process ends; :class:`ConfigError` that names another holder."""
+    """Lock a results folder, made where missing, until this process ends; :class:`ConfigError` names another holder."""
     folder = Path(results).resolve()
     if folder in _held:
         return
@@ -41,11 +65,16 @@ def hold(results: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
-        raise ConfigError(f"{results} is in use by {_described(_note(folder))}; wait for that run, or end it with Ctrl-C or kill -INT") from None
+        raise ConfigError(
+            f"{results} is in use by {_described(_note(folder))}; wait for that run, or end it with Ctrl-C or kill -INT"
+        ) from None
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS):
             raise ConfigError(f"{folder / LOCK}: cannot be locked ({error.strerror})") from None
-        print(f"quantgrid: {results} lies on a file system without locks ({error.strerror}): only {NOTE} keeps runs apart", file=sys.stderr)
+        print(
+            f"quantgrid: {results} lies on a file system without locks ({error.strerror}): only {NOTE} parts runs",
+            file=sys.stderr,
+        )
     try:
         _check_note(folder, results)
     except ConfigError:
@@ -69,18 +98,33 @@ def _check_note(folder: Path, results: str | Path) -> None:
     if note is None:
         return
     if not note:
-        print(f"quantgrid: {results}/{NOTE} names nobody: garbled, and replaced, since nobody holds the lock", file=sys.stderr)
+        print(
+            f"quantgrid: {results}/{NOTE} names nobody: garbled, and replaced, since nobody holds the lock",
+            file=sys.stderr,
+        )
     elif note["machine"] == socket.gethostname():
         if note["process"] != os.getpid() and _lives(note):
-            raise ConfigError(f"{results} is in use by {_described(note)}; wait for that run, or end it with Ctrl-C or kill -INT")
+            raise ConfigError(
+                f"{results} is in use by {_described(note)}; wait for that run, or end it with Ctrl-C or kill -INT"
+            )
     elif file_system(folder) not in LOCAL:
-        raise ConfigError(f"{results} is in use by {_described(note)}; continue there, or, if that machine or run is gone, delete {folder / NOTE}")
+        raise ConfigError(
+            f"{results} is in use by {_described(note)}; continue there, or, if that machine or run is gone, "
+            f"delete {folder / NOTE}"
+        )
 
 
 def _own() -> dict[str, Any]:
     started = psutil.Process().create_time()
-    return {"machine": socket.gethostname(), "process": os.getpid(), "started": started, "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "command": shortened(shlex.join(sys.argv)), "user": _user(), "folder": os.getcwd()}
+    return {
+        "machine": socket.gethostname(),
+        "process": os.getpid(),
+        "started": started,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": shortened(shlex.join(sys.argv)),
+        "user": _user(),
+        "folder": os.getcwd(),
+    }
 
 
 def _user() -> str:
@@ -104,8 +148,11 @@ def _note(folder: Path) -> dict[str, Any] | None:
 def _described(note: dict[str, Any] | None) -> str:
     if not note:
         return f"a run that {NOTE} does not name"
-    return (f"process {note['process']} on {shortened(note['machine'])} ({shortened(note['command'])}, by {shortened(note['user'])} in "
-            f"{shortened(note['folder'])}, since {shortened(note['since'])})")
+    return (
+        f"process {note['process']} on {shortened(note['machine'])} "
+        f"({shortened(note['command'])}, by {shortened(note['user'])} in "
+        f"{shortened(note['folder'])}, since {shortened(note['since'])})"
+    )
 
 
 def _lives(note: dict[str, Any]) -> bool:

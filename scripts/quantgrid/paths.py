@@ -11,8 +11,12 @@ from typing import Any
 
 from .errors import ConfigError, shown
 
-RESULTS, LONGEST = "results", 255  # the default folder of results; characters of such a path, and bytes of a part of any
+RESULTS, LONGEST = (
+    "results",
+    255,
+)  # the default folder of results; characters of such a path, and bytes of a part of any
 _QUANTGRID = Path(__file__).resolve().parents[2]
+_STORED = "run with a profile that has its address (docs/cluster.md)"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
@@ -23,24 +27,28 @@ def expanded(given: Any, where: str) -> Path:
     if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in given):
         raise ConfigError(f"{where}: {shown(given)} holds control characters")
     if any(len(os.fsencode(part)) > LONGEST for part in given.split("/")) or len(given) > 16 * LONGEST:
-        raise ConfigError(f"{where}: a name of {max(map(len, given.split('/')))} characters; file systems take at most {LONGEST}")
+        raise ConfigError(
+            f"{where}: a name of {max(map(len, given.split('/')))} characters; file systems take at most {LONGEST}"
+        )
     path = os.path.expanduser(given)
     if path.startswith("~"):
-        raise ConfigError(f"{where}: {shown(given)}: no such user; write ./{given.split('/')[0]} for a folder of that name")
+        raise ConfigError(
+            f"{where}: {shown(given)}: no such user; write ./{given.split('/')[0]} for a folder of that name"
+        )
     return Path(path)
 
 
 def results_folder(config: Mapping[str, Any]) -> str:
-    """The folder of results that ``config`` names, normalized; :class:`ConfigError` for one that rules or command lines would misread."""
+    """Results folder of ``config``, normalized; :class:`ConfigError` for one that rules or commands would misread."""
     given = config.get("results_dir", RESULTS)
     path = os.path.normpath(expanded(given, "results_dir"))
+    own = os.path.realpath(path) == str(_QUANTGRID)
     reasons = {
-        "is a URL; name a folder, and for object storage run with a profile that has its address (docs/cluster.md)": _URL.match(given),
+        f"is a URL; name a folder, and for object storage {_STORED}": _URL.match(given),
         "begins with '-', which command-line tools read as an option; write ./ before it": given.startswith("-"),
         "holds braces, which Snakemake reads as wildcards": re.search(r"[{}]", path),
         f"has {len(path)} characters; at most {LONGEST} leave room for the names of results": len(path) > LONGEST,
-        "is the folder of quantgrid itself, whose files results would mix with; name a folder in it, such as 'results'":
-            os.path.realpath(path) == str(_QUANTGRID),
+        "is the folder of quantgrid, whose files results would mix with; name a folder in it, such as 'results'": own,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise ConfigError(f"results_dir: {shown(given)} {found[0]}")

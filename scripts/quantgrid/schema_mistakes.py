@@ -1,4 +1,4 @@
-"""Mistakes of a config that its JSON schema shows (``workflow/schemas/config.schema.yaml``), each in one line with the key."""
+"""Mistakes that the schema of configs shows (``workflow/schemas/config.schema.yaml``), one line each, with the key."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ def schema_mistakes(content: Any) -> Iterator[str]:
     if found:
         yield from found
         return
-    for error in sorted(islice(_validator().iter_errors(content), _MOST), key=lambda error: list(map(str, error.absolute_path))):
+    for error in sorted(
+        islice(_validator().iter_errors(content), _MOST), key=lambda error: list(map(str, error.absolute_path))
+    ):
         where = ".".join(shortened(str(part)) for part in error.absolute_path) or "config"
         yield from _explained(error, where)
 
 
 def _odd_values(content: Mapping[str, Any]) -> Iterator[str]:
-    """Keys and values that JSON does not have, or that nothing can be done with: dates, sets, NaN, numbers of more than 64 bits."""
+    """Values that JSON does not have, or that no job can be given: dates, sets, NaN, numbers of more than 64 bits."""
     pending, count = [(content, "", 0)], 0
     while pending:
         value, where, depth = pending.pop()
@@ -48,7 +50,10 @@ def _odd_values(content: Mapping[str, Any]) -> Iterator[str]:
         if depth > DEPTH or count > VALUES:
             raise ConfigError(f"config: more than {VALUES} values, or nested more than {DEPTH} deep")
         if isinstance(value, Mapping):
-            pending += [(inner, f"{where}.{shortened(str(key))}".lstrip("."), depth + 1) for key, inner in reversed(value.items())]
+            pending += [
+                (inner, f"{where}.{shortened(str(key))}".lstrip("."), depth + 1)
+                for key, inner in reversed(value.items())
+            ]
         elif isinstance(value, list):
             pending += [(inner, f"{where}.{number}", depth + 1) for number, inner in reversed(list(enumerate(value)))]
         elif reason := _oddity(value):
@@ -58,7 +63,11 @@ def _odd_values(content: Mapping[str, Any]) -> Iterator[str]:
 def _oddity(value: Any) -> str:
     """Reason why no config may hold this scalar, empty where it may."""
     if isinstance(value, str):
-        long = f"has {len(value)} characters; a text of at most {_LONGEST_TEXT} can be passed on to jobs" if len(value) > _LONGEST_TEXT else ""
+        long = (
+            f"has {len(value)} characters; a text of at most {_LONGEST_TEXT} can be passed on to jobs"
+            if len(value) > _LONGEST_TEXT
+            else ""
+        )
         return long or ("holds a character that cannot be passed on to jobs" if _UNUSABLE.search(value) else "")
     if isinstance(value, bool) or value is None:
         return ""
@@ -80,7 +89,9 @@ def _validator() -> Any:
         if wanted and isinstance(value, list) and len({f"{type(item)}{item!r}" for item in value}) < len(value):
             yield ValidationError(f"{shown(value)} has non-unique elements")
 
-    whole = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)  # 4.0 is none: torch refuses it too
+    whole = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: type(value) is int
+    )  # 4.0 is none: torch refuses it too
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     return extend(Draft202012Validator, {"uniqueItems": unique}, type_checker=whole)(schema)
 
@@ -95,14 +106,17 @@ def _explained(error: Any, where: str) -> Iterator[str]:
             yield f"{where}: {unknown_name('key', key, accepted)}"
     elif error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
-        yield f"{where}: the key{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} {'are' if len(missing) > 1 else 'is'} missing"
+        keys, are = ("keys", "are") if len(missing) > 1 else ("key", "is")
+        yield f"{where}: the {keys} {', '.join(map(repr, missing))} {are} missing"
     elif error.validator == "enum":
         close = get_close_matches(str(error.instance)[:100], [str(value) for value in error.validator_value], n=1)
         hint = f" - did you mean '{close[0]}'?" if close else "."
-        yield f"{where}: {shown(error.instance)} is not accepted{hint} Accepted: {', '.join(map(str, error.validator_value))}"
+        accepted = ", ".join(map(str, error.validator_value))
+        yield f"{where}: {shown(error.instance)} is not accepted{hint} Accepted: {accepted}"
     elif error.validator == "type":
         wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        yield f"{where}: {shown(error.instance)} is of the wrong type; expected {' or '.join(wanted)}{text_hint(error.instance)}"
+        expected = f"{' or '.join(wanted)}{text_hint(error.instance)}"
+        yield f"{where}: {shown(error.instance)} is of the wrong type; expected {expected}"
     elif error.validator == "pattern":
         yield f"{where}: {shown(error.instance)} is not accepted; expected {error.schema['description']}"
     else:
