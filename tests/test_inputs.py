@@ -104,7 +104,8 @@ def test_planning_large_inputs_is_quick_and_needs_no_torch(tmp_path: Path):
         for _ in range(200):
             file.write((json.dumps({"text": "word " * 20}) + "\n") * 2000)
     (tmp_path / "config.json").write_text(json.dumps(made))
-    code = ("import sys, time; from quantgrid import config; begin = time.process_time(); config.load(sys.argv[1]); print(time.process_time() - begin);"
+    code = ("import sys, time; from quantgrid import config; begin = time.process_time(); config.load(sys.argv[1]);"
+            "print(time.process_time() - begin);"
             "assert not {'torch', 'numpy', 'transformers', 'pyarrow', 'sentencepiece'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "config.json")], capture_output=True, text=True, cwd=ROOT,
                           env={"PYTHONPATH": str(ROOT / "scripts"), "PATH": "/usr/bin:/bin"})

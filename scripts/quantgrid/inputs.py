@@ -19,23 +19,32 @@ from .evaluation.tasks import make_documents
 from .model_shapes import folder_of, positions_of, require_positions
 from .storage import read_json
 
-_LOCAL = ("delimiter", "whitespace", "duplicate_choices")
+_OF_RECORDS = ("render", "skip_null")
+_OF_LOCAL_TASKS = ("delimiter", "whitespace", "duplicate_choices")
 _ALWAYS = 100  # items that the builtin corpus gives with every version of Python; more are counted
 
 
 def mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     """A line for each corpus and task of ``config`` that cannot be read."""
-    for kind, check in (("corpora", check_local), ("tasks", read_documents)):
+    for kind, check in (("corpora", _check_corpus), ("tasks", partial(_check_task, config["seed"]))):
         for name, entry in config[kind].items():
-            where = f"{kind}.{name}"
-            if entry["source"] == "local":
-                yield from _refusal(partial(check, entry, where))
-            elif entry["source"] == "builtin" and entry.get("items", 0) > _ALWAYS:
-                yield from _refusal(partial(make_documents, entry, config["seed"], where))
-            elif unused := [key for key in _LOCAL if key in entry]:
-                yield f"{where}.{unused[0]}: only tasks with source: local are spaced by quantgrid; leave it out"
-            elif entry["source"] in ("library_docs", "builtin") and kind == "corpora" and entry.get("render"):
-                yield f"{where}.render: source: {entry['source']} holds plain texts; leave it out"
+            yield from _refusal(partial(check, entry, f"{kind}.{name}"))
+
+
+def _check_corpus(entry: Mapping[str, Any], where: str) -> None:
+    if entry["source"] == "local":
+        check_local(entry, where)
+    elif entry["source"] != "hub" and (unused := [key for key in _OF_RECORDS if key in entry]):
+        raise ConfigError(f"{where}.{unused[0]}: source: {entry['source']} holds plain texts; leave it out")
+
+
+def _check_task(seed: int, entry: Mapping[str, Any], where: str) -> None:
+    if entry["source"] == "local":
+        read_documents(entry, where)
+    elif unused := [key for key in _OF_LOCAL_TASKS if key in entry]:
+        raise ConfigError(f"{where}.{unused[0]}: only tasks with source: local are spaced by quantgrid; leave it out")
+    elif entry["source"] == "builtin" and entry.get("items", 0) > _ALWAYS:
+        make_documents(entry, seed, where)
 
 
 def mismatches(config: Mapping[str, Any]) -> Iterator[str]:
@@ -64,7 +73,7 @@ def _tokenized(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> dict[st
         found.setdefault(model, {})[config["calibrations"][calibration]["corpus"]] = None
     for content in config["studies"].values():
         asked = grid.asked(config, content)
-        for model in {name for block in (content, *content.get("also", ())) for name in block.get("models", ())}:
+        for model in (name for block in (content, *content.get("also", ())) for name in block.get("models", ())):
             found.setdefault(model, {}).update(dict.fromkeys([*asked["perplexity"], *asked["depth"]]))
     return {model: list(corpora) for model, corpora in found.items()}
 
