@@ -34,8 +34,14 @@ def released():
 @pytest.fixture
 def other(tmp_path: Path):
     """Another process that holds the folder ``results``."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "results")], stdin=subprocess.PIPE, text=True,
-                               stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "results")],
+        stdin=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        cwd=tmp_path,
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -60,7 +66,7 @@ def test_a_second_run_is_told_who_holds_the_folder(other, tmp_path):
     other.wait(20)
     assert not (tmp_path / "results" / locks.NOTE).exists()
     locks.hold(tmp_path / "results")
-    locks.hold(tmp_path / "results" / "." )  # held already, by this process
+    locks.hold(tmp_path / "results" / ".")  # held already, by this process
     assert json.loads((tmp_path / "results" / locks.NOTE).read_text())["process"] == os.getpid()
 
 
@@ -147,7 +153,9 @@ def test_two_checkouts_with_one_results_folder_do_not_run_together_and_dry_runs_
 def test_plain_snakemake_and_modules_take_the_lock(other, tmp_path, module):
     checkout = tmp_path / "second"
     checkout.mkdir()
-    (checkout / "config.yaml").write_text(yaml.safe_dump({**bad_inputs.valid(), "results_dir": str(tmp_path / "results")}))
+    (checkout / "config.yaml").write_text(
+        yaml.safe_dump({**bad_inputs.valid(), "results_dir": str(tmp_path / "results")})
+    )
     text = f'module quantgrid:\n    snakefile: "{ROOT}/Snakefile"\n    config: config\n\nuse rule * from quantgrid as q_*\n'
     (checkout / "Snakefile").write_text(f'configfile: "config.yaml"\n\n{text}')
     snakefile = [] if module else ["--snakefile", str(ROOT / "Snakefile"), "--configfile", "config.yaml"]
@@ -160,4 +168,5 @@ def test_plain_snakemake_and_modules_take_the_lock(other, tmp_path, module):
     other.wait(20)
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "results" / "steps.csv").is_file(), done.stderr
-    assert not (tmp_path / "results" / locks.NOTE).exists() and not list((checkout / ".snakemake" / "locks").iterdir())
+    assert not (tmp_path / "results" / locks.NOTE).exists()
+    assert not list((checkout / ".snakemake" / "locks").glob("*"))
