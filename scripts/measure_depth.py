@@ -11,7 +11,7 @@ from quantgrid.evaluation.depth import error_growth, residual_basis
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
 from quantgrid.skeletons import attention_of
-from quantgrid.storage import write_json
+from quantgrid.storage import read_json, write_json
 from quantgrid.streaming import FullPrecision, streamed
 from quantgrid.transforms.composition import Transform
 
@@ -31,7 +31,8 @@ def main() -> None:
     fit_allocator(shape_from_folder(job.model))
     windows, corpus = corpora.load(job.windows)
     windows = windows[: job.spec["windows"]]
-    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows), "corpus": corpus, "windows": len(windows)}
+    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows), "corpus": corpus, "windows": len(windows),
+             "trainings": read_json(job.manifest)["trainings"]}
     try:
         write_json(job.result, {**about, **measured(job, windows)})
     except NumericalFailure as failure:

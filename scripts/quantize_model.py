@@ -4,7 +4,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from quantgrid import registry
+from quantgrid import registry, trainings
 from quantgrid.allocator import fit_allocator
 from quantgrid.architecture import shape_from_folder
 from quantgrid.cell_schemes import CellSchemes
@@ -13,7 +13,7 @@ from quantgrid.decoders import DecoderFolder
 from quantgrid.errors import NumericalFailure
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
-from quantgrid.quantization import Quantized, Recipe, quantize_decoder, summarize
+from quantgrid.quantization import Quantized, Recipe, quantize_decoder
 from quantgrid.storage import write_json
 from quantgrid.tensor_files import TensorSpool
 from quantgrid.transforms.composition import Transform
@@ -43,9 +43,10 @@ def main() -> None:
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
+    about["trainings"] = trainings.of_transform(job.transform)
     try:
         done = quantized(job)
-        write_json(job.error, {**about, "status": "ok", "summary": {**summarize(done.errors), **done.costs}, "linears": done.errors,
+        write_json(job.error, {**about, "status": "ok", "summary": done.summary(), "linears": done.errors,
                                "details": done.details, "choices": done.choices,
                                "propagation": "sequential" if "propagation" in job.spec else "cached"})
         save_quantized(done.content, job.checkpoint, job.manifest, about)

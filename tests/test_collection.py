@@ -21,7 +21,7 @@ from quantgrid.grid import Cell, baseline
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import digest
 from quantgrid.reporting import collection, figures, page, tables
-from quantgrid.reporting.records import BEST, NUMBERS, TEXTS, tidy
+from quantgrid.reporting.records import BEST, NUMBERS, STARTS, TEXTS, tidy
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = baseline("m")
@@ -90,7 +90,7 @@ def test_a_row_per_cell_and_metric_in_the_order_of_the_cells(frame):
     bits, noise = ["bits_per_weight", "stored_bits_per_weight"], ["weight_sqnr_db", "output_sqnr_db"]
     assert list(frame.metric) == bits + measured + 2 * (bits + noise + measured)
     assert list(frame.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
-    assert {*TEXTS, *NUMBERS, *BEST, "protocol"} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
+    assert {*TEXTS, *NUMBERS, *BEST, "protocol", *STARTS} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
     for cell in (FULL, RTN, GPTQ):
         own = frame[frame.cell == collection.cell_key(cell)]
         assert all((own[axis] == value).all() for axis, value in cell.axes.items())

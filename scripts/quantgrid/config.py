@@ -210,13 +210,21 @@ def _check_compare(wanted: Mapping[str, Any] | None, cells: Iterable[grid.Cell],
 
 
 def _check_trainings(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> None:
-    """That nothing is trained on windows of which its calibration leaves tokens out: the loss of a training counts them all."""
+    """Reject training on a calibration that leaves tokens out, since the loss counts them all, or on too few windows to hold some out."""
     for axis, name in dict.fromkeys(used for cell in cells for used in (("transforms", cell.transform), ("mitigations", cell.mitigation))):
         entry = grid.entry(config, axis, name)
         method, calibration = registry.method(axis, entry["method"]), entry.get("calibration", "default")
-        if (method.trained_on_windows or method.training) and config["calibrations"][calibration]["skip_first"]:
+        if not (method.trained_on_windows or method.training):
+            continue
+        if config["calibrations"][calibration]["skip_first"]:
             raise ConfigError(f"{axis}.{name}.calibration: '{entry['method']}' is trained on all tokens of its windows, and calibration "
                               f"'{calibration}' leaves the first ones out (skip_first); give it a calibration that does not")
+        corpus = config["calibrations"][calibration]["corpus"]
+        entry.pop("calibration", None)
+        options, windows = method.resolve(entry, f"{axis}.{name}")["options"], config["corpora"][corpus]["windows"]
+        if windows < (needed := options["held_out"] + options["batch_size"]):
+            raise ConfigError(f"{axis}.{name}: '{entry['method']}' trains on batches of {options['batch_size']} windows and holds "
+                              f"{options['held_out']} out, and corpus '{corpus}' has {windows}; set its 'windows' to at least {needed}")
 
 
 def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:

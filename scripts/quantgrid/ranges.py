@@ -47,6 +47,20 @@ def block_ranges(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Te
     return None if low is None else low.clamp_(max=0).mul_(scheme.clip_ratio), high
 
 
+def clamp_ranges(x: Tensor, low: Tensor, high: Tensor, size: int, symmetric: bool) -> Tensor:
+    """``x`` (..., n) with every run of ``size`` elements within low x its minimum and high x its maximum, both ends containing 0.
+
+    ``low``, ``high`` in (0, 1], of a shape that broadcasts to (..., n / size). ``symmetric``: within plus and minus the larger magnitude of
+    the two ends, as a symmetric scheme has one scale for both. Differentiable.
+    """
+    blocks = x.unflatten(-1, (-1, size))
+    smallest, largest = blocks.amin(-1).clamp(max=0) * low.to(x), blocks.amax(-1).clamp(min=0) * high.to(x)
+    if symmetric:
+        largest = torch.maximum(-smallest, largest)
+        smallest = -largest
+    return blocks.clamp(smallest.unsqueeze(-1), largest.unsqueeze(-1)).flatten(-2)
+
+
 def search_ranges(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
                   global_scale: Tensor | None) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     """The ranges shrunk, each by the factor p that minimizes its block's sum of |x - quantized x|**mse_norm.
@@ -118,9 +132,14 @@ def _largest_magnitude(values: Tensor) -> Tensor:
     return max_pool1d(values.abs().flatten(1), values.shape[-1])
 
 
+def percentile_rank(scheme: QuantScheme, size: int) -> int:
+    """Nearest rank (from 1) of the scheme's percentile among ``size`` values."""
+    return max(1, math.ceil(scheme.percentile / 100 * size))
+
+
 def _percentiles(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:
     """Nearest-rank percentile of |x|, or of x and -x, per block; values without a finite sum come out as NaN."""
-    rank = max(1, math.ceil(scheme.percentile / 100 * values.shape[-1]))
+    rank = percentile_rank(scheme, values.shape[-1])
     finite = torch.isfinite(values).all(-1)
 
     def ranked(x):

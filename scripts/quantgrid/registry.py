@@ -46,6 +46,10 @@ def training(steps: int, batch_size: int, **rates: float) -> dict[str, Option]:
             **{name: Option(rate, minimum=0.0) for name, rate in rates.items()}}
 
 
+# Of what is trained on windows: how many of them, the last, are kept for the comparison of start and end; the gradient of rounding.
+WINDOWS = {"held_out": Option(16, minimum=16), "gradient": Option("range", choices=("range", "identity"))}
+
+
 def _on(*bases: str) -> dict[str, Option]:
     """The option ``base``, its first name the default, with the options of GPTQ that the bases which have them take."""
     solvers, ordered = (tuple(base for base in bases if base in some) for some in (("gptq", "mr_gptq", "gptaq"), ("gptq", "gptaq")))
@@ -96,19 +100,22 @@ TRANSFORMS: dict[str, Method] = {
                                     hadamard=HADAMARD, calibrated=True, seeded=True),
     "optimized_scaling": Method("transforms.optimized_scaling", "OmniQuant: channel scales and weight clipping learned layer by layer",
                                 {"alpha": Option(0.5, minimum=0.0, maximum=1.0), "error": ERROR,
-                                 **training(400, 1, learning_rate=5e-3, clip_learning_rate=1e-2)}, calibrated=True, **ON_WINDOWS),
+                                 **training(400, 1, learning_rate=5e-3, clip_learning_rate=1e-2), **WINDOWS}, calibrated=True, **ON_WINDOWS),
     "optimized_rotation": Method("transforms.optimized_rotation", "SpinQuant: rotations R1, R2 learned, R4 a fixed Hadamard transform",
-                                 {**OBJECTIVE, "loss": Option("cross_entropy", choices=LOSSES), **training(100, 8, learning_rate=2e-3)},
+                                 {**OBJECTIVE, "loss": Option("cross_entropy", choices=LOSSES), **training(100, 8, learning_rate=0.1), **WINDOWS},
                                  hadamard=HADAMARD, **ON_WINDOWS),
     "optimized_rotation_scaling": Method("transforms.optimized_rotation_scaling", "OSTQuant: rotations and channel scales learned together",
                                          {**OBJECTIVE, "loss": Option("kl_top", choices=LOSSES),
-                                          **training(100, 8, learning_rate=2e-3, scale_learning_rate=2e-3)}, hadamard=HADAMARD, **ON_WINDOWS),
+                                          "basis": Option("weights", choices=("weights", "none")),
+                                          **training(100, 8, learning_rate=0.1, scale_learning_rate=0.01), **WINDOWS},
+                                         hadamard=HADAMARD, **ON_WINDOWS),
     "flatquant": Method("transforms.flatquant", "FlatQuant: Kronecker products, channel scales and weight clipping learned layer by layer",
                         {"alpha": Option(0.3, minimum=0.0, maximum=1.0), "error": ERROR,
-                         **training(480, 4, learning_rate=5e-3, clip_learning_rate=5e-2)},
+                         "clip_activations": Option(True),
+                         **training(480, 4, learning_rate=5e-3, clip_learning_rate=5e-2), **WINDOWS},
                         kronecker=("hidden_size", "intermediate_size"), calibrated=True, **ON_WINDOWS),
     "data_free_rotation": Method("transforms.data_free_rotation", "rotations R1, R2 learned from the weights alone, R4 a fixed Hadamard transform",
-                                 {"goal": Option("minimize", choices=("minimize", "maximize")), **training(100, 4, learning_rate=2e-3)},
+                                 {"goal": Option("minimize", choices=("minimize", "maximize")), **training(100, 4, learning_rate=0.2)},
                                  hadamard=HADAMARD, **LEARNED),
 }
 
@@ -135,11 +142,11 @@ MITIGATIONS: dict[str, Method] = {
                                **PROPAGATION}),
     "finetune_blocks": Method("mitigations.finetune_blocks", "scales and zero points fine-tuned layer by layer (as OmniQuant's clipping)",
                               {**{name: option for name, option in _on("rtn", "gptq", "mr_gptq").items() if name not in PROPAGATION},
-                               "error": ERROR, **training(100, 4, learning_rate=5e-3)}, seeded=True, training="scales",
+                               "error": ERROR, **training(100, 4, learning_rate=5e-3), **WINDOWS}, seeded=True, training="scales",
                               fine_scales={"base": ("gptq", "mr_gptq")}),
     "qat": Method("mitigations.qat", "quantization-aware fine-tuning of the weights, end to end, then round to nearest (RoSTE)",
                   {"loss": Option("kl", choices=("kl", "cross_entropy")), "weight_decay": Option(0.0, minimum=0.0),
-                   **training(100, 4, learning_rate=1e-5)}, seeded=True, training="weights"),
+                   **training(100, 4, learning_rate=1e-5), **WINDOWS}, seeded=True, training="weights"),
 }
 
 METHODS: dict[str, dict[str, Method]] = {"transforms": TRANSFORMS, "mitigations": MITIGATIONS}

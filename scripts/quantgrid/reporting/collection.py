@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from .. import trainings
 from ..errors import ConfigError
 from ..evaluation.protocols import of_mean
 from ..evaluation.significance import mean_and_error, paired_difference, perplexity, perplexity_difference
@@ -22,8 +23,10 @@ from .records import NUMBERS, check_one_protocol
 
 UNITS = {"negative_log_likelihood": "nats/token", "kl_divergence": "nats/token", "bits_per_weight": "bits", "stored_bits_per_weight": "bits",
          "weight_sqnr_db": "dB", "output_sqnr_db": "dB", "joint_output_sqnr_db": "dB",
-         "online_operations_per_token": "operations", "added_parameters": "parameters", "untied_parameters": "parameters"}
-SUMMARY = {"bits": "bits_per_weight", "stored_bits": "stored_bits_per_weight", "online_operations": "online_operations_per_token"}
+         "online_operations_per_token": "operations", "added_parameters": "parameters", "added_bits_per_weight": "bits",
+         "untied_parameters": "parameters"}
+SUMMARY = {"bits": "bits_per_weight", "stored_bits": "stored_bits_per_weight", "added_bits": "added_bits_per_weight",
+           "online_operations": "online_operations_per_token"}
 Row = dict[str, Any]
 
 
@@ -52,7 +55,7 @@ def records(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.D
     compare_with_best(rows)
     return pd.DataFrame(rows, columns=["cell", "model", "transform", "mitigation", "granularity", "format", "status", "reason", "metric", "dataset",
                                        "value", "stderr", "count", "difference", "difference_stderr", "best_difference", "best_difference_stderr",
-                                       "unit", "protocol"])
+                                       "unit", "protocol", "start_kept", "start_kept_parts"])
 
 
 def all_rows(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> list[Row]:
@@ -106,7 +109,8 @@ def difference_of(row: Row, other: Row) -> tuple[float, float | None]:
 
 def cell_rows(cell: Cell, found: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
     """Rows of one cell; ``reference`` holds the evaluations of its model's full-precision cell."""
-    common = {"cell": cell_key(cell), **cell.axes, "status": "ok", "reason": ""}
+    trained = trainings.columns(found.get("error", {}).get("trainings", {}))
+    common = {"cell": cell_key(cell), **cell.axes, "status": "ok", "reason": "", **trained}
     if failed := [content["reason"] for content in found.values() if content["status"] == "failed"]:
         yield {**common, "status": "failed", "reason": failed[0]}
         return

@@ -20,6 +20,7 @@ from ..grid import AXES as LISTS
 AXES = ("model", "transform", "mitigation", "granularity", "format")
 PLURAL = {axis: plural for plural, axis in LISTS.items()}  # what a study calls its list of an axis
 TEXTS = ("cell", *AXES, "status", "reason", "metric", "dataset", "unit")
+STARTS = ("start_kept", "start_kept_parts")  # see quantgrid/trainings.py; absent from records of earlier versions
 PROTOCOL = "protocol"  # canonical JSON; empty for what is measured in one way only
 NUMBERS = ("value", "stderr", "count", "difference", "difference_stderr")
 BEST = ("best_difference", "best_difference_stderr")  # to the best cell of the study, paired; absent from records of several studies
@@ -37,7 +38,7 @@ def tidy(records: pd.DataFrame, source: str = "records") -> pd.DataFrame:
     absent = [name for name in (*TEXTS, *NUMBERS) if name not in records]
     if absent:
         raise ConfigError(f"{source}: no column {', '.join(absent)}; accepted are records with {', '.join((*TEXTS, *NUMBERS))}")
-    texts = records.reindex(columns=[*TEXTS, PROTOCOL]).astype(object)
+    texts = records.reindex(columns=[*TEXTS, PROTOCOL, *STARTS]).astype(object)
     texts = texts.where(texts.notna(), "").astype(str)
     numbers = records.reindex(columns=[*NUMBERS, *BEST]).apply(pd.to_numeric, errors="coerce").astype("float64")
     result = pd.concat([texts, numbers], axis=1).reset_index(drop=True)
