@@ -28,6 +28,8 @@ rule all:
     input:
         EVALUATIONS,
         CHECKPOINTS,
+        # Also those that no other one is made from any more: one that was deleted is made again.
+        collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
         f"{RESULTS}/report.html",
         f"{RESULTS}/results.csv",
         f"{RESULTS}/steps.csv",

@@ -5,11 +5,9 @@
 
 import argparse
 import os
-from pathlib import Path
 
 from quantgrid.config import load
-from quantgrid.drivers import drivers_of
-from quantgrid.errors import ConfigError
+from quantgrid.drivers import require_no_run
 from quantgrid.job import run
 from quantgrid.pipeline import Plan
 from quantgrid.unused import delete, unused
@@ -29,8 +27,7 @@ def main() -> None:
     if not given.delete:
         print("nothing is deleted; `make clean-unused YES=1` deletes them" if found else "nothing to delete")
         return
-    if drivers_of(os.getcwd()) or any(Path(".snakemake/locks").glob("*")):
-        raise ConfigError("a run is going on in this folder, or one was killed and left its lock; let it end or run again, then clean")
+    require_no_run(os.getcwd())
     delete(found, plan.results)
     print("deleted")
 

@@ -16,9 +16,9 @@ from .pipeline import Plan
 from .steps import OUTPUTS
 
 KEYED = re.compile(r"\.?([0-9a-f]{10})(\..*)?")  # a key, with a suffix, or in the temporary name of a file that a killed job was writing
-STUDY_FILE = re.compile(r"(.+?)(?:\.items\.parquet|\.(?:csv|md|tex|png|pdf|svg|log|tsv))")  # a study and what may follow its name
+STUDY_FILE = re.compile(r"(.+?)(?:\.items\.parquet|\.(?:csv|md|tex|png|pdf|svg|log|tsv|json))")  # a study and what may follow its name
 STEP_FOLDERS = sorted({pattern.split("/")[0] for outputs in OUTPUTS.values() for pattern in outputs.values()})
-RECORD_FOLDERS = ("logs", "benchmarks")
+RECORD_FOLDERS = ("logs", "benchmarks", "digests")
 STUDY_FOLDERS = ("studies", "tables", "comparisons", "figures")
 STUDY_RULES = ("collect_study", "tabulate_study", "compare_study", "plot_study")
 

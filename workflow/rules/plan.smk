@@ -42,6 +42,12 @@ COMPARED = [study for study in STUDIES if "compare" in PLAN.config["studies"][st
 LOSSES = list(PLAN.trainings().values())
 DISTRIBUTIONS = PLAN.distributions()
 DEPTHS = PLAN.depths()
+# Records of the content of what the report shows.
+REPORTED = [PLAN.digest(rule) for rule in ("collect_results", "evaluate_claims", "plot_pareto", "plot_number_lines")]
+REPORTED += [PLAN.digest("plot_losses")] * bool(LOSSES) + [PLAN.digest("plot_depth")] * bool(DEPTHS)
+REPORTED += [PLAN.digest("plot_distributions").format(model=model) for model in DISTRIBUTIONS]
+REPORTED += [PLAN.digest(rule).format(study=study) for rule in ("collect_study", "tabulate_study", "plot_study") for study in STUDIES]
+REPORTED += [PLAN.digest("compare_study").format(study=study) for study in COMPARED]
 CELL = CELL_PATH
 # Between-workflow caching: `run_workflow.py` names the rules to Snakemake where this variable is set.
 CACHE = bool(os.environ.get("SNAKEMAKE_OUTPUT_CACHE"))
