@@ -36,7 +36,8 @@ def main() -> None:
     adopted = adopt(found) if asked.adopt else []
     for record in adopted:
         print(f"recorded {record}")
-    print(f"{plan.results}: {found.whole} files as they were written, {len(found.damaged)} outputs damaged, {len(found.unrecorded)} jobs without a record")
+    print(f"{plan.results}: {found.whole} files as they were written, {len(found.damaged)} outputs damaged, "
+          f"{len(found.unrecorded) - len(adopted)} jobs without a record")
     if found.unrecorded and not asked.adopt:
         print("what has no record is made again once something needs it; `make verify ADOPT=1` records it as it is")
     if found.damaged and not asked.repair:

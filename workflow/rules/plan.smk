@@ -16,7 +16,7 @@ from quantgrid.errors import ConfigError
 from quantgrid.estimates import CPU, GPU, Estimate
 from quantgrid.gates import Gates
 from quantgrid.pipeline import Plan
-from quantgrid.preflight import crowded, in_memory, needs, require_room
+from quantgrid.preflight import crowded, in_memory, made_again, needs, require_room
 from quantgrid.shown_transforms import FIGURES
 from quantgrid.steps import CELL_PATH
 
@@ -64,11 +64,13 @@ def runtime(rule):
 
 def preflight(jobs, local):
     """Say what the largest of ``jobs`` take, and stop where one alone has no room; ``local``: whether they run on this machine."""
-    single = [(job.rule.name, job.wildcards) for job in jobs if not job.is_group()]
+    jobs = [job for job in jobs if not job.is_group()]
+    single = [(job.rule.name, job.wildcards) for job in jobs]
     found = needs(PLAN, single)
     said = "\n  ".join(["largest jobs, as predicted (scripts/quantgrid/resources.py):", *map(str, found)])
     if local:
         said = "\n".join([said, *crowded(PLAN, {rule for rule, _ in single}, workflow.cores)])
+    said = "\n".join([said, *made_again(dict(job.output.items()) for job in jobs)])
     sys.stderr.write(f"{said}\n")  # at once: Snakemake's own messages come from another thread
     try:
         require_room(found, RESULTS, in_memory(PLAN, local))
