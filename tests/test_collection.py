@@ -19,7 +19,7 @@ from quantgrid.config import check
 from quantgrid.errors import ConfigError
 from quantgrid.evaluation.protocols import of_perplexity, of_task
 from quantgrid.grid import Cell, baseline
-from quantgrid.integrity import write_record
+from quantgrid.integrity import origin_of, write_record
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import digest
 from quantgrid.reporting import collection, figures, page, tables
@@ -406,6 +406,7 @@ def test_the_scripts_collect_what_the_plan_names(tmp_path):
             for name, path in paths.items():
                 Path(place[study] + path).parent.mkdir(parents=True, exist_ok=True)
                 Path(place[study] + path).write_text(json.dumps(evaluations(cell)[cell][name]))
+                write_record(origin_of(path).rule, [place[study] + path])
     options = {study: ("--spec", plan.study_spec(study), "--first", place[study] + plan.study_inputs(study)[0],
                        "--records", str(tmp_path / f"{study}.csv"), "--items", str(tmp_path / f"{study}.parquet")) for study in plan.studies}
     for study in plan.studies:
