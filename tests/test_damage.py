@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import runpy
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,8 +104,9 @@ class Run:
         record = integrity.origin_of_record(place, RESULTS)
         places = [f"{RESULTS}/{name}" for name in integrity.read_record(record)] if record else [place]
         found = [job for job in self.jobs for path in places if job.reads(path) and not self.writes(job, path)]
-        read_in_script = {"evaluations": IN_SCRIPT[:1], "figures": IN_SCRIPT[1:]}
-        found += [job for job in self.jobs for path in places if job.rule in read_in_script.get(path.split("/")[1], ()) and not self.writes(job, path)]
+        read_in_script = {("evaluations", ".json"): IN_SCRIPT[:1], ("figures", ".csv"): IN_SCRIPT[1:]}
+        found += [job for job in self.jobs for path in places
+                  if job.rule in read_in_script.get((path.split("/")[1], Path(path).suffix), ()) and not self.writes(job, path)]
         return list(dict.fromkeys(found))
 
     @staticmethod
@@ -147,15 +150,27 @@ def refusal(job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(refused.value)
 
 
+@contextmanager
+def holding(file: Path, content: bytes) -> Iterator[None]:
+    """``file`` with another content, as old as it was before and after: Snakemake is to see nothing of it."""
+    whole, age = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_bytes(content)
+    os.utime(file, ns=age)
+    try:
+        yield
+    finally:
+        file.write_bytes(whole)
+        os.utime(file, ns=age)
+
+
 @pytest.mark.parametrize(("pattern", "damage"), CASES, ids=[f"{pattern}-{damage.__name__}" for pattern, damage in CASES])
 def test_no_damage_is_believed(run: Run, pattern: str, damage: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every job that reads the file ends with one line that names it, `make verify` lists it alone, and would delete it alone."""
     drawn = random.Random(f"{pattern} {damage.__name__}")
     file = drawn.choice(sorted(Path(RESULTS).glob(pattern)))
     whole, place, readers = file.read_bytes(), str(file), run.readers(str(file))
-    file.write_bytes(other_of_its_kind(file, Path(RESULTS)).read_bytes() if damage is exchanged else damage(whole, drawn))
-    assert file.read_bytes() != whole
-    try:
+    with holding(file, other_of_its_kind(file, Path(RESULTS)).read_bytes() if damage is exchanged else damage(whole, drawn)):
+        assert file.read_bytes() != whole
         for job in readers:
             said = refusal(job, tmp_path, monkeypatch)
             assert said.startswith(f"{job.rule}: {RESULTS}/") and "\n" not in said and ("not what" in said or "record" in said), said
@@ -163,8 +178,6 @@ def test_no_damage_is_believed(run: Run, pattern: str, damage: Damage, tmp_path:
         found = audit(run.plan)
         [(output, wrong)] = found.damaged.items()
         assert place.startswith(output) or place in str(wrong)
-    finally:
-        file.write_bytes(whole)
 
 
 def test_the_campaign_covers_every_kind_of_file(run: Run):
@@ -183,15 +196,12 @@ def rule_of(file: Path) -> str:
 
 def test_a_file_copied_with_its_record_is_that_of_another_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Windows of one corpus in the place of another's, each with the record of their own step."""
-    copied = {}
-    for folder in ("corpora", "digests/tokenize_corpus"):
-        [into], [of] = ([*Path(RESULTS, folder).glob(f"*/{corpus}/*")] for corpus in ("docs", "docs-calibration"))
-        copied[into] = into.read_bytes()
-        into.write_bytes(of.read_bytes())
     reader = next(job for job in run.jobs if job.rule == "evaluate_reference")
-    assert "the record of another step" in refusal(reader, tmp_path, monkeypatch)
-    for path, content in copied.items():
-        path.write_bytes(content)
+    with ExitStack() as held:
+        for folder in ("corpora", "digests/tokenize_corpus"):
+            [into], [of] = ([*Path(RESULTS, folder).glob(f"*/{corpus}/*")] for corpus in ("docs", "docs-calibration"))
+            held.enter_context(holding(into, of.read_bytes()))
+        assert "the record of another step" in refusal(reader, tmp_path, monkeypatch)
 
 
 def test_a_foreign_file_in_a_model_folder_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
