@@ -19,7 +19,8 @@ def main() -> None:
     sections = [page.section(Path(records).stem, config, read_records(records), figure, base) for records, figure in zip(job.studies, job.figures)]
     plan = Plan({**config, "results_dir": str(base)})  # where the report is, not where the config says: a module's prefix may lie between
     evaluations = [collection.read_evaluations(plan.evaluations(study), missing_allowed=True) for study in plan.studies]
-    context = page.context(config, job.spec["versions"], costs.read(base / "benchmarks"), evaluations, losses=job.losses, drawn=job.distributions or ())
+    context = page.context(config, job.spec["versions"], costs.read(base / "benchmarks"), evaluations, losses=job.losses,
+                           drawn=job.distributions or ())
     context |= {"claims": findings.read(job.claims), "overview": page.overview(job.pareto, job.lines, job.depth, base)}
     write_text(job.report, report.build(sections, context))
     (base / "report.partial.html").unlink(missing_ok=True)

@@ -2,9 +2,9 @@
 
     python scripts/run_job.py quantize_model --spec JSON --model FOLDER ...
 
-Every file that it reads is verified before, what it wrote is recorded after (`quantgrid.integrity`); `--gate` names files that have to be whole though
-the script does not read them. A job that may use a GPU is given one of its own (`quantgrid.cards`). In a run with a warm start the job is a fork of a
-process that has its imports (`quantgrid.warm`).
+Every file that it reads is verified before, what it wrote is recorded after (`quantgrid.integrity`); `--gate` names files that have to be whole
+though the script does not read them. A job that may use a GPU is given one of its own (`quantgrid.cards`). In a run with a warm start the job is a
+fork of a process that has its imports (`quantgrid.warm`).
 """
 
 import json
@@ -14,6 +14,7 @@ import resource
 import runpy
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from quantgrid import warm
@@ -68,13 +69,21 @@ def named(words: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def verify_inputs(given: dict[str, list[str]], outputs: Collection[str], threads: int) -> None:
+    """Verify all files that a job is given, and say how long that took."""
+    begin = time.monotonic()
+    VERIFIED.clear()
+    for path in (path for name, paths in given.items() if name not in outputs and name not in NO_OUTPUTS_OF_STEPS for path in paths):
+        verify(path, threads)
+    read = sum(os.path.getsize(file) for file in VERIFIED)
+    print(f"verified {len(VERIFIED)} files, {read / 2**20:.0f} MiB, in {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
+
+
 def compute(rule: str, words: list[str], spec: dict) -> None:
     """Verify the inputs of a job, run its script, record its outputs."""
     given, threads = named(words), spec.get("compute", {}).get("threads", 1)
     outputs = {**OUTPUTS, **REPORTS}.get(rule, {})
-    VERIFIED.clear()
-    for path in (path for name, paths in given.items() if name not in outputs and name not in NO_OUTPUTS_OF_STEPS for path in paths):
-        verify(path, threads)
+    verify_inputs(given, outputs, threads)
     if spec.get("compute", {}).get("device") in ("auto", "cuda"):
         choose()
     sys.argv = [str(SCRIPTS / f"{rule}.py"), *(word for word in words if word not in ("--gate", *given.get("gate", ())))]

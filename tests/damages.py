@@ -56,7 +56,8 @@ def appended(content: bytes, drawn: random.Random) -> bytes:
 
 def number(content: bytes, drawn: random.Random) -> bytes:
     """One digit of a JSON or CSV file is another: still whole, still plausible."""
-    place = drawn.choice([match.start() for match in re.finditer(rb"(?<=\.\d)\d", content)] or [match.start() for match in re.finditer(rb"\d", content)])
+    digits = [*re.finditer(rb"(?<=\.\d)\d", content)] or [*re.finditer(rb"\d", content)]
+    place = drawn.choice(digits).start()
     return content[:place] + str((int(content[place:place + 1]) + 1) % 10).encode() + content[place + 1:]
 
 

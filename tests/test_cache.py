@@ -38,7 +38,8 @@ def test_every_file_of_a_cached_folder_is_verified_and_its_entry_is_named(tmp_pa
     verify(folder)
     (cache / "f00_folder" / "weights").write_bytes(b"1243")
     record = tmp_path / "results" / "digests" / "fetch_model" / "m" / "0123456789.json"
-    with pytest.raises(ConfigError, match=f"weights: its content has changed: not what fetch_model wrote; delete {folder} and {record} and run again"):
+    changed = "weights: its content has changed: not what fetch_model wrote"
+    with pytest.raises(ConfigError, match=f"{changed}; delete {folder} and {record} and run again"):
         verify(folder)
     monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(cache))
     with pytest.raises(ConfigError, match=f"delete {folder} and {record} and {cache}/f00_digest.json and {cache}/f00_folder and run again"):

@@ -71,7 +71,8 @@ def test_quantized_cells_and_tables_wait_and_full_precision_does_not():
     assert gates.of_cell(gates.pattern)(SimpleNamespace(model="m", mitigation="none")) == []
     assert gates.of_study(gates.pattern, "b") == ["results/checks/n.json", "results/checks/m.json"]
     found = gates.inputs("m")
-    assert {name: len(paths) for name, paths in found.items()} == {"calibrations": 1, "evaluations": 1, "measured": 1, "digests": 3} and "/none/none/-/bf16/perplexity/docs/" in found["measured"][0]
+    assert {name: len(paths) for name, paths in found.items()} == {"calibrations": 1, "evaluations": 1, "measured": 1, "digests": 3}
+    assert "/none/none/-/bf16/perplexity/docs/" in found["measured"][0]
     assert "/text/" in found["calibrations"][0] and gates.inputs("n")["measured"] == []
 
 

@@ -100,7 +100,8 @@ def write_record(rule: str, outputs: Iterable[str | Path], threads: int = 1) -> 
     files: dict[str, dict[str, str | int]] = {}
     for output in map(str, outputs):
         origin = next(_origin(rule, match) for name, pattern in _patterns() if name == rule and (match := pattern.fullmatch(output)))
-        files |= {os.path.relpath(file, origin.root): {"blake3": blake3_of(file, threads), "bytes": os.path.getsize(file)} for file in files_of(output)}
+        files |= {os.path.relpath(file, origin.root or "."): {"blake3": blake3_of(file, threads), "bytes": os.path.getsize(file)}
+                  for file in files_of(output)}
     write_json(origin.record, {"rule": rule, "axes": dict(origin.axes), "files": files})
     return origin.record
 
@@ -124,7 +125,7 @@ def read_record(origin: Origin) -> dict[str, dict[str, str | int]]:
 def faults(origin: Origin, recorded: Mapping[str, Mapping[str, str | int]], threads: int = 1, content: bytes | None = None) -> Iterator[Damaged]:
     """What is wrong with the output of ``origin``, whose record is ``recorded``; ``content``: that of a file that was read already."""
     held = {name: entry for name, entry in recorded.items() if name == origin.place or name.startswith(f"{origin.place}/")}
-    there = {os.path.relpath(file, origin.root) for file in files_of(origin.output)}
+    there = {os.path.relpath(file, origin.root or ".") for file in files_of(origin.output)}
     if not held:
         yield _damaged(origin, origin.output, f"its record ({origin.record}) does not name it")
     for name in sorted({*held, *there}):

@@ -16,8 +16,8 @@ CACHED_RULES = ("fetch_model", "tokenize_corpus", "calibrate_model", "fit_transf
 
 
 def detach(outputs: Iterable[str | Path]) -> None:
-    """Put a copy in the place of each link among ``outputs`` and below them. Snakemake makes every file of an entry writable for all, also where a link
-    leads; and what a link leads to need not be there, or readable, for another user of the cache."""
+    """Put a copy in the place of each link among ``outputs`` and below them. Snakemake makes every file of an entry writable for all, also where a
+    link leads; and what a link leads to need not be there, or readable, for another user of the cache."""
     for file in (Path(name) for output in outputs for name in files_of(output)):
         if file.is_symlink():
             with replacing(file) as temporary:

@@ -49,7 +49,8 @@ def read_evaluations(paths: Mapping[Cell, Mapping[str, str]], missing_allowed: b
                 found[cell][name] = json.loads(read_verified(path))
             except FileNotFoundError:
                 if not missing_allowed:
-                    raise ConfigError(f"{path}: this evaluation is not there; the code may have changed while the workflow ran: run it again") from None
+                    raise ConfigError(f"{path}: this evaluation is not there; the code may have changed while the workflow ran: run it "
+                                      "again") from None
             except ConfigError as error:
                 if damaged is None:
                     raise

@@ -37,7 +37,8 @@ def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure
 def context(config: Mapping[str, Any], versions: Mapping[str, str], benchmarks: Sequence[Mapping[str, Any]], evaluations: Sequence[Found],
             missing: Sequence[Mapping[str, Any]] = (), losses: str | Path | None = None, drawn: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Models with their provenance, corpora, trained mitigations, protocol and hashes from the ``evaluations`` of every study, versions, costs of
-    the jobs so far (``benchmarks``, from ``costs.read``), the figure of the ``losses``, those of distributions that are ``drawn``, and the whole config."""
+    the jobs so far (``benchmarks``, those of ``costs.read``), the figure of the ``losses``, those of distributions that are ``drawn``, and the
+    whole config."""
     models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path") or
                f"{entry['source']}, {entry.get('name', name)}", **size(config, name)} for name, entry in config["models"].items()]
     corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
@@ -108,7 +109,8 @@ def hashes(evaluations: Sequence[Found]) -> dict[str, str]:
     return {**models, **corpora, **tasks}
 
 
-def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]], damaged: Mapping[str, str]) -> list[dict[str, Any]]:
+def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]],
+                  damaged: Mapping[str, str]) -> list[dict[str, Any]]:
     """Cells with an evaluation that does not exist or is ``damaged`` (path -> what is wrong), one entry each, in the form that the report lists."""
     entries = []
     for cell, named in wanted.items():
