@@ -38,6 +38,7 @@ from quantgrid.audit import adopt, audit, repair
 from quantgrid.config import load
 from quantgrid.pipeline import Plan
 from quantgrid.steps import outputs_of
+from quantgrid.storage import open_tensors, put_off
 from workflow import RESULT_FILES, Checkout, one_cell
 
 pytestmark = [pytest.mark.damage, pytest.mark.slow, pytest.mark.workflow]
@@ -140,6 +141,9 @@ def refusal(job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     script = runpy.run_path
 
     def believed(path: str, run_name: str) -> None:
+        for weights in [*put_off]:  # as the script would that reads them
+            with open_tensors(weights):
+                pass
         assert job.rule in IN_SCRIPT, f"{job.rule} believes what it reads"
         script(path, run_name=run_name)
 

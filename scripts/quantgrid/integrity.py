@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from .errors import ConfigError
 from .steps import DIGESTS, OUTPUTS, REPORTS
-from .storage import blake3_of, write_json
+from .storage import blake3_of, put_off, write_json
 
 NOT_OURS = {".snakemake_timestamp"}  # Snakemake's own, in each folder that a job makes
 VERIFIED: dict[str, str] = {}  # path -> digest of the files that this process has verified: the inputs of one job
@@ -122,8 +122,13 @@ def read_record(origin: Origin) -> dict[str, dict[str, str | int]]:
     return recorded
 
 
-def faults(origin: Origin, recorded: Mapping[str, Mapping[str, str | int]], threads: int = 1, content: bytes | None = None) -> Iterator[Damaged]:
-    """What is wrong with the output of ``origin``, whose record is ``recorded``; ``content``: that of a file that was read already."""
+def faults(origin: Origin, recorded: Mapping[str, Mapping[str, str | int]], threads: int = 1, content: bytes | None = None,
+           weights_later: bool = False) -> Iterator[Damaged]:
+    """What is wrong with the output of ``origin``, whose record is ``recorded``. ``content``: that of a file that was read already.
+
+    With ``weights_later`` the digest of a model's weights is looked at when they are first read (``storage.open_tensors``): many a job is given a
+    model and reads its tokenizer, or one tensor.
+    """
     held = {name: entry for name, entry in recorded.items() if name == origin.place or name.startswith(f"{origin.place}/")}
     there = {os.path.relpath(file, origin.root or ".") for file in files_of(origin.output)}
     if not held:
@@ -136,16 +141,30 @@ def faults(origin: Origin, recorded: Mapping[str, Mapping[str, str | int]], thre
             yield _damaged(origin, file, "is gone")
         elif (size := os.path.getsize(file) if content is None else len(content)) != held[name]["bytes"]:
             yield _damaged(origin, file, f"holds {size} bytes, not {held[name]['bytes']}")
-        elif (found := blake3_of(file if content is None else content, threads)) != held[name]["blake3"]:
-            yield _damaged(origin, file, "its content has changed")
-        else:
-            VERIFIED[file] = found
+        elif weights_later and origin.rule == "fetch_model" and name.endswith(".safetensors"):
+            put_off[os.path.abspath(file)] = partial(_compare, origin, file, held[name]["blake3"], threads)
+        elif wrong := _differs(origin, file, held[name]["blake3"], threads, content):
+            yield wrong
 
 
-def verify(path: str | Path, threads: int = 1) -> None:
-    """Raise :class:`Damaged` where a file, or a file of a folder, is not what its job wrote, :class:`Unrecorded` where nobody knows."""
+def _differs(origin: Origin, file: str, expected: str | int, threads: int, content: bytes | None = None) -> Damaged | None:
+    found = blake3_of(file if content is None else content, threads)
+    if found != expected:
+        return _damaged(origin, file, "its content has changed")
+    VERIFIED[file] = found
+    return None
+
+
+def _compare(origin: Origin, file: str, expected: str, threads: int) -> None:
+    if wrong := _differs(origin, file, expected, threads):
+        raise wrong
+
+
+def verify(path: str | Path, threads: int = 1, weights_later: bool = False) -> None:
+    """Raise :class:`Damaged` where a file, or a file of a folder, is not what its job wrote, :class:`Unrecorded` where nobody knows;
+    ``weights_later`` as in :func:`faults`."""
     origin = origin_of(path)
-    for fault in faults(origin, read_record(origin), threads):
+    for fault in faults(origin, read_record(origin), threads, weights_later=weights_later):
         raise fault
 
 

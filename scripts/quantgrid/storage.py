@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from .errors import ConfigError, NumericalFailure
 
 _CHUNK = 1 << 20  # bytes: fits the cache of a core
+put_off: dict[str, Callable[[], None]] = {}  # absolute path -> verification of a file that this process may have no need to read
 
 
 @contextmanager
@@ -98,9 +99,30 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
 
 
+def settle(path: str | Path) -> None:
+    """Verify now what is ``put_off``: a file, or all files of a folder; for what is read by other means than :func:`open_tensors`."""
+    place = os.path.abspath(path)
+    for name in [name for name in put_off if name == place or name.startswith(place + os.sep)]:
+        put_off.pop(name)()
+
+
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file for reading tensor by tensor; a truncated or altered header is a :class:`ConfigError` with its name."""
+    """Open a safetensors file for reading tensor by tensor, verified first where that was put off; a truncated or altered header is a
+    :class:`ConfigError` with its name."""
+    settle(path)
+    with _opened(path) as file:
+        yield file
+
+
+def tensor_names(path: str | Path) -> list[str]:
+    """Names of the tensors of a file, which is not verified for that."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
