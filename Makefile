@@ -17,7 +17,7 @@ HASHED := --require-hashes --no-deps
 # Another profile than the default says itself how many cores there are.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 
-.PHONY: run test stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused docs graph lint lock help
+.PHONY: run test stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused verify docs graph lint lock help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -46,6 +46,9 @@ reference-models: $(VENV)/.installed  ## train the models of models/ from nothin
 
 clean-unused: $(VENV)/.installed  ## files of cells and steps that CONFIG no longer plans, listed; YES=1 deletes them
 	$(BIN)/python scripts/clean_unused.py --configfile $(CONFIG) $(if $(YES),--delete)
+
+verify: $(VENV)/.installed  ## every file of CONFIG's results held against the record of its content; REPAIR=1 deletes what is damaged, ADOPT=1 records what has no record
+	@$(BIN)/python scripts/verify_results.py --configfile $(CONFIG) $(if $(REPAIR),--repair,$(if $(ADOPT),--adopt))
 
 test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest $(ARGS)

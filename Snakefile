@@ -27,10 +27,14 @@ rule all:
     default_target: True
     input:
         EVALUATIONS,
+        PLAN.digests(EVALUATIONS),  # what has no record is made again
         CHECKPOINTS,
+        collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
         f"{RESULTS}/report.html",
         f"{RESULTS}/results.csv",
         f"{RESULTS}/steps.csv",
+        REPORTED,
+        [PLAN.digest(rule) for rule in ("list_steps", "build_report")],
 
 
 rule evaluations:

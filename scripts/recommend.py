@@ -7,6 +7,7 @@ import pandas as pd
 
 from quantgrid import config as configs
 from quantgrid.errors import ConfigError
+from quantgrid.integrity import verify
 from quantgrid.job import run
 from quantgrid.paths import results_folder
 from quantgrid.reporting.collection import read
@@ -26,6 +27,8 @@ def main() -> None:
     results, items = folder / "results.csv", sorted(folder.glob("studies/*.items.parquet"))
     if not results.is_file() or not items:
         raise ConfigError(f"{folder}: no results yet; `make run CONFIG={asked.configfile}` makes them")
+    for path in (results, *items):
+        verify(path)
     windows = pd.concat([pd.read_parquet(path) for path in items]).drop_duplicates(["cell", "metric", "dataset", "item"])
     found = recommend(read(results), windows, asked.model, asked.bits, asked.corpus)
     print(text(found, f"{asked.model}, at most {asked.bits:g} bits per weight: {len(found)} recipes", asked.top))

@@ -8,7 +8,7 @@ output paths are the readable axes followed by that key. The rules of the workfl
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from .grid import Cell, without_note
 from .model_shapes import folder_of
 from .provenance import canonical, code_hash, digest, fingerprint, versions
 from .resources import memory_mb
-from .steps import COMPUTING, OPTIONAL_INPUTS, OUTPUTS, Step, once
+from .steps import COMPUTING, DIGESTS, OPTIONAL_INPUTS, OUTPUTS, Step, once, outputs_of
 
 SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_study": ("table", "compare")}
 
@@ -33,6 +33,7 @@ class Plan:
         self.results = config["results_dir"].rstrip("/")
         self.steps: dict[str, dict[frozenset, Step]] = {rule: {} for rule in OUTPUTS}
         self._known: dict[tuple, Step] = {}
+        self._digests: dict[str, str] = {}
         self.given: dict[tuple, Any] = {}
 
     @cached_property
@@ -48,12 +49,25 @@ class Plan:
 
     def pattern(self, rule: str, output: str) -> str:
         """Output path of a rule with its wildcards, as a rule declares it."""
-        return f"{self.results}/{OUTPUTS[rule][output]}"
+        return f"{self.results}/{outputs_of(rule)[output]}"
 
-    def inputs(self, rule: str) -> Callable[[Any], Mapping[str, str]]:
-        """Input function of a rule: wildcards -> named paths; an input that this step does without is an empty list."""
+    def digest(self, rule: str) -> str:
+        """Path, with its wildcards, of the record of what a job of a rule wrote."""
+        return f"{self.results}/{DIGESTS[rule]}"
+
+    def digests(self, paths: Iterable[str]) -> list[str]:
+        """The records of the content of outputs of steps."""
+        return list(dict.fromkeys(self._digests[path] for path in paths))
+
+    def inputs(self, rule: str) -> Callable[[Any], Mapping[str, Any]]:
+        """Input function of a rule: wildcards -> named paths, ``digests`` among them; an input that this step does without is an empty list."""
         without = {name: [] for name in OPTIONAL_INPUTS.get(rule, ())}
-        return lambda wildcards: {**without, **self.steps[rule][frozenset(wildcards.items())].inputs}
+
+        def named(wildcards: Any) -> Mapping[str, Any]:
+            step = self.steps[rule][frozenset(wildcards.items())]
+            return {**without, **step.inputs, "digests": step.digests}
+
+        return named
 
     def spec(self, rule: str) -> Callable[[Any], str]:
         """Function of a rule's wildcards that gives the job's specification as canonical JSON."""
@@ -76,7 +90,9 @@ class Plan:
             full = {**spec, "code": code_hash(rule, *modules), "versions": versions(*packages), "upstream": upstream}
             wildcards = {**wildcards, "key": digest(full)}
             step = Step(rule, wildcards, {**full, "axes": wildcards}, {name: step.outputs[output] for name, (step, output) in reads.items()},
-                        {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()})
+                        {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()},
+                        f"{self.results}/{DIGESTS[rule].format(**wildcards)}", tuple(dict.fromkeys(step.digest for step, _ in reads.values())))
+            self._digests |= dict.fromkeys(step.outputs.values(), step.digest)
             self._known[known] = self.steps[rule][frozenset(wildcards.items())] = step
         return self._known[known]
 

@@ -3,7 +3,7 @@
 The code hash of a job is taken over the syntax trees of its script, of the module of its method and of all that these import
 from quantgrid, without comments and docstrings: moving a comment reruns nothing, changing a formula reruns what uses it.
 ``registry``, ``methods``, ``presets``, ``grid``, ``pipeline``, ``config`` and every ``__init__`` are left out: what they decide reaches a job
-through its specification.
+through its specification. So are ``integrity`` and ``steps``: they decide whether a job computes, and where to, not what.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 _MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 LIBRARY = Path(__file__).resolve().parent
 SCRIPTS = LIBRARY.parent
-_LEFT_OUT = {"registry", "methods", "presets", "grid", "pipeline", "provenance", "config"}
+_LEFT_OUT = {"registry", "methods", "presets", "grid", "pipeline", "provenance", "config", "integrity", "steps"}
 
 
 def canonical(content: Any) -> str:
