@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PROFILE ?= default
 PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
-BENCH ?= fake_quantize low_rank online_rotation evaluation jobs sequential gptq grid gpu
+BENCH ?= fake_quantize low_rank online_rotation learning evaluation jobs sequential gptq grid gpu
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 HASHED := --require-hashes --no-deps
 # Another profile than the default says itself how many cores there are.

@@ -273,11 +273,11 @@ def test_a_task_that_failed_is_a_row_and_the_others_keep_their_numbers():
     found = evaluations(FULL, RTN, GPTQ)
     for cell in found:
         found[cell]["tasks"]["tasks"]["other"] = tasks(cell)["tasks"]["cloze"]
-    found[RTN]["tasks"]["tasks"]["other"] = {"status": "failed", "reason": "the embedding has 512 rows", "source": "local"}
+    found[RTN]["tasks"]["tasks"]["other"] = {"status": "failed", "reason": "tasks.other: the embedding has 512 rows", "source": "local"}
     frame = collection.records(found)
     own = frame[frame.cell == collection.cell_key(RTN)]
     broken = own[own.status == "failed"]
-    assert list(broken.dataset) == ["other"] and list(broken.reason) == ["task other: the embedding has 512 rows"]
+    assert list(broken.dataset) == ["other"] and list(broken.reason) == ["tasks.other: the embedding has 512 rows"]
     assert list(own[own.metric == "accuracy"].dataset) == ["cloze"] and "mean_accuracy" not in set(own.metric)
     assert len(own[own.metric == "perplexity"]) == 1
     spec = {"study": "s", "table": {"rows": ["mitigation"], "columns": ["transform"], "metrics": ["perplexity", "accuracy", "mean_accuracy"]}}

@@ -25,7 +25,7 @@ RECIPES = {  # with matrices, orders or shifts that a checkpoint stores
     "duquant": duquant.primitives(3, 0.6, 16, 4, ALL),
     "affine": [Affine(ALL, 1)],
     "reordering": reordering.primitives("rms", ALL, "across"),
-    "flatquant": flatquant.primitives(CellSchemes(WEIGHT), 1, 0.5),
+    "flatquant": flatquant.primitives(CellSchemes(WEIGHT), 1, 0.5, True),
     "quarot, any number of heads": quarot.primitives(2, "orthogonal"),
     "shifting": shifting.primitives("midrange", ALL),
 }

@@ -6,7 +6,7 @@ checked when it is tokenized. Standard library only, but for a corpus in parquet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def _check_task(seed: int, entry: Mapping[str, Any], where: str) -> None:
 
 def mismatches(config: Mapping[str, Any]) -> Iterator[str]:
     """A line for each corpus that does not go with a model: too long windows, or messages without a chat template."""
-    for model, corpora in _tokenized(config, grid.expand_studies(config)).items():
+    for model, corpora in _tokenized(config).items():
         for name in corpora:
             yield from _refusal(partial(_check_pair, config, model, name))
 
@@ -63,19 +63,24 @@ def _check_pair(config: Mapping[str, Any], model: str, name: str) -> None:
                           "(chat_template.jinja, or chat_template in tokenizer_config.json)")
 
 
-def _tokenized(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> dict[str, list[str]]:
-    """Model -> corpora that its cells calibrate on, train on or are measured on."""
+def _tokenized(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Model -> corpora that its cells calibrate on, train on or are measured on, as the studies name them."""
     found: dict[str, dict[str, None]] = {}
-    used = ((axis, name, cell.model) for cell in cells if cell.quantized
-            for axis, name in (("transforms", cell.transform), ("mitigations", cell.mitigation)))
-    for axis, name, model in dict.fromkeys(used):
-        calibration = grid.entry(config, axis, name).get("calibration", "default")
-        found.setdefault(model, {})[config["calibrations"][calibration]["corpus"]] = None
-    for content in config["studies"].values():
-        asked = grid.asked(config, content)
-        for model in (name for block in (content, *content.get("also", ())) for name in block.get("models", ())):
-            found.setdefault(model, {}).update(dict.fromkeys([*asked["perplexity"], *asked["depth"]]))
+    for study in config["studies"].values():
+        asked = grid.asked(config, study)
+        for block in (study, *({**study, **part} for part in study.get("also", ()))):
+            corpora = dict.fromkeys([*_calibrated_on(config, block), *asked["perplexity"], *asked["depth"]])
+            for model in block.get("models", ()):
+                found.setdefault(model, {}).update(corpora)
     return {model: list(corpora) for model, corpora in found.items()}
+
+
+def _calibrated_on(config: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
+    """Corpora of the calibrations that the transforms and mitigations of a block name; none in full precision alone."""
+    if set(block.get("formats", ())) <= {grid.FULL_PRECISION}:
+        return []
+    used = (config[axis].get(name, {}) for axis in ("transforms", "mitigations") for name in block.get(axis, ()))
+    return [config["calibrations"][entry.get("calibration", "default")]["corpus"] for entry in used]
 
 
 def _has_template(folder: Path) -> bool:

@@ -174,7 +174,7 @@ def task_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, datas
     yield from rows
     for task, result in content["tasks"].items():
         if task not in measured:
-            yield {"metric": "", "dataset": task, "status": "failed", "reason": f"task {task}: {result['reason']}"}
+            yield {"metric": "", "dataset": task, "status": "failed", "reason": result["reason"]}
     if len(rows) > 1 and len(rows) == len(content["tasks"]):  # a mean over fewer tasks is another number
         yield mean_row(rows, {task: result["protocol"] for task, result in measured.items()})
 

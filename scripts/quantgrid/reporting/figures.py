@@ -62,8 +62,7 @@ def points(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
     check_one_protocol(records[chosen], key)
     failed = pd.Series([says_failed(record, name, dataset) for record in records.itertuples()], records.index, dtype=bool)
     failed &= ~records.cell.isin(records.cell[chosen])
-    columns = [*AXES, "cell", "value", "stderr", "status", "reason", "start_kept"]
-    result = records.loc[chosen | failed, columns].drop_duplicates("cell")
+    result = records.loc[chosen | failed, [*AXES, "cell", "value", "stderr", "status", "reason", "start_kept"]].drop_duplicates("cell")
     result["baseline"], result["start_kept"] = is_baseline(result), result.start_kept == "all"
     margin = CONFIDENCE * result.stderr
     result["low"], result["high"] = result.value - margin, result.value + margin
