@@ -231,7 +231,7 @@ def checked(name: str, check: Callable[[], Any]) -> dict[str, Any]:
     """Outcome of one bad input: message, or traceback where it was no refusal; seconds; peak memory so far in MB."""
     from quantgrid.errors import ConfigError
 
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
         check()
         outcome, message = "accepted", ""
@@ -240,7 +240,7 @@ def checked(name: str, check: Callable[[], Any]) -> dict[str, Any]:
     except BaseException as error:
         outcome, message = type(error).__name__, traceback.format_exc(limit=-3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"name": name, "outcome": outcome, "message": message, "seconds": round(time.monotonic() - begin, 3),
+    return {"name": name, "outcome": outcome, "message": message, "seconds": round(time.process_time() - begin, 3),
             "peak": round(peak)}
 
 

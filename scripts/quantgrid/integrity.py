@@ -176,6 +176,11 @@ def read_verified(path: str | Path) -> bytes:
     return content
 
 
+def has_record(path: str | Path) -> bool:
+    """Whether a path is one that a job writes to, and the record of that job is there."""
+    return any(os.path.isfile(_origin(rule, match).record) for rule, pattern in _patterns() if (match := pattern.fullmatch(str(path))))
+
+
 def sound(path: str | Path) -> bool:
     """Whether a file is there and as its job wrote it."""
     try:
