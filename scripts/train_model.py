@@ -1,8 +1,9 @@
 """Quantize a model by a mitigation that is trained: fold the transform, train on token windows, write the packed checkpoint, errors and losses."""
 
+from importlib import import_module
 from pathlib import Path
 
-from quantgrid import registry, trainings
+from quantgrid import trainings
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import save_failed, save_quantized
 from quantgrid.errors import NumericalFailure
@@ -21,7 +22,7 @@ def main() -> None:
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
     about["trainings"] = trainings.of_transform(job.transform)
     wanted, losses = job.spec["mitigation"], LOSSES
-    train = getattr(registry.load("mitigations", wanted["method"]), wanted["method"])
+    train = getattr(import_module(f"quantgrid.{wanted['module']}"), wanted["method"])
     state = Path(job.checkpoint).with_name("training.safetensors")
     place = Workplace(Path(job.model), Path(job.windows), job.spec["compute"]["device"], state, progress("training"))
     try:

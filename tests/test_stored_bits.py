@@ -22,7 +22,8 @@ from test_checkpoints import Given, everywhere, given, saved, schemes  # noqa: F
 ALL = list(SITES)
 WEIGHT = scheme("int4", granularity="channel")
 RECIPES = {  # with matrices, orders or shifts that a checkpoint stores
-    "duquant": duquant.primitives(3, 0.6, 16, 4, ALL),
+    "duquant": duquant.primitives(3, 0.6, 16, 4, ALL, True),
+    "duquant, a rotation per block": duquant.primitives(3, 0.6, 16, 4, ALL, False),
     "affine": [Affine(ALL, 1)],
     "reordering": reordering.primitives("rms", ALL, "across"),
     "flatquant": flatquant.primitives(CellSchemes(WEIGHT), 1, 0.5, True),

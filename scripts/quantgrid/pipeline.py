@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from . import demands, grid, library_docs, planned, registry, shown_transforms
+from .granularities import searched
 from .grid import Cell, without_note
 from .model_shapes import folder_of
 from .provenance import canonical, code_hash, digest, fingerprint, versions
@@ -128,8 +129,7 @@ class Plan:
         entry = self.config["calibrations"][calibration]
         how = {"samples": entry["samples"], "skip_first": entry["skip_first"], "seed": self.config["seed"]}
         return self._step("calibrate_model", how,
-                          {"model": (self.fetch_model(model), "folder"),
-                           "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows")},
+                          {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows")},
                           packages=("torch", "transformers"), model=model, calibration=calibration)
 
     @once
@@ -137,18 +137,18 @@ class Plan:
         entry = grid.entry(self.config, "transforms", cell.transform)
         method = registry.method("transforms", entry["method"])
         calibration = entry.pop("calibration", "default")
-        spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}")}
+        spec = {"transform": {"module": method.module, "learned": method.learned, **method.resolve(entry, f"transforms.{cell.transform}")}}
         options, target = spec["transform"]["options"], "any"
         if method.seeded:
             spec["seed"] = entry.get("seed", self.config["seed"])
         if method.is_fitted_to_scheme(options):
             spec["schemes"] = grid.resolved_schemes(self.config, cell)
             target = f"{cell.format}-{cell.granularity}"
-        reads = {"model": (self.fetch_model(cell.model), "folder")}
+        reads, corpus = {"model": (self.fetch_model(cell.model), "folder")}, self.config["calibrations"][calibration]["corpus"]
         if method.is_calibrated(options):
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
         if method.trained_on_windows:
-            reads["windows"] = (self.tokenize_corpus(cell.model, self.config["calibrations"][calibration]["corpus"]), "windows")
+            reads["windows"] = (self.tokenize_corpus(cell.model, corpus), "windows")
         return self._step("fit_transform", spec, reads, (method.module,), packages=("torch", "transformers") if "windows" in reads else ("torch",),
                           model=cell.model, transform=cell.transform, target=target)
 
@@ -156,10 +156,9 @@ class Plan:
     def describe_transform(self, cell: Cell) -> Step:
         """What the cell's transform makes of inputs and weights: on the calibration ``default``, whatever the transform was fitted on."""
         fitted = self.fit_transform(cell)
-        return self._step("describe_transform", {},
-                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (fitted, "transform"),
-                           "statistics": (self.calibrate_model(cell.model, "default"), "statistics")},
-                          model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
+        reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (fitted, "transform"),
+                 "statistics": (self.calibrate_model(cell.model, "default"), "statistics")}
+        return self._step("describe_transform", {}, reads, model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
 
     @once
     def quantize_model(self, cell: Cell) -> Step:
@@ -172,25 +171,26 @@ class Plan:
         reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform")}
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
-        mitigation, propagation = registry.split_propagation(method.resolve(entry, f"mitigations.{cell.mitigation}"))
-        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell)}
-        if propagation is None or spec["schemes"]["weight"] is None:
+        resolved, where = method.resolve(entry, f"mitigations.{cell.mitigation}"), f"mitigations.{cell.mitigation} on format '{cell.format}'"
+        mitigation, propagation = registry.split_propagation(resolved)
+        schemes = searched(grid.resolved_schemes(self.config, cell), resolved["options"], where)
+        spec = {"mitigation": {"module": method.module, **mitigation}, "schemes": schemes}
+        if propagation is None or schemes["weight"] is None:
             return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
-        on = self.config["calibrations"][calibration]
-        spec["propagation"] = {**propagation, "skip_first": on["skip_first"]}
-        reads["windows"] = (self.tokenize_corpus(cell.model, on["corpus"]), "windows")
-        return self._step("quantize_model", spec, reads, (method.module, registry.SEQUENTIAL),
-                          packages=("torch", "transformers"), **cell.axes)
+        given = self.config["calibrations"][calibration]
+        spec["propagation"] = {"module": registry.SEQUENTIAL, **propagation, "skip_first": given["skip_first"]}
+        reads["windows"] = (self.tokenize_corpus(cell.model, given["corpus"]), "windows")
+        return self._step("quantize_model", spec, reads, (method.module, registry.SEQUENTIAL), packages=("torch", "transformers"), **cell.axes)
 
     def _train_model(self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method) -> Step:
-        spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
-                "training": method.training, "seed": entry.get("seed", self.config["seed"])}
+        resolved = method.resolve(entry, f"mitigations.{cell.mitigation}")
+        spec = {"mitigation": {"module": method.module, **resolved}, "schemes": grid.resolved_schemes(self.config, cell), "training": method.training,
+                "seed": entry.get("seed", self.config["seed"])}
         corpus = self.config["calibrations"][calibration]["corpus"]
-        return self._step("train_model", spec,
-                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
-                           "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
-                           "windows": (self.tokenize_corpus(cell.model, corpus), "windows")},
-                          (method.module,), packages=("torch", "transformers"), **cell.axes)
+        reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
+                 "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
+                 "windows": (self.tokenize_corpus(cell.model, corpus), "windows")}
+        return self._step("train_model", spec, reads, (method.module,), packages=("torch", "transformers"), **cell.axes)
 
     @once
     def evaluate_reference(self, model: str, corpus: str) -> Step:
@@ -275,8 +275,8 @@ class Plan:
 
     def distributions(self) -> dict[str, list[str]]:
         """Model -> paths of the descriptions of the transforms that ``report.distributions`` names; empty where it names none."""
-        return {model: [self.describe_transform(cell).outputs["distribution"] for cell in cells]
-                for model, cells in shown_transforms.shown(self.config, self.cells).items()}
+        shown = shown_transforms.shown(self.config, self.cells)
+        return {model: [self.describe_transform(cell).outputs["distribution"] for cell in cells] for model, cells in shown.items()}
 
     # -- reporting ------------------------------------------------------------------------------------------------------------
 
