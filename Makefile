@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PROFILE ?= default
 PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
-BENCH ?= fake_quantize low_rank online_rotation evaluation jobs sequential gptq grid gpu
+BENCH ?= fake_quantize low_rank online_rotation learning evaluation jobs sequential gptq grid gpu
 # Another profile than the default says itself how many cores there are.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 

@@ -85,7 +85,9 @@ def verdict(given: dict | None) -> str:
     if given["weakest"] is None:
         return given["verdict"]
     against = f" against {given['against']}" if given["against"] else ""
-    return f"**{given['sign']} {given['verdict']}**<br>{given['counts']['holds']} of {given['tested']} hold{against}<br>{given['weakest']['shown']}"
+    starts = f", {given['start_kept']} with a start kept" if given["start_kept"] else ""
+    held = f"{given['counts']['holds']} of {given['tested']} hold{against}{starts}"
+    return f"**{given['sign']} {given['verdict']}**<br>{held}<br>{given['weakest']['shown']}"
 
 
 def report(results: Path, run: str) -> str:

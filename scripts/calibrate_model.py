@@ -10,6 +10,7 @@ from quantgrid.architecture import shape_from_folder
 from quantgrid.calibration import collect_layers, kept_tensors
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
+from quantgrid.skeletons import attention_of
 from quantgrid.statistics import SiteStatistics, to_tensors
 from quantgrid.streaming import FullPrecision, streamed
 from quantgrid.tensor_files import writing
@@ -31,7 +32,7 @@ def main() -> None:
     windows, _ = corpora.load(job.windows)
     samples, seed, skip_first = job.spec["samples"], job.spec["seed"], job.spec["skip_first"]
     announced = kept_tensors(shape_from_folder(job.model), windows, samples, seed, skip_first)
-    with writing(job.statistics, announced, record(job.spec, windows=job.windows)) as put:
+    with writing(job.statistics, announced, {**record(job.spec, windows=job.windows), "attention": attention_of(model)}) as put:
         for found in collect_layers(model, windows, samples, seed, progress("calibrating layers"), skip_first):
             store(found, put)
 

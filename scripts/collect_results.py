@@ -9,7 +9,7 @@ def main() -> None:
     merged = merge([read(path) for path in job.studies])
     write(merged, job.csv)
     write(merged, job.parquet)
-    write(merged[["cell", "model", "transform", "mitigation", "granularity", "format", "status"]].drop_duplicates(), job.cells)
+    write(merged[["cell", "model", "transform", "mitigation", "granularity", "format", "status"]].drop_duplicates("cell"), job.cells)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Describe how inputs and weights are distributed once a transform is folded in, before anything is rounded."""
 
+from quantgrid import trainings
 from quantgrid.decoders import DecoderFolder
 from quantgrid.distributions import describe
 from quantgrid.errors import NumericalFailure
@@ -11,7 +12,7 @@ from quantgrid.transforms.composition import Transform
 def main() -> None:
     job = arguments("model", "transform", "statistics", "distribution")
     use_threads(job.spec)
-    about = record(job.spec, transform=job.transform, statistics=job.statistics)
+    about = {**record(job.spec, transform=job.transform, statistics=job.statistics), "trainings": trainings.of_transform(job.transform)}
     try:
         found = describe(DecoderFolder(job.model), Transform.load(job.transform), job.statistics, progress("describing layers"))
         write_json(job.distribution, {**about, "status": "ok", **found})

@@ -13,6 +13,7 @@ from quantgrid.evaluation.perplexity import evaluate
 from quantgrid.evaluation.significance import perplexity
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
+from quantgrid.skeletons import attention_of
 from quantgrid.storage import read_tensors, write_json
 from quantgrid.streaming import streamed
 
@@ -21,7 +22,7 @@ def measured(job, windows, dtype, device) -> dict:
     model, reference = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device)), read_tensors(job.reference)["hidden"]
     losses = evaluate(model, windows, reference, lambda: DecoderFolder(job.model).head(dtype), job.spec["batch_size"], progress("layers"))
     value, error = perplexity(losses["negative_log_likelihood"])
-    return {"status": "ok", "perplexity": value, "stderr": error, "windows": losses}
+    return {"status": "ok", "perplexity": value, "stderr": error, "windows": losses, "attention": attention_of(model)}
 
 
 def main() -> None:

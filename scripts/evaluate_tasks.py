@@ -5,10 +5,12 @@ from pathlib import Path
 from quantgrid.checkpoints import load_quantized
 from quantgrid.errors import NumericalFailure
 from quantgrid.evaluation.protocols import weights_of
-from quantgrid.evaluation.tasks import evaluate, load_tokenizer
+from quantgrid.evaluation.tasks import evaluate
 from quantgrid.job import arguments, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
+from quantgrid.skeletons import attention_of
 from quantgrid.storage import write_json
+from quantgrid.tokenization import load_tokenizer
 
 
 def measured(job) -> dict:
@@ -16,7 +18,7 @@ def measured(job) -> dict:
     model = load_quantized(Path(job.checkpoint).parent, compute_dtype(job.spec["compute"]["dtype"], device), device)
     settings = job.spec["evaluation"]
     found = evaluate(model, load_tokenizer(job.model), job.spec["tasks"], settings["task_limit"], settings["batch_size"], job.spec["seed"])
-    return {"status": "ok", "tasks": found}
+    return {"status": "ok", "tasks": found, "attention": attention_of(model)}
 
 
 def main() -> None:

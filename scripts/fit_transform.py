@@ -1,10 +1,10 @@
 """Fit a transform to a model, and train it if it is a learned one: parameters only, nothing is folded yet."""
 
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quantgrid import registry
 from quantgrid.allocator import fit_allocator
 from quantgrid.architecture import shape_from_folder
 from quantgrid.cell_schemes import CellSchemes
@@ -37,11 +37,11 @@ def main() -> None:
     given = {**wanted["options"], **({"seed": job.spec["seed"]} if "seed" in job.spec else {})}
     if "schemes" in job.spec:  # of a transform that is fitted to what it serves
         given["schemes"] = CellSchemes.from_dict(job.spec["schemes"])
-    module = registry.load("transforms", wanted["method"])
+    module = import_module(f"quantgrid.{wanted['module']}")
     about, losses = record(job.spec, statistics=job.statistics, windows=job.windows), LOSSES
     try:
         fitted = fit(module.primitives(**given), DecoderFolder(job.model), job.statistics, progress("fitting layers"))
-        if registry.method("transforms", wanted["method"]).learned:
+        if wanted["learned"]:
             fitted, losses, ends = trained(module, fitted, job, given)
             about |= ends
         fitted.save(job.transform, {**about, "status": "ok"})

@@ -43,7 +43,7 @@ def cell_errors(plan: Plan, cell: Cell, layers: list[int], linears: list[str], c
     measured = {name: verified(plan.calibrate_model(cell.model, name).outputs["statistics"]) for name in dict.fromkeys([told, *calibrations])}
     transform = Transform.load(verified(plan.fit_transform(cell).outputs["transform"]))
     decoder = DecoderFolder(verified(plan.fetch_model(cell.model).outputs["folder"]))
-    scheme = QuantScheme.from_dict(grid.resolved_schemes(plan.config, cell)["weight"])
+    scheme = QuantScheme.from_dict(plan.quantize_model(cell).spec["schemes"]["weight"])
     return [linear_errors(decoder, layer, linears, transform, mitigation, scheme, told, measured)
             for layer in layers or range(decoder.shape.layers)]
 

@@ -10,7 +10,8 @@ from quantgrid.errors import NumericalFailure
 from quantgrid.evaluation.depth import error_growth, residual_basis
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
-from quantgrid.storage import write_json
+from quantgrid.skeletons import attention_of
+from quantgrid.storage import read_json, write_json
 from quantgrid.streaming import FullPrecision, streamed
 from quantgrid.transforms.composition import Transform
 
@@ -21,7 +22,7 @@ def measured(job, windows) -> dict:
     model = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device))
     basis = residual_basis(Transform.load(job.transform), model.config.hidden_size)
     original = streamed(FullPrecision(job.model, dtype, device))
-    return {"status": "ok", "layers": error_growth(model, original, windows, basis, progress("layers"))}
+    return {"status": "ok", "layers": error_growth(model, original, windows, basis, progress("layers")), "attention": attention_of(model)}
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
     fit_allocator(shape_from_folder(job.model))
     windows, corpus = corpora.load(job.windows)
     windows = windows[: job.spec["windows"]]
-    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows), "corpus": corpus, "windows": len(windows)}
+    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows), "corpus": corpus, "windows": len(windows),
+             "trainings": read_json(job.manifest)["trainings"]}
     try:
         write_json(job.result, {**about, **measured(job, windows)})
     except NumericalFailure as failure:

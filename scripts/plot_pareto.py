@@ -1,4 +1,4 @@
-"""Draw perplexity against effective bits of all cells, the Pareto front labelled, and write its data beside it."""
+"""Draw perplexity against stored bits of all cells, the Pareto front labelled, and write its data beside it."""
 
 from quantgrid.job import arguments, run
 from quantgrid.reporting import pareto

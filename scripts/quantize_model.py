@@ -4,7 +4,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from quantgrid import registry
+from quantgrid import trainings
 from quantgrid.allocator import fit_allocator
 from quantgrid.architecture import shape_from_folder
 from quantgrid.cell_schemes import CellSchemes
@@ -13,7 +13,7 @@ from quantgrid.decoders import DecoderFolder
 from quantgrid.errors import NumericalFailure
 from quantgrid.job import arguments, progress, record, run, use_threads
 from quantgrid.linear import compute_device, compute_dtype
-from quantgrid.quantization import Quantized, Recipe, quantize_decoder, summarize
+from quantgrid.quantization import Quantized, Recipe, quantize_decoder
 from quantgrid.storage import write_json
 from quantgrid.tensor_files import TensorSpool
 from quantgrid.transforms.composition import Transform
@@ -21,7 +21,7 @@ from quantgrid.transforms.composition import Transform
 
 def recipe(job) -> Recipe:
     schemes, wanted = CellSchemes.from_dict(job.spec["schemes"]), job.spec["mitigation"]
-    module = registry.load("mitigations", wanted["method"])
+    module = import_module(f"quantgrid.{wanted['module']}")
     mitigation = partial(getattr(module, wanted["method"]), **wanted["options"]) if schemes.weight else None
     return Recipe(Transform.load(job.transform), schemes, mitigation, job.statistics)
 
@@ -31,10 +31,10 @@ def quantized(job) -> Quantized:
     packed = TensorSpool(Path(job.checkpoint).parent)
     if "propagation" not in job.spec:
         return quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"), packed)
-    sequential = import_module(f"quantgrid.{registry.SEQUENTIAL}")  # not by name: only cells that use it shall depend on it
+    options = dict(job.spec["propagation"])
+    sequential = import_module(f"quantgrid.{options.pop('module')}")  # no import statement: only cells that use it shall depend on it
     device = compute_device(job.spec["compute"]["device"])
-    how = sequential.Sequential.load(job.windows, dtype=compute_dtype(job.spec["compute"]["dtype"], device), device=device,
-                                     **job.spec["propagation"])
+    how = sequential.Sequential.load(job.windows, dtype=compute_dtype(job.spec["compute"]["dtype"], device), device=device, **options)
     return sequential.quantize_sequentially(DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"), packed)
 
 
@@ -43,9 +43,10 @@ def main() -> None:
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
+    about["trainings"] = trainings.of_transform(job.transform)
     try:
         done = quantized(job)
-        write_json(job.error, {**about, "status": "ok", "summary": {**summarize(done.errors), **done.costs}, "linears": done.errors,
+        write_json(job.error, {**about, "status": "ok", "summary": done.summary(), "linears": done.errors,
                                "details": done.details, "choices": done.choices,
                                "propagation": "sequential" if "propagation" in job.spec else "cached"})
         save_quantized(done.content, job.checkpoint, job.manifest, about)

@@ -17,7 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--configfile", default="config/config.yaml", help="the config whose results are read")
     parser.add_argument("--model", required=True, help="name of a model of that config")
-    parser.add_argument("--bits", required=True, type=float, help="at most so many effective bits per weight")
+    parser.add_argument("--bits", required=True, type=float, metavar="N",
+                        help="at most N stored bits per weight, matrices of online transforms included")
     parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
     parser.add_argument("--top", type=int, default=20, help="how many recipes to show")
     asked = parser.parse_args()

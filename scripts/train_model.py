@@ -1,13 +1,14 @@
 """Quantize a model by a mitigation that is trained: fold the transform, train on token windows, write the packed checkpoint, errors and losses."""
 
+from importlib import import_module
 from pathlib import Path
 
-from quantgrid import registry
+from quantgrid import trainings
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import save_failed, save_quantized
 from quantgrid.errors import NumericalFailure
 from quantgrid.job import arguments, progress, record, run, use_threads
-from quantgrid.quantization import Recipe, summarize
+from quantgrid.quantization import Recipe
 from quantgrid.storage import write_json, write_text
 from quantgrid.transforms.composition import Transform
 from quantgrid.workplace import Workplace
@@ -19,17 +20,19 @@ def main() -> None:
     job = arguments("model", "transform", "statistics", "windows", "checkpoint", "manifest", "losses", "error")
     use_threads(job.spec)
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
+    about["trainings"] = trainings.of_transform(job.transform)
     wanted, losses = job.spec["mitigation"], LOSSES
-    train = getattr(registry.load("mitigations", wanted["method"]), wanted["method"])
+    train = getattr(import_module(f"quantgrid.{wanted['module']}"), wanted["method"])
     state = Path(job.checkpoint).with_name("training.safetensors")
     place = Workplace(Path(job.model), Path(job.windows), job.spec["compute"]["device"], state, progress("training"))
     try:
         recipe = Recipe(Transform.load(job.transform), CellSchemes.from_dict(job.spec["schemes"]), None, job.statistics)
         trained = train(recipe, place, seed=job.spec["seed"], **wanted["options"])
         done, losses = trained.quantized, trained.losses
-        summary = {**summarize(done.errors), **done.costs, "training_steps": wanted["options"]["steps"]}
+        about["trainings"]["mitigation"] = trained.ends
+        summary = {**done.summary(), "training_steps": wanted["options"]["steps"]}
         write_json(job.error, {**about, "status": "ok", "summary": summary, "linears": done.errors, "details": done.details,
-                               "choices": done.choices, "training": {"trained": job.spec["training"], "ends": trained.ends}})
+                               "choices": done.choices, "training": job.spec["training"]})
         save_quantized(done.content, job.checkpoint, job.manifest, about)
     except NumericalFailure as failure:
         write_json(job.error, {**about, "status": "failed", "reason": str(failure)})

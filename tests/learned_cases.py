@@ -27,6 +27,7 @@ from reference_statistics import write_statistics
 from tiny_decoders import CASES, Case, random_tokens, save
 
 LEARNED = [name for name, method in registry.TRANSFORMS.items() if method.learned]
+HELD_OUT = registry.WINDOWS["held_out"].default
 VARIED = [next(case for case in CASES if case.architecture.startswith(name) and want(case)) for name, want in
           (("Llama", lambda c: c.heads == 9 and c.tied), ("Llama", lambda c: c.bias), ("Qwen2", lambda c: not c.tied), ("Qwen3", lambda c: c.bias),
            ("Mistral", lambda c: c.head_dim == 32))]
@@ -47,7 +48,7 @@ class Given:
     logits: Tensor
 
     @classmethod
-    def make(cls, folder: Path, case: Case, windows: int = 6) -> Given:
+    def make(cls, folder: Path, case: Case, windows: int = 24 + HELD_OUT) -> Given:
         config, state = case.build()
         save(folder, config, state, torch.float64)
         tokens = random_tokens(config, windows, 16)
@@ -80,7 +81,7 @@ def shaken(transform: Transform) -> Transform:
     parameters = dict(transform.parameters)
     for name, kind in learned_kinds(transform).items():
         generator, shape = torch.Generator().manual_seed(derived_seed(1, name)), parameters[name].shape
-        if kind == "orthogonal":
+        if kind in ("rotation", "cayley"):
             found = [random_orthogonal(shape[-1], derived_seed(1, name, item)) for item in range(parameters[name].numel() // shape[-1] ** 2)]
             parameters[name] = torch.stack(found).view(shape)
         else:

@@ -48,7 +48,8 @@ def _dense(name: str, n: int, given: dict) -> Tensor:
         matrix = given.pop("matrix").double()
         return torch.kron(matrix.contiguous(), torch.eye(n // len(matrix), dtype=torch.float64))
     if name == "block_rotate":
-        return torch.block_diag(*given.pop("blocks").double())
+        blocks = given.pop("blocks").double()
+        return torch.block_diag(*blocks.repeat(n // blocks[..., 0].numel(), 1, 1))
     if name == "kronecker":
         left = given.pop("left").double()
         return torch.kron(left, given.pop("right", torch.eye(n // len(left))).double())

@@ -183,7 +183,7 @@ def test_every_name_in_the_shipped_claims_is_known():
     from quantgrid import registry, schemes
 
     paper = configs.read(ROOT / "config" / "paper.yaml")
-    known = {*registry.TRANSFORMS, *registry.MITIGATIONS, *schemes.PRESETS, *paper["formats"], *claims.SIZES, "any"}
+    known = {*registry.TRANSFORMS, *registry.MITIGATIONS, *schemes.PRESETS, *paper["formats"], *paper["mitigations"], *claims.SIZES, "any"}
     for claim in claims.read().values():
         terms = [claim.get("where", {}), *(term for contrast in claims.contrasts(claim, []) for term in contrast)]
         for axis in ("transform", "mitigation", "format", "model"):

@@ -23,7 +23,7 @@ from quantgrid.integrity import origin_of, write_record
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import digest
 from quantgrid.reporting import collection, figures, page, tables
-from quantgrid.reporting.records import BEST, NUMBERS, TEXTS, tidy
+from quantgrid.reporting.records import BEST, NUMBERS, STARTS, TEXTS, tidy
 from quantgrid.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,7 @@ def test_a_row_per_cell_and_metric_in_the_order_of_the_cells(frame):
     bits, noise = ["bits_per_weight", "stored_bits_per_weight"], ["weight_sqnr_db", "output_sqnr_db"]
     assert list(frame.metric) == bits + measured + 2 * (bits + noise + measured)
     assert list(frame.cell.unique()) == [collection.cell_key(cell) for cell in (FULL, RTN, GPTQ)]
-    assert {*TEXTS, *NUMBERS, *BEST, "protocol"} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
+    assert {*TEXTS, *NUMBERS, *BEST, "protocol", *STARTS} == set(frame.columns) and set(frame.status) == {"ok"} and set(frame.reason) == {""}
     for cell in (FULL, RTN, GPTQ):
         own = frame[frame.cell == collection.cell_key(cell)]
         assert all((own[axis] == value).all() for axis, value in cell.axes.items())
@@ -267,6 +267,31 @@ def test_the_mean_over_tasks_counts_every_task_alike():
     assert mean.value == pytest.approx((first["value"] + 0.25) / 2) and mean.stderr == pytest.approx(math.hypot(first["stderr"], 0.1) / 2)
     assert mean.difference == pytest.approx(np.mean(np.subtract(OUTCOMES[RTN], OUTCOMES[FULL])))  # the two tasks have the same outcomes here
     assert set(json.loads(mean.protocol)["tasks"]) == {"cloze", "other"}
+
+
+def test_a_task_that_failed_is_a_row_and_the_others_keep_their_numbers():
+    found = evaluations(FULL, RTN, GPTQ)
+    for cell in found:
+        found[cell]["tasks"]["tasks"]["other"] = tasks(cell)["tasks"]["cloze"]
+    found[RTN]["tasks"]["tasks"]["other"] = {"status": "failed", "reason": "tasks.other: the embedding has 512 rows", "source": "local"}
+    frame = collection.records(found)
+    own = frame[frame.cell == collection.cell_key(RTN)]
+    broken = own[own.status == "failed"]
+    assert list(broken.dataset) == ["other"] and list(broken.reason) == ["tasks.other: the embedding has 512 rows"]
+    assert list(own[own.metric == "accuracy"].dataset) == ["cloze"] and "mean_accuracy" not in set(own.metric)
+    assert len(own[own.metric == "perplexity"]) == 1
+    spec = {"study": "s", "table": {"rows": ["mitigation"], "columns": ["transform"], "metrics": ["perplexity", "accuracy", "mean_accuracy"]}}
+    shown = tables.build(tidy(frame), spec).display.loc["rtn"].to_numpy().ravel()
+    assert ["failed" in str(value) for value in shown] == [False, False, True, True], "perplexity, cloze, other, the mean"
+    drawn = {name: figures.points(frame, {"figure": {"kind": "dots", "x": "mitigation", "metric": name, "dataset": dataset}}).set_index("cell")
+             for name, dataset in (("perplexity", "docs"), ("accuracy", "other"), ("mean_accuracy", ""))}
+    assert [drawn[name].status[collection.cell_key(RTN)] for name in drawn] == ["ok", "failed", "failed"]
+
+
+def test_a_task_that_failed_in_full_precision_leaves_the_others_without_a_difference():
+    found = evaluations(FULL, RTN)
+    found[FULL]["tasks"]["tasks"]["cloze"] = {"status": "failed", "reason": "gone", "source": "local"}
+    assert math.isnan(row(collection.records(found), RTN, "accuracy").difference)
 
 
 def test_means_over_tasks_are_paired_with_the_best_task_by_task():

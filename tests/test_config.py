@@ -100,8 +100,8 @@ BAD: dict[str, tuple[Edit, list[str]]] = {
     "key of a figure": (study(figure={"color": "model"}), ["studies.s.figure: unknown key 'color'", "Accepted: dataset, facet, hue, kind"]),
     "option of a method": (changed("transforms", "smooth", alfa=0.3),
         ["transforms.smooth: unknown option 'alfa' - did you mean 'alpha'? Accepted: alpha, points, round_activations, search, sites, statistic"]),
-    "option of a method without options": (entry("mitigations", "r", {"method": "rtn", "rank": 8}),
-        ["mitigations.r: unknown option 'rank'", "(none)"]),
+    "option of a method without options": (entry("transforms", "r", {"method": "fold_norms", "alpha": 0.5}),
+        ["transforms.r: unknown option 'alpha'", "(none)"]),
     # names
     "model of a study": (study(models=["tyny"]), ["studies.s.models: unknown model 'tyny' - did you mean 'tiny'? Accepted: hub, tiny"]),
     "transform of a study": (study(transforms=["smoth"]), ["studies.s.transforms: unknown transform 'smoth' - did you mean 'smooth'?"]),

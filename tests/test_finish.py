@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from learned_cases import VARIED, Given, interrupted_at, schemes
+from learned_cases import HELD_OUT, VARIED, Given, interrupted_at, schemes
 from mitigation_cases import SCHEMES, normal, weight_of
 from quantgrid import grid, registry
 from quantgrid.cell_schemes import CellSchemes
@@ -157,7 +157,7 @@ def test_powers_of_two_go_to_the_nearest(factor, exponents):
 @pytest.mark.parametrize("case", VARIED[1:4], ids=str)
 def test_without_rounding_the_transformed_model_is_the_model(case, given):
     made = given(case)
-    model = TransformedModel(recipe_of(made), made.place())
+    model = TransformedModel(recipe_of(made), made.place(), "range")
     hidden = model.embedded()
     for index in range(len(model.layers)):
         hidden = model.advance(index, hidden)
@@ -171,15 +171,15 @@ def test_without_rounding_the_transformed_model_is_the_model(case, given):
 def test_gradients_reach_every_scale_and_every_weight(entry, given):
     made = given(VARIED[1])
     wanted = CellSchemes.from_dict(cell_schemes(entry, "group-16" if entry["preset"] == "nvfp4" else "channel", "test", 16))
-    model = TransformedModel(recipe_of(made, wanted), made.place())
+    model = TransformedModel(recipe_of(made, wanted), made.place(), "range")
     weights = model.weights(model.folded(0))
     block = Block(model, 0, {linear: ScaledWeight(weight, quantize(weight, wanted.weight)) for linear, weight in weights.items()})
     values = {name: tensor.requires_grad_() for name, tensor in block.start().items()}
     hidden = model.embedded()
-    sum(OneLayer(block, 0, hidden, model.advance(0, hidden), "squared").pieces(values, [0, 1])).backward()
+    sum(OneLayer(block, HELD_OUT, 0, hidden, model.advance(0, hidden), "squared").pieces(values, [0, 1])).backward()
     assert all(tensor.grad.abs().max() > 0 and torch.isfinite(tensor.grad).all() for tensor in values.values())
     start = {f"{index}.{linear}": weight[0].requires_grad_() for index in range(2) for linear, weight in model.weights(model.folded(index)).items()}
-    sum(Divergence(RoundedModel(model), load_full_precision(made.folder)).pieces(start, [0])).backward()
+    sum(Divergence(RoundedModel(model), HELD_OUT, load_full_precision(made.folder)).pieces(start, [0])).backward()
     assert all(tensor.grad.abs().max() > 0 and torch.isfinite(tensor.grad).all() for tensor in start.values())
 
 
@@ -207,7 +207,7 @@ def loaded(done: Trained, folder):
 @pytest.mark.parametrize("preset, granularity, base, rate", [("int4", "channel", "rtn", 5e-3), ("int4_asym", "group-32", "gptq", 5e-3),
                                                              ("mxfp4", "group-32", "rtn", 2e-2), ("nvfp4", "group-16", "rtn", 5e-3)])
 def test_blocks_end_no_worse_and_the_checkpoint_has_their_error(preset, granularity, base, rate, given, tmp_path):
-    """The error of every layer of the loaded checkpoint against the full-precision stream, over all windows, is the one that was recorded."""
+    """The recorded error of every layer is that of the loaded checkpoint against the full-precision stream, on the windows held out."""
     made, wanted = given(VARIED[1]), schemes(preset, granularity)
     done = trained(made, "finetune_blocks", wanted, base=base, steps=24, learning_rate=rate)
     assert all((end["kept"] == "learned") == (end["end"] < end["start"]) for end in done.ends.values())
@@ -217,11 +217,11 @@ def test_blocks_end_no_worse_and_the_checkpoint_has_their_error(preset, granular
         layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output))
     with torch.no_grad():
         quantized(made.tokens)
-    model = TransformedModel(recipe_of(made, wanted), made.place())
+    model = TransformedModel(recipe_of(made, wanted), made.place(), "range")
     exact = model.embedded()
     for index, found in enumerate(outputs):
         exact, end = model.advance(index, exact), done.ends[str(index)]
-        assert squared_error(found, exact, "squared").item() == pytest.approx(min(end["start"], end["end"]), rel=2e-3)
+        assert squared_error(found[-HELD_OUT:], exact[-HELD_OUT:], "squared").item() == pytest.approx(min(end["start"], end["end"]), rel=2e-3)
         rows = [float(line.split(",")[2]) for line in done.losses.splitlines()[1:] if line.startswith(f"{index},")]
         assert len(rows) == 24
 
@@ -233,11 +233,11 @@ def test_qat_lowers_the_loss_and_the_checkpoint_has_it(transform, preset, loss, 
     wanted = schemes(preset, "group-32" if preset == "mxfp4" else "channel")
     done = trained(made, "qat", wanted, transform=transform, loss=loss, steps=8, learning_rate=3e-4)
     end = done.ends["all"]
-    assert end["kept"] == "learned" and end["end"] < (0.9 if loss == "kl" else 1.0) * end["start"]
+    assert end["kept"] == "learned" and end["end"] < (0.97 if loss == "kl" else 1.0) * end["start"]  # on windows that were not trained on
     with torch.no_grad():
-        found = loaded(done, tmp_path)(made.tokens[:4]).logits.log_softmax(-1)
-        target = load_full_precision(made.folder)(made.tokens[:4]).logits.log_softmax(-1)
-    divergence, entropy = (target.exp() * (target - found)).sum(-1).mean(), -found[:, :-1].gather(-1, made.tokens[:4, 1:, None]).mean()
+        found = loaded(done, tmp_path)(made.tokens[-HELD_OUT:]).logits.log_softmax(-1)
+        target = load_full_precision(made.folder)(made.tokens[-HELD_OUT:]).logits.log_softmax(-1)
+    divergence, entropy = (target.exp() * (target - found)).sum(-1).mean(), -found[:, :-1].gather(-1, made.tokens[-HELD_OUT:, 1:, None]).mean()
     value = divergence if loss == "kl" else entropy
     assert value.item() == pytest.approx(end["end"], rel=2e-3)
 
@@ -288,7 +288,7 @@ def config_of(mitigation: dict[str, Any], format: dict[str, Any]) -> dict[str, A
     return {"models": {"tiny": {"source": "hub", "id": "a/b", "revision": "main", "shape": {
                 "architecture": "LlamaForCausalLM", "hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "kv_heads": 2,
                 "head_dim": 16, "vocabulary": 100}}},
-            "corpora": {"text": {"source": "builtin", "part": "calibration", "window": 64, "windows": 8},
+            "corpora": {"text": {"source": "builtin", "part": "calibration", "window": 64, "windows": 20},
                         "docs": {"source": "builtin", "part": "evaluation", "window": 64, "windows": 4}},
             "calibrations": {"default": {"corpus": "text"}}, "mitigations": {"mine": mitigation}, "formats": {"chosen": format},
             "evaluate": {"perplexity": ["docs"]},
@@ -318,6 +318,21 @@ def test_options_of_the_bases_are_theirs():
     with pytest.raises(ConfigError, match=r"mitigations\.mine\.damping"):
         check(config_of({"method": "finetune_blocks", "damping": 0.1}, {"preset": "int4"}))
     assert check(config_of({"method": "finetune_blocks", "base": "gptq", "damping": 0.1}, {"preset": "int4"}))
+
+
+@pytest.mark.parametrize("axis, entry", [("mitigations", {"method": "qat"}), ("mitigations", {"method": "finetune_blocks", "held_out": 19}),
+                                         ("transforms", {"method": "flatquant"}), ("transforms", {"method": "optimized_rotation"})])
+def test_a_corpus_too_short_to_hold_windows_out_is_refused_at_planning(axis, entry):
+    config = config_of({"method": "rtn"}, {"preset": "int4"})
+    config[axis] = {"mine": entry}
+    config["studies"]["one"][axis] = ["mine"]
+    config["corpora"]["text"]["windows"] = held_out = entry.get("held_out", 16)
+    with pytest.raises(ConfigError, match=rf"{axis}.mine: .* holds {held_out} out, and corpus 'text' has {held_out}; set its 'windows' to at least"):
+        check(config)
+    config["corpora"]["text"]["windows"] = held_out + 8
+    assert check(config)
+    with pytest.raises(ConfigError, match=rf"{axis}.mine.held_out: 4 is out of range"):
+        check({**config, axis: {"mine": {**entry, "held_out": 4}}})
 
 
 def test_training_is_marked():

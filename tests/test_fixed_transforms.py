@@ -16,6 +16,7 @@ from quantgrid.hadamard import hadamard_matrix
 from quantgrid.mitigations.rtn import rtn
 from quantgrid.online import ONLINE, apply, arithmetic, as_rows
 from quantgrid.quantizer import activation_scheme, fake_quantize, scheme
+from quantgrid.registry import TRANSFORMS, load
 from quantgrid.transforms import block_hadamard, fold_norms, quarot, random_hadamard, random_orthogonal, reordering, shifting
 from quantgrid.transforms.block_rotate import BlockHadamard, GreedyBlocks, greedy_rotation, spreading_matrix
 from quantgrid.transforms.composition import Transform, fit, layer_state
@@ -97,6 +98,38 @@ def test_the_midrange_halves_the_range_and_the_mean_centres(case, given):  # noq
                     assert close(found.maximum_absolute, half, 1e-6)
                 else:
                     assert bool((found.maximum_absolute <= half * (1 + 1e-6)).all())
+
+
+@pytest.mark.parametrize("case", VARIED, ids=str)
+def test_the_median_centres_the_tokens_of_a_kv_channel(case, given):  # noqa: F811
+    made = given(case)
+    before = folded(made, Transform(), "exact").layers
+    for layer, old in zip(folded(made, made.fitted(shifting.primitives("median", ALL)), "exact").layers, before):
+        for site in ALL:
+            z, samples = old.statistics[site].samples.double() - layer.statistics[site].samples.double(), old.statistics[site].samples
+            if site == "output_input":
+                shape = layer.shape
+                samples = torch.cat(samples.view(len(samples), shape.kv_heads, -1, shape.head_dim).unbind(2)).flatten(1)
+            wanted = widened(samples.double().quantile(0.5, dim=0), site, layer.shape)
+            assert torch.allclose(z, wanted.expand_as(z), atol=1e-5 * samples.abs().max())
+
+
+@pytest.mark.parametrize("center, held", [("median", True), ("mean", False), ("midrange", False)])
+def test_a_few_massive_tokens_do_not_move_the_median(center, held, layer):
+    """First tokens whose activation exceeds all others ten thousandfold, in the share that a token sample holds them."""
+    shape, generator = layer.shape, torch.Generator().manual_seed(0)
+    x = torch.randn(272, shape.hidden_size, generator=generator, dtype=torch.float64) * 0.2
+    x[:48, 3] = 2850.0
+    layer.statistics["mlp_input"] = statistics_of(x)
+    assert (Shift(center, ["mlp_input"]).fit_layer(layer)["mlp_input"].abs().max() < 0.1) == held
+
+
+@pytest.mark.parametrize("method, option", [("shifting", "sites"), ("outlier_suppression_plus", "shifted_sites")])
+def test_by_default_the_median_is_subtracted_everywhere_but_at_down_input(method, option):
+    options = TRANSFORMS[method].resolve({"method": method}, method)["options"]
+    assert options["center"] == "median" and options[option] == ["attention_input", "output_input", "mlp_input"]
+    made = load("transforms", method).primitives(**options)
+    assert (made[0].center, made[0].sites) == ("median", options[option]) and made[-1].sites == options["sites"]
 
 
 def test_a_shift_at_output_input_costs_nothing_online(given):  # noqa: F811
@@ -364,7 +397,7 @@ def test_the_fold_into_v_spares_the_online_operation(given):  # noqa: F811
     assert len(wide.online[0, "output_input"]) == 1
 
 
-@pytest.mark.parametrize("primitive", [BlockHadamard(128, ["down_input"], False), GreedyBlocks(40, ["down_input"], 1, 0, 1)])
+@pytest.mark.parametrize("primitive", [BlockHadamard(128, ["down_input"], False), GreedyBlocks(40, ["down_input"], 1, 0, 1, True)])
 def test_blocks_have_to_divide_a_site(primitive, given):  # noqa: F811
     with pytest.raises(ConfigError, match=r"do not divide the 96 inputs of site 'down_input'"):
         given(LLAMA).fitted([primitive])
@@ -387,6 +420,15 @@ def test_the_greedy_rotation_lowers_the_peak_of_every_block(size):
     before, after = (t.unflatten(-1, (-1, size)).abs().amax((0, 2)) for t in (x, apply({"operation": "block_rotate", "blocks": rotation}, x)))
     assert bool((after <= before * (1 + 1e-6)).all()) and bool((after[before > 10] < 0.8 * before[before > 10]).all())
     assert torch.equal(greedy_rotation(x, spreading_matrix(size, 0), 0), torch.eye(size, dtype=torch.float64).expand_as(rotation))
+
+
+def test_a_shared_rotation_is_that_of_all_blocks_as_one():
+    x, spread = heavy(50, 96), spreading_matrix(16, 0)
+    shared = greedy_rotation(x, spread, 20, shared=True)
+    assert torch.equal(shared, greedy_rotation(x.reshape(-1, 16), spread, 20)) and shared.shape == (1, 16, 16)
+    rotated = apply({"operation": "block_rotate", "blocks": shared}, x)
+    assert close(rotated, apply({"operation": "block_rotate", "blocks": shared.repeat(6, 1, 1)}, x), 1e-12)
+    assert rotated.abs().max() < 0.8 * x.abs().max()
 
 
 def test_one_step_spreads_a_single_peak_evenly():
@@ -467,6 +509,7 @@ OPERATIONS = [
     ({"operation": "subtract", "shift": heavy(1, 96)[0]}, 96),
     ({"operation": "gather", "order": torch.randperm(96, generator=torch.Generator().manual_seed(0))}, 0),
     ({"operation": "block_rotate", "blocks": torch.stack([spreading_matrix(24, seed) for seed in range(4)])}, 96 * 48),
+    ({"operation": "block_rotate", "blocks": spreading_matrix(24, 0)[None]}, 96 * 48),
     ({"operation": "kronecker", "left": heavy(8, 8) / 4, "right": heavy(12, 12) / 4}, 96 * 2 * (8 + 12)),
     ({"operation": "kronecker", "left": heavy(8, 8) / 4}, 96 * 2 * 8),
 ]

@@ -321,10 +321,11 @@ COUNTS = {
                     "transforms-formats": 25, "two-level-scales": 11, "scale-formats": 21, "block-rotations": 31, "propagation": 17,
                     "calibration": 5, "low-rank": 8, "bit-width": 15, "sides": 7, "components": 16, "seeds": 17, "overhead": 9, "depth": 11},
               (25, 17, 36)),
-    "studies": (244, {"decomposition": 21, "transforms-mitigations": 66, "models": 14, "symmetry": 15, "group-size": 25, "formats": 43,
+    "shifts": (27, {"shifts": 27}, (14, 1, 1)),
+    "studies": (264, {"decomposition": 21, "transforms-mitigations": 86, "models": 14, "symmetry": 15, "group-size": 25, "formats": 43,
                       "transforms-formats": 39, "two-level-scales": 11, "scale-formats": 16, "block-rotations": 20, "propagation": 11,
                       "calibration": 6, "low-rank": 8, "bit-width": 12, "sides": 21, "components": 16, "seeds": 18, "overhead": 9, "depth": 17},
-                (20, 17, 36)),
+                (20, 21, 36)),
 }
 
 

@@ -34,7 +34,7 @@ def results(model: str = "m") -> tuple[pd.DataFrame, pd.DataFrame]:
         common = {"cell": cell, **dict(zip(AXES, (model, *axes))), "status": "ok", "reason": "", "protocol": ""}
         value = float(np.exp(losses.mean()))
         rows += [{**common, "metric": "perplexity", "dataset": "docs", "value": value, "stderr": value * losses.std(ddof=1) / 32**0.5},
-                 {**common, "metric": "bits_per_weight", "dataset": "", "value": bits, "stderr": np.nan}]
+                 {**common, "metric": "stored_bits_per_weight", "dataset": "", "value": bits, "stderr": np.nan}]
         items += [{"cell": cell, "metric": "negative_log_likelihood", "dataset": "docs", "item": at, "value": loss} for at, loss in enumerate(losses)]
     return pd.DataFrame(rows), pd.DataFrame(items)
 
@@ -121,7 +121,7 @@ def test_the_cheapest_of_what_is_not_told_apart_is_named():
 
 
 @pytest.mark.parametrize(("model", "bits", "corpus", "message"), [
-    ("n", 5, "", "MODEL: unknown model 'n'"), ("m", 3.5, "", "BITS: no cell of 'm' has at most 3.5 bits per weight; the smallest has 4.02"),
+    ("n", 5, "", "MODEL: unknown model 'n'"), ("m", 3.5, "", "BITS: no cell of 'm' has at most 3.5 stored bits per weight; the smallest has 4.02"),
     ("m", 5, "wiki", "CORPUS: .* measured on docs")])
 def test_what_cannot_be_answered_is_said(model, bits, corpus, message):
     with pytest.raises(ConfigError, match=message):

@@ -20,6 +20,7 @@ import pytest
 
 from plan_cases import TINY, content, plan
 from quantgrid.config import check
+from quantgrid.errors import ConfigError
 from quantgrid.grid import AXES, Cell, expand_studies
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import canonical, digest
@@ -323,6 +324,27 @@ def test_rules_look_a_step_up_by_its_wildcards():
     assert made.inputs("quantize_model")(rounded.wildcards)["statistics"].startswith("results/calibration/tiny/default/")
 
 
+def test_a_mitigation_that_searches_the_ranges_of_weights_changes_the_weight_scheme_alone():
+    """Not the scheme that transforms are fitted to, and no range that the format states."""
+    def schemes(format: str, **formats: Any) -> dict[str, dict[str, Any]]:
+        config = content()
+        config["mitigations"] |= {"plain": {"method": "gptq"}, "ranges": {"method": "gptq", "weight_range": "mse"}}
+        config["formats"] |= formats
+        config["report"]["distributions"] = []
+        config["studies"]["methods"] |= {"transforms": ["none"], "mitigations": ["plain", "ranges"], "formats": [format], "exclude": []}
+        made = plan(config)
+        return {name: made.quantize_model(Cell("tiny", "none", name, "channel", format)).spec for name in ("plain", "ranges")}
+
+    found = schemes("int4")
+    assert found["plain"]["mitigation"] == found["ranges"]["mitigation"] and found["plain"]["code"] == found["ranges"]["code"]
+    plain, ranges = (found[name]["schemes"] for name in ("plain", "ranges"))
+    assert ranges == {**plain, "weight": {**plain["weight"], "range": "mse"}} and plain["weight"]["range"] == "minmax"
+    stated = schemes("tails", tails={"preset": "int4", "weight": {"range": "percentile"}})
+    assert stated["plain"]["schemes"] == stated["ranges"]["schemes"]
+    with pytest.raises(ConfigError, match="mitigations.ranges on format 'kmeans4': weight_range 'mse': element 'kmeans4'"):
+        schemes("kmeans4")
+
+
 def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():
     """Beside everything that a cached one reads; its function is told nothing of it, and no cached cell depends on the module."""
     def edit(config: dict[str, Any]) -> None:
@@ -339,8 +361,8 @@ def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():
     assert in_turn.inputs.keys() == cached.inputs.keys() | {"windows"} and in_turn.inputs["windows"].startswith("results/corpora/tiny/")
     windows = made.calibrate_model("tiny", "default").inputs["windows"]
     assert in_turn.inputs["windows"] == paired.inputs["windows"] == windows
-    assert in_turn.spec["propagation"] == {"quantized_activations": True, "paired": False, "skip_first": 0}
-    assert paired.spec["propagation"] == {"quantized_activations": False, "paired": True, "skip_first": 2}
+    assert in_turn.spec["propagation"] == {"module": "propagation", "quantized_activations": True, "paired": False, "skip_first": 0}
+    assert paired.spec["propagation"] == {"module": "propagation", "quantized_activations": False, "paired": True, "skip_first": 2}
     assert in_turn.spec["mitigation"] == cached.spec["mitigation"] and "propagation" not in cached.spec
     assert in_turn.spec["code"] != cached.spec["code"] and "transformers" in in_turn.spec["versions"]
 

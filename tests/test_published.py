@@ -58,7 +58,7 @@ def test_names_of_tables():
 
 def test_entries_are_known_by_method_and_preset():
     assert names(PAPER, "transform", "hadamard") == {"hadamard", "random_hadamard"}
-    assert names(PAPER, "mitigation", "gptq-low-rank") == {"gptq-low-rank", "gptq_low_rank"}
+    assert names(PAPER, "mitigation", "gptq_published") == {"gptq_published", "gptq"}
     assert names(PAPER, "format", "int4") == {"int4"} and names(PAPER, "format", "fp4-e8m0") == {"fp4-e8m0"}
     assert names(PAPER, "model", "qwen2.5-3b") == {"qwen2.5-3b"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -85,6 +86,45 @@ def test_results_are_whole_and_plain(results):
         assert result["lm_eval"].startswith("0.") and len(result["documents_sha256"]) == 64
     json.dumps(results, allow_nan=False)
     assert 0 < results["continuation"]["stderr"] < 0.2 and results["greedy"]["count"] == 2
+
+
+def test_the_model_sees_the_text_of_the_file(tiny, tmp_path, monkeypatch):
+    from quantgrid.evaluation.harness import Harness
+
+    seen = []
+    scored = Harness._loglikelihood_tokens
+    monkeypatch.setattr(Harness, "_loglikelihood_tokens", lambda self, asked, **options: seen.extend(asked) or scored(self, asked, **options))
+    (tmp_path / "t.jsonl").write_text(json.dumps({"context": "def f():\n", "continuation": "    return 1\n"}))
+    tasks.evaluate(*tiny, {"t": {"source": "local", "path": str(tmp_path / "t.jsonl")}})
+    texts, before, answer = seen[0]
+    assert texts == ("def f():\n", "    return 1\n") and before + answer == corpora.encode("def f():\n    return 1\n", TINY)
+
+
+def test_tasks_fail_one_by_one(tiny, entries, results, tmp_path):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"context": "a", "continuation": "long " * 600}))
+    asked = {"gone": {"source": "local", "path": str(tmp_path / "gone.jsonl")}, "choices": entries["choices"],
+             "long": {"source": "local", "path": str(tmp_path / "long.jsonl")}, "cloze": entries["cloze"]}
+    found = tasks.evaluate(*tiny, asked, batch_size=4)
+    assert found["gone"] == {"status": "failed", "reason": f"tasks.gone.path: {tmp_path / 'gone.jsonl'}: no such file", "source": "local"}
+    assert found["long"]["reason"].startswith("tasks.long: 'a' + ") and found["long"]["reason"].endswith("tokens to score, the model 512 positions")
+    assert all(found[name]["outcomes"] == results[name]["outcomes"] for name in ("choices", "cloze"))
+    with pytest.raises(ConfigError, match=r"gone\.jsonl: no such file; tasks\.long: "):
+        tasks.evaluate(*tiny, {name: asked[name] for name in ("gone", "long")})
+
+
+def test_a_token_beyond_the_embedding_fails_its_task(tiny, tmp_path):
+    model, tokenizer = tiny
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens("<extra>")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"context": "a", "continuation": "<extra>"}))
+    with pytest.raises(ConfigError, match="the token '<extra>' with the id 512, the embedding has 512 rows and the tokenizer 513 tokens"):
+        tasks.evaluate(model, tokenizer, {"t": {"source": "local", "path": str(tmp_path / "t.jsonl")}})
+
+
+def test_requests_that_lose_their_beginning_are_counted(tiny, tmp_path, results):
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"context": "a b" * count, "continuation": " c"}) for count in (3, 600)))
+    assert tasks.evaluate(*tiny, {"t": {"source": "local", "path": str(tmp_path / "t.jsonl")}})["t"]["truncated"] == 1
+    assert results["cloze"]["truncated"] == 0
 
 
 def test_limit_takes_the_first_documents(tiny, entries, results):

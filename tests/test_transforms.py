@@ -66,7 +66,7 @@ RECIPES: dict[str, Callable[[], list]] = {
     "shifting by the mean": lambda: shifting.primitives("mean", ALL),
     "searched scaling": lambda: scaling.primitives(0.5, ALL, "mean", True, 3, True, schemes=INT4),
     "awq": lambda: awq.primitives(ALL, 3, False, False, schemes=INT4),
-    "outlier suppression plus": lambda: outlier_suppression_plus.primitives(ALL, "midrange", 3, 0.1, True, schemes=INT4),
+    "outlier suppression plus": lambda: outlier_suppression_plus.primitives(ALL, ALL, "midrange", 3, 0.1, True, schemes=INT4),
     "random orthogonal": lambda: random_orthogonal.primitives(12),
     "random orthogonal, hadamard heads": lambda: random_orthogonal.primitives(13, heads="hadamard"),
     "principal axes of activations": lambda: random_hadamard.primitives(14, basis="activations"),
@@ -75,7 +75,8 @@ RECIPES: dict[str, Callable[[], list]] = {
     "quarot, orthogonal mixing": lambda: quarot.primitives(16, "orthogonal"),
     "block hadamard": lambda: block_hadamard.primitives(16, ALL, False),
     "block hadamard, heads folded": lambda: block_hadamard.primitives(16, ALL, True),
-    "duquant": lambda: duquant.primitives(17, 0.6, 16, 8, ALL),
+    "duquant": lambda: duquant.primitives(17, 0.6, 16, 8, ALL, True),
+    "duquant, a rotation per block": lambda: duquant.primitives(17, 0.6, 16, 8, ALL, False),
     "reorder": lambda: reordering.primitives("rms", ALL, "across"),
     "reorder within heads": lambda: reordering.primitives("maximum", ALL, "within"),
     "rotation, then scaling": lambda: rotation_then_scaling.primitives(18, 0.5, [*NORMS, "output_input"], "maximum"),
@@ -87,7 +88,7 @@ RECIPES: dict[str, Callable[[], list]] = {
     "reordered, then in blocks": lambda: [*reordering.primitives("rms", ALL, "across"), *block_hadamard.primitives(16, ALL, False)],
     "in blocks, then shifted": lambda: [*block_hadamard.primitives(16, [*NORMS, "down_input"], False), *shifting.primitives("midrange", ALL)],
     "shifted, rotated, shifted, in blocks": lambda: [*shifting.primitives("midrange", ["output_input"]), RotateHeads(22, "plain"),
-                                                     *shifting.primitives("mean", ALL), GreedyBlocks(16, ["output_input"], 3, 23, 1),
+                                                     *shifting.primitives("mean", ALL), GreedyBlocks(16, ["output_input"], 3, 23, 1, False),
                                                      Zigzag(16, ALL), Reorder("rms", ["attention_input"], "across")],
 }
 

@@ -7,7 +7,7 @@ squared error on its token sample is taken: signed or unsigned FP4, for instance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,12 +31,13 @@ def fixed_parameters(statistics: SiteStatistics, scheme: QuantScheme) -> dict[st
     return {part: getattr(found, part) for part in parts if getattr(found, part) is not None}
 
 
-def choose(candidates: Sequence[QuantScheme], statistics: SiteStatistics) -> tuple[Rounding, dict[str, float]]:
+def choose(candidates: Sequence[QuantScheme], statistics: SiteStatistics,
+           clip: Mapping[str, Tensor] | None = None) -> tuple[Rounding, dict[str, float]]:
     """The candidate of least error with what calibration fixes of it, and the relative squared error of each on the token sample.
 
-    The first of equals wins; a single candidate is taken as it is, without errors.
+    The first of equals wins; a single candidate is taken as it is, without errors. ``clip``: learned limits of the ranges, of any candidate.
     """
-    roundings = [Rounding(scheme, fixed_parameters(statistics, scheme)) for scheme in candidates]
+    roundings = [Rounding(scheme, {**fixed_parameters(statistics, scheme), **(clip or {})}) for scheme in candidates]
     if len(roundings) == 1:
         return roundings[0], {}
     samples = statistics.samples.float()

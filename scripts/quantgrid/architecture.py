@@ -8,12 +8,12 @@ Standard library only: the grid reads shapes at DAG-building time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConfigError, UnsupportedModel
+from .storage import read_json
 
 SITES: dict[str, tuple[str, ...]] = {
     "attention_input": ("q", "k", "v"),
@@ -55,6 +55,8 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
 }
 MODEL_TYPES: dict[str, str] = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
                                "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+LARGEST_SIZE = 1 << 24  # of any count in a shape
+LARGEST_CONFIG = 1 << 24  # bytes of a JSON file that describes a model
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 
 
@@ -85,12 +87,15 @@ class ModelShape:
 
 def architecture_of(config: Mapping, where: str = "config.json") -> str:
     """Name of the architecture in a transformers ``config``; raises :class:`UnsupportedModel` with what to add."""
-    name = (config.get("architectures") or [MODEL_TYPES.get(config.get("model_type", ""), "")])[0]
-    if "Moe" in name or "Mixtral" in name or "moe" in str(config.get("model_type", "")) or any(config.get(k) for k in _EXPERT_KEYS):
-        raise UnsupportedModel(f"{where}: {name or config.get('model_type')} is a mixture of experts, which quantgrid does not quantize; "
+    named, model_type = config.get("architectures") or [], config.get("model_type", "")
+    if not (isinstance(named, list) and all(isinstance(name, str) for name in [*named, model_type])):
+        raise ConfigError(f"{where}: 'architectures' has to be a list of names and 'model_type' a name, not {named!r} and {model_type!r}")
+    name = (named or [MODEL_TYPES.get(model_type, "")])[0]
+    if "Moe" in name or "Mixtral" in name or "moe" in model_type or any(config.get(k) for k in _EXPERT_KEYS):
+        raise UnsupportedModel(f"{where}: {name or model_type} is a mixture of experts, which quantgrid does not quantize; "
                                f"supported are the dense decoders {', '.join(ARCHITECTURES)}")
     if name not in ARCHITECTURES:
-        raise UnsupportedModel(f"{where}: unknown architecture '{name or config.get('model_type')}'; supported: {', '.join(ARCHITECTURES)}. "
+        raise UnsupportedModel(f"{where}: unknown architecture '{name or model_type}'; supported: {', '.join(ARCHITECTURES)}. "
                                "Add its role table to ARCHITECTURES in scripts/quantgrid/architecture.py")
     return name
 
@@ -98,13 +103,30 @@ def architecture_of(config: Mapping, where: str = "config.json") -> str:
 def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape:
     """The :class:`ModelShape` that a transformers ``config`` (the parsed config.json) declares."""
     architecture = architecture_of(config, where)
-    try:
-        heads = config["num_attention_heads"]
-        return ModelShape(architecture=architecture, hidden_size=config["hidden_size"], intermediate_size=config["intermediate_size"],
-                          layers=config["num_hidden_layers"], heads=heads, kv_heads=config.get("num_key_value_heads") or heads,
-                          head_dim=config.get("head_dim") or config["hidden_size"] // heads, vocabulary=config["vocab_size"])
-    except KeyError as missing:
-        raise ConfigError(f"{where}: the key {missing} is missing; a decoder's config.json states it") from None
+    sizes = {name: _size(config, key, where) for name, key in _CONFIG_KEYS.items()}
+    kv_heads = _size(config, "num_key_value_heads", where) if config.get("num_key_value_heads") is not None else sizes["heads"]
+    head_dim = _size(config, "head_dim", where) if config.get("head_dim") is not None else sizes["hidden_size"] // sizes["heads"]
+    if not head_dim or sizes["heads"] % kv_heads:
+        raise ConfigError(f"{where}: {sizes['heads']} heads do not go with a hidden_size of {sizes['hidden_size']} and {kv_heads} key-value heads")
+    return ModelShape(architecture=architecture, kv_heads=kv_heads, head_dim=head_dim, **sizes)
+
+
+_CONFIG_KEYS = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+                "vocabulary": "vocab_size"}
+
+
+def _size(config: Mapping, key: str, where: str) -> int:
+    if key not in config:
+        raise ConfigError(f"{where}: the key '{key}' is missing; a decoder's config.json states it")
+    return require_size(config[key], f"{where}: {key}")
+
+
+def require_size(value: object, named: str) -> int:
+    """``value`` where it is a size that a decoder can have; else :class:`ConfigError` beginning with ``named``."""
+    if type(value) is not int or not 0 < value <= LARGEST_SIZE:
+        shown = f"{value!r:.40}" if type(value) is not int or abs(value) < 10**40 else "a number of more than 40 digits"
+        raise ConfigError(f"{named}: {shown} is not a whole number above 0 and up to {LARGEST_SIZE}")
+    return value
 
 
 def shape_from_folder(folder: str | Path) -> ModelShape:
@@ -112,7 +134,7 @@ def shape_from_folder(folder: str | Path) -> ModelShape:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a model folder holds config.json, *.safetensors and a tokenizer")
-    return shape_from_config(json.loads(path.read_text()), str(path))
+    return shape_from_config(read_json(path, "it describes the model", LARGEST_CONFIG), str(path))
 
 
 def layer_tensors(architecture: str, layer: int) -> dict[str, str]:

@@ -24,7 +24,7 @@ from .cell_schemes import CellSchemes, KeyValueScheme
 from .compensation_storage import read_low_rank, side_entry, side_tensors, with_outliers
 from .errors import ConfigError, NumericalFailure
 from .key_values import round_key_values
-from .linear import QuantizedLinear, Rounding, SiteInput
+from .linear import CLIP, QuantizedLinear, Rounding, SiteInput
 from .mitigations.compensated import Compensated
 from .online import restored, stored
 from .packing import pack, unpack
@@ -188,7 +188,7 @@ def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]
     """How the input of the site ``name`` is rounded; None where it stays in full precision."""
     if name not in about["activations"]:
         return None
-    fixed = {part: tensors[f"{name}.{part}"] for part in PARAMETERS if f"{name}.{part}" in tensors}
+    fixed = {part: tensors[f"{name}.{part}"] for part in (*PARAMETERS, *CLIP) if f"{name}.{part}" in tensors}
     return Rounding(QuantScheme.from_dict(about["activations"][name]), fixed)
 
 

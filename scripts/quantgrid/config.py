@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import grid, layouts, registry, schemes, shown_transforms
+from . import grid, inputs, layouts, registry, schemes, shown_transforms
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes
 from .task_presets import TASK_PRESETS, expanded
@@ -51,8 +51,9 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
     if mistakes := list(dict.fromkeys(_schema_mistakes(content))):
         raise ConfigError(_listed(mistakes))
     config = _with_defaults(content)
-    if mistakes := list(dict.fromkeys(_name_mistakes(config))) or list(dict.fromkeys(_study_mistakes(config))):
-        raise ConfigError(_listed(mistakes))
+    for found in (_name_mistakes, _study_mistakes, inputs.mismatches):  # each needs what the one before has checked
+        if mistakes := list(dict.fromkeys(found(config))):
+            raise ConfigError(_listed(mistakes))
     return config
 
 
@@ -149,10 +150,7 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
         for corpus in model.get("published", {}):
             if corpus not in config["corpora"]:
                 yield f"models.{name}.published: {unknown_name('corpus', corpus, config['corpora'])}"
-    for kind in ("corpora", "tasks"):
-        for name, entry in config[kind].items():
-            if entry["source"] == "local" and not Path(entry["path"]).expanduser().is_file():
-                yield f"{kind}.{name}.path: {entry['path']}: no such file"
+    yield from inputs.mistakes(config)
     for study, content in config["studies"].items():
         for axis, name, key in grid.names_in(content):
             yield from _collected(lambda axis=axis, name=name, where=f"studies.{study}.{key}": grid.entry_names(config, axis, name, where))
@@ -242,13 +240,21 @@ def _check_compare(wanted: Mapping[str, Any] | None, cells: Iterable[grid.Cell],
 
 
 def _check_trainings(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> None:
-    """That nothing is trained on windows of which its calibration leaves tokens out: the loss of a training counts them all."""
+    """Reject training on a calibration that leaves tokens out, since the loss counts them all, or on too few windows to hold some out."""
     for axis, name in dict.fromkeys(used for cell in cells for used in (("transforms", cell.transform), ("mitigations", cell.mitigation))):
         entry = grid.entry(config, axis, name)
         method, calibration = registry.method(axis, entry["method"]), entry.get("calibration", "default")
-        if (method.trained_on_windows or method.training) and config["calibrations"][calibration]["skip_first"]:
+        if not (method.trained_on_windows or method.training):
+            continue
+        if config["calibrations"][calibration]["skip_first"]:
             raise ConfigError(f"{axis}.{name}.calibration: '{entry['method']}' is trained on all tokens of its windows, and calibration "
                               f"'{calibration}' leaves the first ones out (skip_first); give it a calibration that does not")
+        corpus = config["calibrations"][calibration]["corpus"]
+        entry.pop("calibration", None)
+        options, windows = method.resolve(entry, f"{axis}.{name}")["options"], config["corpora"][corpus]["windows"]
+        if windows < (needed := options["held_out"] + options["batch_size"]):
+            raise ConfigError(f"{axis}.{name}: '{entry['method']}' trains on batches of {options['batch_size']} windows and holds "
+                              f"{options['held_out']} out, and corpus '{corpus}' has {windows}; set its 'windows' to at least {needed}")
 
 
 def _study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 ``library_docs``  docstrings of the pinned libraries: {part: calibration | evaluation}; the same text on every machine (:mod:`.library_docs`).
 ``builtin``  CPython's own ``pydoc_data.topics``: {part: calibration | evaluation}; needs nothing but Python, and varies with its version.
-``local``    a file: {path, format: text | jsonl | parquet (else from the suffix), field: text}.
+``local``    a file: {path, format: text | jsonl | json | csv | parquet (else from the suffix), field: text} (:mod:`.text_records`).
 ``hub``      a dataset: {id, name, split, field, revision, data_files, documents: first so many, streamed}, through ``datasets``.
 
 The documents are joined by ``join`` (a blank line), tokenized as one stream and cut into ``windows`` windows of ``window`` tokens that never
 overlap, as the perplexity protocol of GPTQ (arXiv 2210.17323) and of the paper does. Keys of every entry: source, join, window, windows
-(absent: all there are), selection (sequential | random), add_bos.
+(absent: all there are), selection (sequential | random), add_bos, beyond_positions (windows may be longer than the
+model's positions). Of files and data sets: skip_null (records whose field is null are left out), render: chat_template (the
+field holds messages, which the model's chat template makes text of). A value that is not a text is refused with its place.
 """
 
 from __future__ import annotations
@@ -21,27 +23,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import library_docs
+from .corpus_files import CHAT, read_hub, read_local
 from .errors import ConfigError, unknown_name
 from .library_docs import PARTS, unrepeated
-from .storage import read_json, read_metadata, read_tensors, sha256_of, write_tensors
+from .model_shapes import positions_in, require_positions
+from .storage import read_metadata, read_tensors, write_tensors
+from .text_records import Located
+from .tokenization import bos_token, load_tokenizer, rendered, require_known, token_ids, tokenizer_sha256
+from .tokenization import encode as encode  # for texts that are in no corpus
 
 if TYPE_CHECKING:
     import torch
 
 SELECTIONS = ("sequential", "random")
-_FORMATS = {".txt": "text", ".raw": "text", ".md": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _RUN = 64  # tokens: so long a run in two corpora is the same text, not chance
 
 
-def read(entry: Mapping[str, Any], where: str = "corpus") -> list[str]:
-    """The documents of a corpus entry, in their order. ``where`` is the config key that messages name; raises :class:`ConfigError`."""
-    sources = {"library_docs": _read_library_docs, "builtin": _read_builtin, "local": _read_local, "hub": _read_hub}
+def read(entry: Mapping[str, Any], where: str = "corpus", tokenizer: Any = None) -> list[str]:
+    """The documents of a corpus entry, in their order. ``where`` is the config key that messages name; raises :class:`ConfigError`.
+
+    ``tokenizer`` renders conversations where the entry asks for that.
+    """
+    return _texts(entry, documents_of(entry, where), where, tokenizer)
+
+
+def documents_of(entry: Mapping[str, Any], where: str = "corpus") -> list[Located]:
+    """(place, text or messages) of every document, None for a null that ``skip_null`` leaves out."""
+    sources = {"library_docs": _read_library_docs, "builtin": _read_builtin, "local": read_local, "hub": read_hub}
     if entry.get("source") not in sources:
         raise ConfigError(f"{where}.source: {unknown_name('source', entry.get('source'), sources)}")
-    documents = sources[entry["source"]](entry, where)  # blank rows too: the usual protocol joins the rows of a data set as they are
-    if not any(text.strip() for text in documents):
+    return sources[entry["source"]](entry, where)  # blank rows too: the usual protocol joins the rows of a data set as they are
+
+
+def _texts(entry: Mapping[str, Any], documents: list[Located], where: str, tokenizer: Any) -> list[str]:
+    kept = [(at, value) for at, value in documents if value is not None]
+    texts = [rendered(tokenizer, value, at) for at, value in kept] if entry.get("render") == CHAT else [value for _, value in kept]
+    if not any(text.strip() for text in texts):
         raise ConfigError(f"{where}: holds no text")
-    return documents
+    return texts
 
 
 def join(entry: Mapping[str, Any], documents: list[str]) -> str:
@@ -49,7 +68,7 @@ def join(entry: Mapping[str, Any], documents: list[str]) -> str:
     return entry.get("join", "\n\n").join(documents)
 
 
-def _read_builtin(entry: Mapping[str, Any], where: str) -> list[str]:
+def _read_builtin(entry: Mapping[str, Any], where: str) -> list[Located]:
     """About 60 % of the topics, by the sha256 of their names, are calibration, the others evaluation.
 
     Many topics include others word for word, so a paragraph is kept where it is met first, calibration before evaluation.
@@ -62,109 +81,17 @@ def _read_builtin(entry: Mapping[str, Any], where: str) -> list[str]:
         parts[PARTS[int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 >= 6]].append(topics[name])
     seen: set[str] = set()
     kept = {part: [unrepeated(text, seen) for text in texts] for part, texts in parts.items()}
-    return kept[entry["part"]]
+    return [(where, text) for text in kept[entry["part"]]]
 
 
-def _read_library_docs(entry: Mapping[str, Any], where: str) -> list[str]:
+def _read_library_docs(entry: Mapping[str, Any], where: str) -> list[Located]:
     _check_part(entry, where)
-    return library_docs.documents(entry["part"])
+    return [(where, text) for text in library_docs.documents(entry["part"])]
 
 
 def _check_part(entry: Mapping[str, Any], where: str) -> None:
     if entry.get("part") not in PARTS:
         raise ConfigError(f"{where}.part: {unknown_name('part', entry.get('part'), PARTS)}")
-
-
-def _read_local(entry: Mapping[str, Any], where: str) -> list[str]:
-    path = Path(entry.get("path") or "").expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{where}.path: {path}: no such file")
-    form = entry.get("format") or _FORMATS.get(path.suffix.lower())
-    readers = {"text": lambda: [path.read_bytes().decode()], "jsonl": lambda: _read_jsonl(path, entry.get("field", "text")),
-               "parquet": lambda: _read_parquet(path, entry.get("field", "text"))}
-    if form not in readers:
-        raise ConfigError(f"{where}.format: {unknown_name('format', form or path.suffix, readers)}")
-    try:
-        return readers[form]()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}.path: {path}: not UTF-8 text ({error})") from None
-
-
-def _read_jsonl(path: Path, field: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(path.read_bytes().decode().split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            documents.append(str(record[field]))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number}: not a JSON line ({error})") from None
-        except (KeyError, TypeError):
-            has = ", ".join(record) if isinstance(record, dict) else "no object"
-            raise ConfigError(f"{path}:{number}: no field '{field}' (has: {has}); name the text's field with 'field:'") from None
-    return documents
-
-
-def _read_parquet(path: Path, field: str) -> list[str]:
-    import pyarrow.parquet as parquet
-
-    try:
-        names = parquet.read_schema(path).names
-    except Exception as error:  # pyarrow raises several unrelated kinds for a broken file
-        raise ConfigError(f"{path}: not a parquet file ({error})") from None
-    if field not in names:
-        raise ConfigError(f"{path}: no column '{field}' (has: {', '.join(names)}); name the text's column with 'field:'")
-    return [text or "" for text in parquet.read_table(path, columns=[field])[field].to_pylist()]
-
-
-def _read_hub(entry: Mapping[str, Any], where: str) -> list[str]:
-    from datasets import load_dataset
-
-    count, field = entry.get("documents"), entry.get("field", "text")
-    try:
-        dataset = load_dataset(entry["id"], entry.get("name"), split=entry.get("split", "train"), revision=entry.get("revision"),
-                               data_files=entry.get("data_files"), streaming=count is not None)
-        rows = dataset.take(count) if count is not None else dataset
-        return [row[field] for row in rows]
-    except KeyError as missing:
-        raise ConfigError(f"{where}: no {missing}; a hub corpus needs 'id', and 'field' names the column of the text") from None
-    except Exception as error:  # the hub, the file formats and the network each have their own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{where}: dataset '{entry['id']}' cannot be read: {reason} (gated: accept its licence on its hub page and "
-                          "run `hf auth login`; offline: use source: local or builtin)") from None
-
-
-def encode(text: str, folder: str | Path) -> list[int]:
-    """Token ids of ``text`` by the tokenizer in ``folder``, with no special token added."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():  # a sentencepiece model only: transformers converts it
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(text, add_special_tokens=False)["input_ids"]
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def bos_token(folder: str | Path, where: str = "corpus") -> int:
-    """Id of the token that begins a sequence, from tokenizer_config.json and config.json; :class:`ConfigError` if there is none."""
-    files = [Path(folder) / "tokenizer_config.json", Path(folder) / "config.json"]
-    settings, config = (read_json(file) if file.is_file() else {} for file in files)
-    token = settings.get("bos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if token and (Path(folder) / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        identifier = Tokenizer.from_file(str(Path(folder) / "tokenizer.json")).token_to_id(token)
-    else:
-        identifier = config.get("bos_token_id")
-    if not isinstance(identifier, int):
-        raise ConfigError(f"{where}.add_bos: the tokenizer in {folder} has no token that begins a sequence; use add_bos: false")
-    return identifier
 
 
 def starts(tokens: int, window: int, count: int | None, selection: str, seed: int, where: str = "corpus") -> list[int]:
@@ -188,18 +115,23 @@ def starts(tokens: int, window: int, count: int | None, selection: str, seed: in
     return [phase + slot * window for slot in drawn.sample(range(available), available)[:count]]
 
 
-def tokenize(entry: Mapping[str, Any], tokenizer_folder: str | Path, seed: int = 0, where: str = "corpus") -> tuple[torch.Tensor, dict[str, Any]]:
+def tokenize(entry: Mapping[str, Any], tokenizer_folder: str | Path, seed: int = 0,
+             where: str = "corpus") -> tuple[torch.Tensor, dict[str, Any]]:
     """The corpus of ``entry`` as (windows, info): int64 [windows, window], and what made them (JSON: checksums, counts, options).
 
     With ``add_bos`` each window begins with the BOS token and holds window - 1 tokens of text. Raises :class:`ConfigError` for unreadable
-    sources and for a corpus too short.
+    sources, a corpus too short, windows beyond the model's positions and tokens beyond its embedding.
     """
     import torch
 
-    documents = read(entry, where)
-    text = join(entry, documents)
-    ids = encode(text, tokenizer_folder)
-    bos = bos_token(tokenizer_folder, where) if entry.get("add_bos") else None
+    positions = positions_in(tokenizer_folder)
+    require_positions(entry, positions, where, f"the model in {tokenizer_folder}")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    documents = documents_of(entry, where)
+    texts = _texts(entry, documents, where, tokenizer)
+    ids = token_ids(tokenizer, join(entry, texts))
+    bos = bos_token(tokenizer_folder, where, tokenizer) if entry.get("add_bos") else None
+    require_known([*ids, *([] if bos is None else [bos])], tokenizer, tokenizer_folder, where)
     window, selection = entry.get("window", 2048), entry.get("selection", "sequential")
     stride = window - (bos is not None) if isinstance(window, int) else window
     begins = starts(len(ids), stride, entry.get("windows"), selection, seed, where)
@@ -207,19 +139,22 @@ def tokenize(entry: Mapping[str, Any], tokenizer_folder: str | Path, seed: int =
     windows = torch.stack([stream[begin:begin + stride] for begin in begins])
     if bos is not None:
         windows = torch.cat([torch.full((len(begins), 1), bos), windows], dim=1)
-    options = {key: entry[key] for key in ("source", "part", "path", "id", "name", "split", "field", "revision") if entry.get(key) is not None}
-    info = {**options, "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "documents": len(documents), "characters": len(text),
-            "join": entry.get("join", "\n\n"), "tokens": len(ids), "windows": len(begins), "window": window, "stride": stride,
-            "selection": selection, "seed": seed, "add_bos": bos is not None, "bos_token_id": bos,
-            "tokenizer_sha256": _tokenizer_sha256(tokenizer_folder)}
-    if entry["source"] == "builtin":
-        info["python"] = platform.python_version()
+    info = {**_text_info(entry, documents, texts), "tokens": len(ids), "windows": len(begins), "window": window, "stride": stride,
+            "positions": positions, "selection": selection, "seed": seed, "add_bos": bos is not None, "bos_token_id": bos,
+            "tokenizer_sha256": tokenizer_sha256(tokenizer_folder)}
     return windows, info
 
 
-def _tokenizer_sha256(folder: str | Path) -> str | None:
-    files = [Path(folder) / name for name in ("tokenizer.json", "tokenizer.model")]
-    return next((sha256_of(file) for file in files if file.is_file()), None)
+def _text_info(entry: Mapping[str, Any], documents: list[Located], texts: list[str]) -> dict[str, Any]:
+    """What a corpus is made of. ``text_sha256`` is that of the conversations where a template renders them: models render differently."""
+    keys = ("source", "part", "path", "id", "name", "split", "field", "revision", "render")
+    options = {key: entry[key] for key in keys if entry.get(key) is not None}
+    source = join(entry, texts)
+    if entry.get("render") == CHAT:
+        source = "\n".join(json.dumps(value, sort_keys=True) for _, value in documents if value is not None)
+    found = {**options, "text_sha256": hashlib.sha256(source.encode()).hexdigest(), "documents": len(texts),
+             "skipped": len(documents) - len(texts), "characters": len(join(entry, texts)), "join": entry.get("join", "\n\n")}
+    return found | ({"python": platform.python_version()} if entry["source"] == "builtin" else {})
 
 
 def save(path: str | Path, windows: torch.Tensor, info: Mapping[str, Any]) -> None:

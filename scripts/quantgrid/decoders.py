@@ -28,6 +28,7 @@ class DecoderLayer:
     """One decoder layer while it is transformed: ``weights`` role -> float64 tensor, ``statistics`` and ``online`` per site.
 
     ``clips`` holds, by linear, what limits the range of its weight before it is rounded; the folded weight itself is not clipped.
+    ``input_clips`` holds, by site, the limits of its input's ranges (``clip_low``, ``clip_high``, see ``linear.Rounding``).
     """
 
     index: int
@@ -36,6 +37,7 @@ class DecoderLayer:
     statistics: dict[str, SiteStatistics] = field(default_factory=dict)
     online: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {site: [] for site in SITES})
     clips: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    input_clips: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def require_foldable(self, site: str) -> None:
         """Raise :class:`ConfigError` where an online operation that mixes channels stands between ``site`` and the weights before it."""

@@ -107,3 +107,14 @@ def _key_value(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("keys and values are rounded token by token as they enter the cache: granularity 'channel' or 'group', "
                           "global_scale 'none' or 'token'")
     return {"scheme": found.to_dict(), "rotate_keys": bool(given.get("rotate_keys", False))}
+
+
+def searched(found: Mapping[str, Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The schemes of a cell under the option ``weight_range`` of its mitigation: ``mse`` takes the place of extremes, and of no other range."""
+    weight = found["weight"]
+    if options.get("weight_range", "format") == "format" or weight is None or weight["range"] != "minmax":
+        return dict(found)
+    try:
+        return {**found, "weight": QuantScheme.from_dict({**weight, "range": options["weight_range"]}).to_dict()}
+    except ConfigError as error:
+        raise ConfigError(f"{where}: weight_range '{options['weight_range']}': {error}") from None

@@ -106,8 +106,10 @@ def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
         return left.to(device), hadamard_matrix(right, dtype).to(device)
 
 
-def apply_hadamard(x: Tensor) -> Tensor:
+def apply_hadamard(x: Tensor, transposed: bool = False) -> Tensor:
     """x @ H / sqrt(n) along the last dimension (..., n), with H = ``hadamard_matrix(n)``: orthonormal, differentiable.
+
+    ``transposed`` applies H^T / sqrt(n), the inverse.
 
     Two dense products of about sqrt(n) columns each, (H_left^T X) H_right for every row seen as a matrix X. 16-bit input is worked in float32
     and rounded once (an outlier's sum overflows float16), other floating types in their own; the result has the type of ``x``.
@@ -116,6 +118,7 @@ def apply_hadamard(x: Tensor) -> Tensor:
         raise ConfigError(f"apply_hadamard: a floating-point tensor is needed, not {x.dtype}")
     work = x.float() if x.element_size() < 4 else x
     left, right = _factors(x.shape[-1], work.dtype, x.device)
+    left, right = (left.T, right.T) if transposed else (left, right)
     if right.shape[0] == 1:
         return (work @ left.T).to(x.dtype)
     rows = work.unflatten(-1, (left.shape[0], right.shape[0]))

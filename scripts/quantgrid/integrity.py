@@ -17,10 +17,9 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .steps import DIGESTS, OUTPUTS, REPORTS
-from .storage import blake3_of, put_off, write_json
+from .storage import blake3_of, put_off, verified, write_json
 
 NOT_OURS = {".snakemake_timestamp"}  # Snakemake's own, in each folder that a job makes
-VERIFIED: dict[str, str] = {}  # path -> digest of the files that this process has verified: the inputs of one job
 
 
 class Damaged(ConfigError):
@@ -159,7 +158,7 @@ def _differs(origin: Origin, file: str, expected: str | int, threads: int, conte
     found = blake3_of(file if content is None else content, threads)
     if found != expected:
         return _damaged(origin, file, "its content has changed")
-    VERIFIED[file] = found
+    verified[file] = found
     return None
 
 

@@ -14,13 +14,17 @@ from torch.nn.functional import linear
 
 from .online import apply, tensors_of
 from .quantizer import QuantizationParameters, QuantScheme, fake_quantize, find_parameters
+from .ranges import clamp_ranges
+
+CLIP = ("clip_low", "clip_high")
 
 
 class Rounding(nn.Module):
     """Rounds a tensor of the running model in ``scheme``.
 
     ``fixed`` holds what calibration settled beforehand: all parameters of a scheme with one scale per tensor (``scale``, ``zero_point``,
-    ``global_scale``), the ``global_scale`` alone of one with a static global scale, nothing where every token finds its own.
+    ``global_scale``), the ``global_scale`` alone of one with a static global scale, nothing where every token finds its own; and the learned
+    limits of ranges found at run time (``clip_low``, ``clip_high``, see ``transforms/learned_clip.py``).
     """
 
     def __init__(self, scheme: QuantScheme, fixed: Mapping[str, Tensor]):
@@ -31,7 +35,17 @@ class Rounding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (*batch, tokens, n) -> the same shape and dtype."""
-        fixed = {part: getattr(self, part) for part in self.fixed}
+        return self.round(self.clip(x))
+
+    def clip(self, x: Tensor) -> Tensor:
+        """``x`` within its learned limits, if there are any."""
+        if "clip_low" not in self.fixed:
+            return x
+        return clamp_ranges(x, self.clip_low, self.clip_high, self.scheme.group_size or x.shape[-1], self.scheme.symmetric)
+
+    def round(self, x: Tensor) -> Tensor:
+        """``x`` rounded as it is."""
+        fixed = {part: getattr(self, part) for part in self.fixed if part not in CLIP}
         if fixed and "scale" not in fixed:
             return fake_quantize(x, self.scheme, find_parameters(x, self.scheme, fixed["global_scale"]), check=False)
         return fake_quantize(x, self.scheme, QuantizationParameters(**fixed) if fixed else None)

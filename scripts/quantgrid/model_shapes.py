@@ -1,29 +1,37 @@
 """What can be known of a model before any job runs: its shape, and whether a local folder holds something that quantgrid can read.
 
-``shape_of`` serves the grid while the workflow is planned, so this module needs the standard library only: config.json is JSON, and a
-safetensors file opens with the length and the JSON of its header (https://huggingface.co/docs/safetensors).
+``shape_of`` serves the grid while the workflow is planned, so this module needs the standard library only.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from .architecture import END_ROLES, LINEARS, ModelShape, architecture_of, layer_tensors, shape_from_folder
+from .architecture import LARGEST_CONFIG, ModelShape, architecture_of, require_size, shape_from_folder
 from .errors import ConfigError, unknown_name
 from .storage import read_json
+from .weight_headers import tensor_headers, verify_weights
 
 SOURCES = ("wheel", "local", "builtin", "hub")
 BUILTIN = Path(__file__).resolve().parents[2] / "models"  # those that quantgrid ships
 SHAPE_KEYS = tuple(field.name for field in fields(ModelShape))
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+                   "added_tokens.json", "vocab.json", "merges.txt")  # all that decides the tokens of a text
+LARGEST_TOKENIZER = 1 << 28  # bytes
 INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_POSITIONS = "positions"  # of a declared shape, if wanted: the longest window, known before the model is there
+_ADVICE = "put the model's own in its place"
+# Settings of config.json that decide the model's function, and what they may be.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "rms_norm_eps": (int, float), "rope_theta": (int, float), "partial_rotary_factor": (int, float), "rope_parameters": (dict,),
+    "rope_scaling": (dict,), "hidden_act": (str,), "tie_word_embeddings": (bool,), "attention_bias": (bool,), "mlp_bias": (bool,),
+    "use_sliding_window": (bool,), "sliding_window": (int,), "max_window_layers": (int,), "layer_types": (list,),
+    "max_position_embeddings": (int,)}
 
 
 def shape_of(entry: Mapping[str, Any], where: str = "model") -> ModelShape:
@@ -55,22 +63,43 @@ def folder_of(entry: Mapping[str, Any], where: str = "model") -> str | Path | No
 
 
 def _declared_shape(shape: Mapping[str, Any], where: str) -> ModelShape:
-    unknown = [key for key in shape if key not in SHAPE_KEYS]
+    unknown = [key for key in shape if key not in (*SHAPE_KEYS, _POSITIONS)]
     if unknown:
-        raise ConfigError(f"{where}: {unknown_name('key', unknown[0], SHAPE_KEYS)}")
+        raise ConfigError(f"{where}: {unknown_name('key', unknown[0], (*SHAPE_KEYS, _POSITIONS))}")
     missing = [key for key in SHAPE_KEYS if key not in shape]
     if missing:
         raise ConfigError(f"{where}: the keys {', '.join(missing)} are missing; a model that is still to be fetched states its whole shape")
-    wrong = [key for key in SHAPE_KEYS if key != "architecture" and not (type(shape[key]) is int and shape[key] > 0)]
-    if wrong:
-        raise ConfigError(f"{where}.{wrong[0]}: {shape[wrong[0]]!r} is not a whole number above 0")
+    for key in shape:
+        if key != "architecture":
+            require_size(shape[key], f"{where}.{key}")
     architecture_of({"architectures": [shape["architecture"]]}, f"{where}.architecture")
-    return ModelShape(**shape)
+    return ModelShape(**{key: shape[key] for key in SHAPE_KEYS})
+
+
+def positions_of(entry: Mapping[str, Any], where: str = "model") -> int | None:
+    """How many positions the model of a config entry has, as far as that is known before it is fetched."""
+    folder = folder_of(entry, where)
+    return (entry.get("shape") or {}).get(_POSITIONS) if folder is None else positions_in(folder)
+
+
+def positions_in(folder: str | Path) -> int | None:
+    """How many positions the model in ``folder`` was made for; None where its config.json does not say, or there is none."""
+    path = Path(folder).expanduser() / "config.json"
+    return read_json(path, _ADVICE, LARGEST_CONFIG).get("max_position_embeddings") if path.is_file() else None
+
+
+def require_positions(entry: Mapping[str, Any], positions: int | None, where: str, model: str) -> None:
+    """:class:`ConfigError` where the windows of a corpus entry are longer than ``positions`` and it does not say that they may be."""
+    window = entry.get("window")
+    if positions and isinstance(window, int) and window > positions and not entry.get("beyond_positions"):
+        raise ConfigError(f"{where}.window: windows of {window} tokens are longer than the {positions} positions of {model} "
+                          f"(max_position_embeddings); set window to at most {positions}, or beyond_positions: true to use them all the same")
 
 
 def verify_shape(found: ModelShape, declared: Mapping[str, Any], where: str = "shape") -> None:
     """:class:`ConfigError` naming the fields in which a model is not what the config declares."""
     actual = asdict(found)
+    declared = {key: value for key, value in declared.items() if key != _POSITIONS}
     unknown = [key for key in declared if key not in actual]
     if unknown:
         raise ConfigError(f"{where}: {unknown_name('key', unknown[0], SHAPE_KEYS)}")
@@ -84,18 +113,37 @@ def check_folder(path: str | Path, where: str = "path") -> ModelShape:
     folder = Path(path).expanduser()
     if not str(path) or not folder.is_dir():
         raise ConfigError(f"{where}: {folder}: no such folder; a model folder holds config.json, *.safetensors and a tokenizer")
-    try:
-        shape = shape_from_folder(folder)
-        quantized = read_json(folder / "config.json").get("quantization_config")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{folder / 'config.json'}: not a JSON file ({error})") from None
-    if quantized:
-        raise ConfigError(f"{where}: {folder} is already quantized ({quantized.get('quant_method', 'unknown method')}, by its quantization_config); "
+    shape = shape_from_folder(folder)
+    config = read_json(folder / "config.json", _ADVICE, LARGEST_CONFIG)
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
+        raise ConfigError(f"{where}: {folder} is already quantized ({method}, by its quantization_config); "
                           "name the full-precision checkpoint it was made from")
-    verify_weights(tensor_headers(weight_files(folder, where)), shape, str(folder))
+    _check_settings(config, folder / "config.json")
+    tensors = tensor_headers(weight_files(folder, where))
+    verify_weights(tensors, shape, str(folder), config)
+    _check_index(tensors, folder / INDEX)
+    _check_tokenizer(folder, where)
+    return shape
+
+
+def _check_settings(config: Mapping[str, Any], path: Path) -> None:
+    for key, kinds in _SETTINGS.items():
+        value = config.get(key)
+        if value is not None and type(value) not in kinds:
+            raise ConfigError(f"{path}: {key}: {value!r:.60} is not a {' or '.join(kind.__name__ for kind in kinds)}")
+        if type(value) in (int, float) and not 0 <= value < 1e12:
+            raise ConfigError(f"{path}: {key}: {value!r:.60} is not a number from 0 to 1e12")
+
+
+def _check_tokenizer(folder: Path, where: str) -> None:
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ConfigError(f"{where}: {folder} holds no tokenizer; one of {', '.join(TOKENIZERS)} is needed")
-    return shape
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "merges.txt")):
+        raise ConfigError(f"{where}: {folder} holds vocab.json without merges.txt; both make a tokenizer")
+    for name in TOKENIZER_FILES:
+        if name.endswith(".json") and (folder / name).is_file():
+            read_json(folder / name, _ADVICE, LARGEST_TOKENIZER)
 
 
 def weight_files(folder: str | Path, where: str = "path") -> list[Path]:
@@ -107,7 +155,7 @@ def weight_files(folder: str | Path, where: str = "path") -> list[Path]:
     index, found = folder / INDEX, sorted(folder.glob("*.safetensors"))
     single = folder / "model.safetensors"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        files = [folder / name for name in sorted(set(_weight_map(index).values()))]
     elif single in found or len(found) == 1:
         files = [single if single in found else found[0]]
     elif found:
@@ -121,46 +169,25 @@ def weight_files(folder: str | Path, where: str = "path") -> list[Path]:
     return files
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> name of the file beside ``index`` that holds it."""
+    found = read_json(index, _ADVICE, LARGEST_TOKENIZER).get("weight_map")
+    if not (isinstance(found, dict) and found and all(isinstance(name, str) and Path(name).name == name for name in found.values())):
+        raise ConfigError(f"{index}: its weight_map has to name, for every tensor, a file in this folder; {_ADVICE}")
+    return found
+
+
+def _check_index(tensors: Mapping[str, Mapping[str, Any]], index: Path) -> None:
+    """:class:`ConfigError` where an index, if there is one, names another file than the one that holds a tensor."""
+    held = {name: tensor["file"] for name, tensor in tensors.items()}
+    named = _weight_map(index) if index.is_file() else held
+    if wrong := next((name for name in {**held, **named} if held.get(name) != named.get(name)), None):
+        raise ConfigError(f"{index}: says that '{wrong:.80}' lies in {named.get(wrong, 'no file')}, it lies in {held.get(wrong, 'none')}; {_ADVICE}")
+
+
 def _no_weights(folder: Path) -> str:
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
     if not pickled:
         return f"{folder} holds no weights; expected model.safetensors, or shards with {INDEX}"
     return (f"{folder} holds only pickled weights ({', '.join(pickled[:3])}), which can run code when they are read; convert them where they "
             "are trusted: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors")
-
-
-def tensor_headers(files: list[Path]) -> dict[str, dict[str, Any]]:
-    """tensor name -> {dtype, shape, ...} of safetensors files, from their headers alone; :class:`ConfigError` for a file that is not whole."""
-    tensors: dict[str, dict[str, Any]] = {}
-    for file in files:
-        size = file.stat().st_size
-        with open(file, "rb") as opened:
-            start = opened.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            try:
-                header = json.loads(opened.read(length)) if 8 + length <= size else None
-            except ValueError:
-                header = None
-        if not isinstance(header, dict):
-            raise ConfigError(f"{file}: not a whole safetensors file (its header does not fit; a Git LFS pointer or a download cut short?)")
-        header.pop("__metadata__", None)
-        if 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0) != size:
-            raise ConfigError(f"{file}: not a whole safetensors file ({size} bytes are not what its header says); fetch it again")
-        tensors.update(header)
-    return tensors
-
-
-def verify_weights(tensors: Mapping[str, Mapping[str, Any]], shape: ModelShape, where: str) -> None:
-    """:class:`ConfigError` where a linear or the embedding is missing, of another size than config.json says, or not in floating point."""
-    wanted = {END_ROLES["embedding"]: (shape.vocabulary, shape.hidden_size)}
-    for layer in range(shape.layers):
-        names = layer_tensors(shape.architecture, layer)
-        wanted.update({names[linear]: shape.linear_size(linear) for linear in LINEARS})
-    for name, size in wanted.items():
-        if name not in tensors:
-            raise ConfigError(f"{where}: the weights hold no tensor '{name}', which {shape.architecture} needs")
-        found = tensors[name]
-        if found["dtype"] not in _FLOATS:
-            raise ConfigError(f"{where}: '{name}' is {found['dtype']}, not floating point ({', '.join(_FLOATS)}): already quantized weights")
-        if tuple(found["shape"]) != size:
-            raise ConfigError(f"{where}: '{name}' is {tuple(found['shape'])} in the weights, {size} by config.json")

@@ -5,8 +5,8 @@
 ``builtin``  a model that quantgrid ships in ``models/``: {name}; like a local one.
 ``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files only.
 
-No code of a model is ever run and no pickle read. Whatever the source, config.json is left without ``quantization_config`` (weights of a GGUF
-are plain floats afterwards) and without ``auto_map``, and shape and tensors are verified against what the config declares.
+No code of a model is ever run and no pickle read. Whatever the source, config.json
+keeps only what decides the model's function (:data:`KEPT`), and shape and tensors are verified against what the config declares.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ from typing import Any
 
 from .architecture import architecture_of, shape_from_folder
 from .errors import ConfigError, unknown_name
-from .model_shapes import INDEX, SOURCES, check_folder, folder_of, tensor_headers, verify_shape, verify_weights, weight_files
+from .model_shapes import INDEX, SOURCES, TOKENIZER_FILES, check_folder, folder_of, verify_shape, weight_files
 from .storage import read_json, replacing, sha256_of, write_json
+from .weight_headers import tensor_headers, verify_weights
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-                   "merges.txt", "chat_template.jinja", "generation_config.json")
+COPIED = (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json")
+# Keys of config.json that decide the function or the tokens; how attention is computed, dtypes and code to load do not.
+KEPT = ("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "tie_word_embeddings",
+        "attention_bias", "mlp_bias", "max_position_embeddings", "rope_parameters", "rope_theta", "rope_scaling",
+        "partial_rotary_factor", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "bos_token_id",
+        "eos_token_id", "pad_token_id", "tokenizer_class", "transformers_version")
 
 
 def fetch(entry: Mapping[str, Any], folder: str | Path, where: str = "model") -> dict[str, Any]:
@@ -51,7 +57,7 @@ def fetch(entry: Mapping[str, Any], folder: str | Path, where: str = "model") ->
     verify_shape(shape, entry.get("shape") or {}, f"{where}.shape")
     files = weight_files(folder, where)
     tensors = tensor_headers(files)
-    verify_weights(tensors, shape, str(folder))
+    verify_weights(tensors, shape, str(folder), read_json(folder / "config.json"))
     weights = {file.name: sha256_of(file) for file in files}
     provenance = {"source": {key: value for key, value in entry.items() if key != "shape"}, "weights_sha256": weights, "shape": asdict(shape),
                   "dtype": "+".join(sorted({tensor["dtype"] for tensor in tensors.values()})), "note": entry.get("note", ""),
@@ -130,9 +136,8 @@ def gguf_types(gguf: Path) -> str:
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:
-    """Write config.json with its architecture named, without quantization_config, auto_map and names of files that were only passed through."""
-    dropped = ("quantization_config", "auto_map", "_name_or_path", "_model_name_or_path")
-    kept = {key: value for key, value in config.items() if key not in dropped}
+    """Write config.json with its architecture named, and of ``config`` what :data:`KEPT` names."""
+    kept = {key: value for key, value in config.items() if key in KEPT}
     write_json(folder / "config.json", {**kept, "architectures": [architecture_of(config, str(folder / "config.json"))]})
 
 
@@ -162,7 +167,7 @@ def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
         link = folder / (file.name if len(files) > 1 else "model.safetensors")
         link.unlink(missing_ok=True)
         os.symlink(file.resolve(), link)
-    for name in TOKENIZER_FILES + ((INDEX,) if len(files) > 1 else ()):
+    for name in COPIED + ((INDEX,) if len(files) > 1 else ()):
         if (source / name).is_file():
             with replacing(folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)
@@ -183,7 +188,7 @@ def download_snapshot(name: str, revision: str | None, where: str = "model") -> 
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", *TOKENIZER_FILES],
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", *COPIED],
                                       ignore_patterns=["consolidated*", "original/*", "*/*"]))
     except errors.GatedRepoError as error:
         advice = f"accept its licence on https://huggingface.co/{name}, then run `hf auth login` or set HF_TOKEN"

@@ -45,8 +45,9 @@ def gather(x: Tensor, order: Tensor) -> Tensor:
 
 
 def block_rotate(x: Tensor, blocks: Tensor) -> Tensor:
-    """Every run of k channels through a matrix of its own, ``blocks`` (n / k, k, k)."""
-    return torch.einsum("...bi,bij->...bj", x.unflatten(-1, blocks.shape[:2]), blocks).flatten(-2)
+    """Runs of k channels, each through its matrix of ``blocks`` (n / k, k, k), or all through the one of (1, k, k)."""
+    runs = x.unflatten(-1, (-1, blocks.shape[-1]))
+    return (runs @ blocks[0] if len(blocks) == 1 else torch.einsum("...bi,bij->...bj", runs, blocks)).flatten(-2)
 
 
 ONLINE: dict[str, Callable[..., Tensor]] = {

@@ -8,21 +8,22 @@ output paths are the readable axes followed by that key. The rules of the workfl
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from . import demands, grid, library_docs, planned, registry, shown_transforms
+from . import grid, library_docs, planned, registry, shown_transforms
+from .granularities import searched
 from .grid import Cell, without_note
 from .model_shapes import folder_of
 from .provenance import canonical, code_hash, digest, fingerprint, versions
-from .resources import memory_mb
-from .steps import COMPUTING, DIGESTS, OPTIONAL_INPUTS, OUTPUTS, Step, once, outputs_of
+from .rule_lookups import RuleLookUps
+from .steps import COMPUTING, DIGESTS, OUTPUTS, Step, once
 
 SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_study": ("table", "compare")}
 
 
-class Plan:
+class Plan(RuleLookUps):
     """All steps of one validated config, made on demand and kept by rule and wildcards.
 
     The key alone does not tell two steps apart: two names for the same options give the same key at two places.
@@ -33,7 +34,7 @@ class Plan:
         self.results = config["results_dir"].rstrip("/")
         self.steps: dict[str, dict[frozenset, Step]] = {rule: {} for rule in OUTPUTS}
         self._known: dict[tuple, Step] = {}
-        self._digests: dict[str, str] = {}
+        self.records: dict[str, str] = {}  # output of a step -> the record of its content
         self.given: dict[tuple, Any] = {}
 
     @cached_property
@@ -44,40 +45,6 @@ class Plan:
     @cached_property
     def cells(self) -> list[Cell]:
         return list(dict.fromkeys(cell for cells in self.studies.values() for cell in cells))
-
-    # -- paths and look-ups for the rules -------------------------------------------------------------------------------------
-
-    def pattern(self, rule: str, output: str) -> str:
-        """Output path of a rule with its wildcards, as a rule declares it."""
-        return f"{self.results}/{outputs_of(rule)[output]}"
-
-    def digest(self, rule: str) -> str:
-        """Path, with its wildcards, of the record of what a job of a rule wrote."""
-        return f"{self.results}/{DIGESTS[rule]}"
-
-    def digests(self, paths: Iterable[str]) -> list[str]:
-        """The records of the content of outputs of steps."""
-        return list(dict.fromkeys(self._digests[path] for path in paths))
-
-    def inputs(self, rule: str) -> Callable[[Any], Mapping[str, Any]]:
-        """Input function of a rule: wildcards -> named paths, ``digests`` among them; an input that this step does without is an empty list."""
-        without = {name: [] for name in OPTIONAL_INPUTS.get(rule, ())}
-
-        def named(wildcards: Any) -> Mapping[str, Any]:
-            step = self.steps[rule][frozenset(wildcards.items())]
-            return {**without, **step.inputs, "digests": step.digests}
-
-        return named
-
-    def spec(self, rule: str) -> Callable[[Any], str]:
-        """Function of a rule's wildcards that gives the job's specification as canonical JSON."""
-        return lambda wildcards: canonical(self.steps[rule][frozenset(wildcards.items())].spec)
-
-    def memory_mb(self, rule: str) -> Callable[..., int]:
-        """Function of a rule's wildcards and the attempt that gives the job's memory in MiB."""
-        size = demands.size(self.config, rule)
-        return lambda wildcards, attempt: attempt * memory_mb(demands.kind(self.config, rule, wildcards), grid.shape(self.config, wildcards.model),
-                                                              **size)
 
     def _step(self, rule: str, spec: dict[str, Any], reads: Mapping[str, tuple[Step, str]], modules: tuple[str, ...] = (),
               packages: tuple[str, ...] = ("torch",), **wildcards: str) -> Step:
@@ -92,13 +59,9 @@ class Plan:
             step = Step(rule, wildcards, {**full, "axes": wildcards}, {name: step.outputs[output] for name, (step, output) in reads.items()},
                         {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()},
                         f"{self.results}/{DIGESTS[rule].format(**wildcards)}", tuple(dict.fromkeys(step.digest for step, _ in reads.values())))
-            self._digests |= dict.fromkeys(step.outputs.values(), step.digest)
+            self.records |= dict.fromkeys(step.outputs.values(), step.digest)
             self._known[known] = self.steps[rule][frozenset(wildcards.items())] = step
         return self._known[known]
-
-    def threads(self, rule: str) -> int:
-        threads = self.config["threads"]
-        return threads.get(rule, threads["default"])
 
     # -- the steps ------------------------------------------------------------------------------------------------------------
 
@@ -120,15 +83,15 @@ class Plan:
         elif entry["source"] == "local":
             found = {"files": fingerprint(entry["path"])}
         return self._step("tokenize_corpus", {"corpus": entry, **found, "seed": self.config["seed"]},
-                          {"model": (self.fetch_model(model), "folder")}, packages=("tokenizers",), model=model, corpus=corpus)
+                          {"model": (self.fetch_model(model), "folder")}, packages=("tokenizers", "transformers", "sentencepiece"), model=model,
+                          corpus=corpus)
 
     @once
     def calibrate_model(self, model: str, calibration: str) -> Step:
         entry = self.config["calibrations"][calibration]
         how = {"samples": entry["samples"], "skip_first": entry["skip_first"], "seed": self.config["seed"]}
         return self._step("calibrate_model", how,
-                          {"model": (self.fetch_model(model), "folder"),
-                           "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows")},
+                          {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows")},
                           packages=("torch", "transformers"), model=model, calibration=calibration)
 
     @once
@@ -136,18 +99,18 @@ class Plan:
         entry = grid.entry(self.config, "transforms", cell.transform)
         method = registry.method("transforms", entry["method"])
         calibration = entry.pop("calibration", "default")
-        spec = {"transform": method.resolve(entry, f"transforms.{cell.transform}")}
+        spec = {"transform": {"module": method.module, "learned": method.learned, **method.resolve(entry, f"transforms.{cell.transform}")}}
         options, target = spec["transform"]["options"], "any"
         if method.seeded:
             spec["seed"] = entry.get("seed", self.config["seed"])
         if method.is_fitted_to_scheme(options):
             spec["schemes"] = grid.resolved_schemes(self.config, cell)
             target = f"{cell.format}-{cell.granularity}"
-        reads = {"model": (self.fetch_model(cell.model), "folder")}
+        reads, corpus = {"model": (self.fetch_model(cell.model), "folder")}, self.config["calibrations"][calibration]["corpus"]
         if method.is_calibrated(options):
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
         if method.trained_on_windows:
-            reads["windows"] = (self.tokenize_corpus(cell.model, self.config["calibrations"][calibration]["corpus"]), "windows")
+            reads["windows"] = (self.tokenize_corpus(cell.model, corpus), "windows")
         return self._step("fit_transform", spec, reads, (method.module,), packages=("torch", "transformers") if "windows" in reads else ("torch",),
                           model=cell.model, transform=cell.transform, target=target)
 
@@ -155,10 +118,9 @@ class Plan:
     def describe_transform(self, cell: Cell) -> Step:
         """What the cell's transform makes of inputs and weights: on the calibration ``default``, whatever the transform was fitted on."""
         fitted = self.fit_transform(cell)
-        return self._step("describe_transform", {},
-                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (fitted, "transform"),
-                           "statistics": (self.calibrate_model(cell.model, "default"), "statistics")},
-                          model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
+        reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (fitted, "transform"),
+                 "statistics": (self.calibrate_model(cell.model, "default"), "statistics")}
+        return self._step("describe_transform", {}, reads, model=cell.model, transform=cell.transform, target=fitted.wildcards["target"])
 
     @once
     def quantize_model(self, cell: Cell) -> Step:
@@ -171,25 +133,26 @@ class Plan:
         reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform")}
         if cell.quantized:
             reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
-        mitigation, propagation = registry.split_propagation(method.resolve(entry, f"mitigations.{cell.mitigation}"))
-        spec = {"mitigation": mitigation, "schemes": grid.resolved_schemes(self.config, cell)}
-        if propagation is None or spec["schemes"]["weight"] is None:
+        resolved, where = method.resolve(entry, f"mitigations.{cell.mitigation}"), f"mitigations.{cell.mitigation} on format '{cell.format}'"
+        mitigation, propagation = registry.split_propagation(resolved)
+        schemes = searched(grid.resolved_schemes(self.config, cell), resolved["options"], where)
+        spec = {"mitigation": {"module": method.module, **mitigation}, "schemes": schemes}
+        if propagation is None or schemes["weight"] is None:
             return self._step("quantize_model", spec, reads, (method.module,), **cell.axes)
-        on = self.config["calibrations"][calibration]
-        spec["propagation"] = {**propagation, "skip_first": on["skip_first"]}
-        reads["windows"] = (self.tokenize_corpus(cell.model, on["corpus"]), "windows")
-        return self._step("quantize_model", spec, reads, (method.module, registry.SEQUENTIAL),
-                          packages=("torch", "transformers"), **cell.axes)
+        given = self.config["calibrations"][calibration]
+        spec["propagation"] = {"module": registry.SEQUENTIAL, **propagation, "skip_first": given["skip_first"]}
+        reads["windows"] = (self.tokenize_corpus(cell.model, given["corpus"]), "windows")
+        return self._step("quantize_model", spec, reads, (method.module, registry.SEQUENTIAL), packages=("torch", "transformers"), **cell.axes)
 
     def _train_model(self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method) -> Step:
-        spec = {"mitigation": method.resolve(entry, f"mitigations.{cell.mitigation}"), "schemes": grid.resolved_schemes(self.config, cell),
-                "training": method.training, "seed": entry.get("seed", self.config["seed"])}
+        resolved = method.resolve(entry, f"mitigations.{cell.mitigation}")
+        spec = {"mitigation": {"module": method.module, **resolved}, "schemes": grid.resolved_schemes(self.config, cell), "training": method.training,
+                "seed": entry.get("seed", self.config["seed"])}
         corpus = self.config["calibrations"][calibration]["corpus"]
-        return self._step("train_model", spec,
-                          {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
-                           "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
-                           "windows": (self.tokenize_corpus(cell.model, corpus), "windows")},
-                          (method.module,), packages=("torch", "transformers"), **cell.axes)
+        reads = {"model": (self.fetch_model(cell.model), "folder"), "transform": (self.fit_transform(cell), "transform"),
+                 "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
+                 "windows": (self.tokenize_corpus(cell.model, corpus), "windows")}
+        return self._step("train_model", spec, reads, (method.module,), packages=("torch", "transformers"), **cell.axes)
 
     @once
     def evaluate_reference(self, model: str, corpus: str) -> Step:
@@ -274,8 +237,8 @@ class Plan:
 
     def distributions(self) -> dict[str, list[str]]:
         """Model -> paths of the descriptions of the transforms that ``report.distributions`` names; empty where it names none."""
-        return {model: [self.describe_transform(cell).outputs["distribution"] for cell in cells]
-                for model, cells in shown_transforms.shown(self.config, self.cells).items()}
+        shown = shown_transforms.shown(self.config, self.cells)
+        return {model: [self.describe_transform(cell).outputs["distribution"] for cell in cells] for model, cells in shown.items()}
 
     # -- reporting ------------------------------------------------------------------------------------------------------------
 

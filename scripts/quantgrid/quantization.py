@@ -51,7 +51,12 @@ class Quantized:
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    costs: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, float]:
+        """Means over all linears, and the costs of the transform, whose bits are part of the stored bits."""
+        found = {**summarize(self.errors), **self.costs}
+        return {**found, "stored_bits": found["stored_bits"] + found["added_bits"]}
 
 
 def chunks(decoder: DecoderFolder) -> list[range]:
@@ -105,7 +110,7 @@ def add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, S
     roundings: Roundings = {}
     for site, online in layer.online.items():
         if candidates := activation.get(site):
-            roundings[site], errors = choose(candidates, layer.statistics[site])
+            roundings[site], errors = choose(candidates, layer.statistics[site], layer.input_clips.get(site))
             if errors:
                 result.choices[site_name(layer.index, site)] = {"element": roundings[site].scheme.element, "input_error": errors}
         result.content.add_site(layer.index, site, online, roundings.get(site))
@@ -149,7 +154,7 @@ def decibel(error: float) -> float | None:
 
 
 def summarize(errors: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Over all linears: size-weighted bits, and mean signal-to-error ratios in dB."""
+    """Over all linears: size-weighted bits of the linears alone, and mean signal-to-error ratios in dB."""
     total = sum(entry["size"] for entry in errors.values())
     summary = {name: sum(entry[name] * entry["size"] for entry in errors.values()) / total for name in ("bits", "stored_bits")}
     for name in ("weight_error", "output_error", "joint_output_error"):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .codebooks import fit_codebooks
 from .errors import ConfigError, NumericalFailure
-from .ranges import block_ranges, row_slices, search_ranges
+from .ranges import block_ranges, row_slices, search_parameters
 from .rounding import compute_dtype, decode, encode, round_values, round_values_
 from .scale_search import search_scales
 from .scales import QuantizationParameters, block_span, effective_step, range_parameters
@@ -91,7 +91,7 @@ def find_parameters(x: Tensor, scheme: QuantScheme, global_scale: Tensor | float
     if scheme.range == "exhaustive" and x.numel():
         return QuantizationParameters(_best_scales(values, high, scheme, global_scale), None, global_scale)
     if scheme.range == "mse" and x.numel():
-        low, high = _best_ranges(values, low, high, scheme, global_scale)
+        return _best_parameters(values, low, high, scheme, global_scale)
     parameters = range_parameters(low, high, scheme, global_scale)
     return replace(parameters, codebook=_fit(values, parameters, scheme)) if scheme.element_format.kind == "kmeans" else parameters
 
@@ -206,11 +206,12 @@ def _global_scale(span: Tensor, scheme: QuantScheme, shape: tuple[int, ...], giv
     return span.amax((-1,) if scheme.global_scale == "token" else (-2, -1), keepdim=True) / (scheme.limit * scheme.storage.maximum)
 
 
-def _best_ranges(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None):
-    """``search_ranges`` on (rows, groups) views, back in the shape of the ranges."""
+def _best_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> QuantizationParameters:
+    """``search_parameters`` on (rows, groups) views, back in the shape of the ranges."""
     shape, rows = high.shape, values.shape[:2]
-    found = search_ranges(values, None if low is None else low.reshape(rows), high.reshape(rows), scheme, _per_row(global_scale, shape))
-    return tuple(None if end is None else end.reshape(shape) for end in found)
+    found = search_parameters(values, None if low is None else low.reshape(rows), high.reshape(rows), scheme, _per_row(global_scale, shape))
+    zero_point = None if found.zero_point is None else found.zero_point.reshape(shape)
+    return QuantizationParameters(found.scale.reshape(shape), zero_point, global_scale)
 
 
 def _best_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool1d
 
 from .rounding import compute_dtype, round_values_
-from .scales import QuantizationParameters, block_span, effective_step, range_parameters
+from .scales import QuantizationParameters, block_span, choose, effective_step, range_parameters
 from .schemes import QuantScheme
 
 # Elements worked on at a time, per thread: few enough for the last-level cache, enough to hide the cost of some 60 calls.
@@ -22,6 +22,7 @@ _CACHED_ELEMENTS = 262144
 _DEVICE_ELEMENTS = 1 << 26
 # Up to this width, comparing the halves of a block elementwise is faster than a reduction, and pooling faster than either.
 _SHORT_BLOCK = 32
+SLACK = 1e-4  # relative; errors are float32 sums
 
 
 def chunk_elements(values: Tensor) -> int:
@@ -47,27 +48,73 @@ def block_ranges(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Te
     return None if low is None else low.clamp_(max=0).mul_(scheme.clip_ratio), high
 
 
-def search_ranges(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
-                  global_scale: Tensor | None) -> tuple[Tensor | None, Tensor]:  # fmt: skip
-    """The ranges shrunk, each by the factor p that minimizes its block's sum of |x - quantized x|**mse_norm.
+def clamp_ranges(x: Tensor, low: Tensor, high: Tensor, size: int, symmetric: bool) -> Tensor:
+    """``x`` (..., n) with every run of ``size`` elements within low x its minimum and high x its maximum, both ends containing 0.
 
-    ``global_scale`` (rows, 1) stays fixed. The widest range wins ties, so the error never exceeds that of the full range.
+    ``low``, ``high`` in (0, 1], of a shape that broadcasts to (..., n / size). ``symmetric``: within plus and minus the larger magnitude of
+    the two ends, as a symmetric scheme has one scale for both. Differentiable.
     """
-    found = torch.ones_like(high)
+    blocks = x.unflatten(-1, (-1, size))
+    smallest, largest = blocks.amin(-1).clamp(max=0) * low.to(x), blocks.amax(-1).clamp(min=0) * high.to(x)
+    if symmetric:
+        largest = torch.maximum(-smallest, largest)
+        smallest = -largest
+    return blocks.clamp(smallest.unsqueeze(-1), largest.unsqueeze(-1)).flatten(-2)
+
+
+def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
+                      global_scale: Tensor | None) -> QuantizationParameters:  # fmt: skip
+    """Parameters of least sum of |x - quantized x|**mse_norm in every block of ``values`` (rows, groups, size).
+
+    ``low`` and ``high`` (rows, groups) are the float32 ends of the ranges, ``global_scale`` (rows, 1) stays fixed. Tried are
+    the ranges times :func:`shrink_factors`, and the smallest stored scale that covers the whole range where the scheme's own
+    does not. The largest scale wins ties; the error never exceeds that of the full range.
+    """
+    found = []
     for rows in row_slices(values):
-        part, part_low, part_high = values[rows], None if low is None else low[rows], high[rows]
-        part_global = None if global_scale is None else global_scale[rows]
-        best, previous = torch.full_like(part_high, math.inf), None
-        for factor in shrink_factors(scheme):
-            parameters = range_parameters(None if low is None else part_low * factor, part_high * factor, scheme, part_global)
-            if previous is not None and low is None and torch.equal(parameters.scale, previous):
-                continue
-            previous = parameters.scale
-            error = block_errors(part, parameters, block_span(part_low, part_high), scheme)
-            better = error < best
-            best = torch.where(better, error, best)
-            found[rows] = torch.where(better, factor, found[rows])
-    return None if low is None else low * found, high * found
+        ends = [None if end is None else end[rows] for end in (low, high, global_scale)]
+        found.append(_search(values[rows], *ends[:2], scheme, ends[2]))
+    scales, zero_points = ([getattr(part, name) for part in found] for name in ("scale", "zero_point"))
+    return QuantizationParameters(torch.cat(scales), None if low is None else torch.cat(zero_points), global_scale)
+
+
+def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
+            global_scale: Tensor | None) -> QuantizationParameters:  # fmt: skip
+    """The best parameters of some rows; the search ends once no smaller scale can be better for any block."""
+    span, found, least = block_span(low, high), None, torch.full_like(high, math.inf)
+    for parameters in _candidates(low, high, scheme, global_scale):
+        if found is not None and low is None:
+            hopeless = saturation(span, parameters, scheme) > least * (1 + SLACK)
+            if bool((hopeless | (span == 0)).all()):
+                break
+        error = block_errors(values, parameters, span, scheme)
+        found = parameters if found is None else choose(error < least, parameters, found)
+        least = torch.minimum(least, error)
+    return found
+
+
+def _candidates(low: Tensor | None, high: Tensor, scheme: QuantScheme,
+                global_scale: Tensor | None) -> Iterator[QuantizationParameters]:  # fmt: skip
+    """What the search tries, large scales first; without symmetric parameters that equal those before them."""
+    covering, last = (range_parameters(low, high, scheme, global_scale, covering=up) for up in (True, False))
+    if not torch.equal(covering.scale, last.scale):
+        yield covering
+    yield last
+    for factor in shrink_factors(scheme)[1:]:
+        shrunk = range_parameters(None if low is None else low * factor, high * factor, scheme, global_scale)
+        if low is None and torch.equal(shrunk.scale, last.scale):
+            continue
+        last = shrunk
+        yield shrunk
+
+
+def saturation(span: Tensor, parameters: QuantizationParameters, scheme: QuantScheme) -> Tensor:
+    """The error |x - quantized x|**mse_norm that saturation alone leaves to the largest element of each block of a symmetric
+    scheme, in units of its ``span``: no smaller scale leaves less. An integer's lowest code counts, whatever the sign."""
+    element = scheme.element_format
+    largest = 2.0 ** (element.bits - 1) if element.kind == "integer" else scheme.limit
+    reach = effective_step(parameters, scheme) * largest
+    return torch.where(span > 0, (span - reach).clamp(min=0) / span, 0.0).pow(scheme.mse_norm)
 
 
 def shrink_factors(scheme: QuantScheme) -> list[float]:
@@ -118,9 +165,14 @@ def _largest_magnitude(values: Tensor) -> Tensor:
     return max_pool1d(values.abs().flatten(1), values.shape[-1])
 
 
+def percentile_rank(scheme: QuantScheme, size: int) -> int:
+    """Nearest rank (from 1) of the scheme's percentile among ``size`` values."""
+    return max(1, math.ceil(scheme.percentile / 100 * size))
+
+
 def _percentiles(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:
     """Nearest-rank percentile of |x|, or of x and -x, per block; values without a finite sum come out as NaN."""
-    rank = max(1, math.ceil(scheme.percentile / 100 * values.shape[-1]))
+    rank = percentile_rank(scheme, values.shape[-1])
     finite = torch.isfinite(values).all(-1)
 
     def ranked(x):

@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 
 from .formats import ScaleFormat
-from .ranges import block_errors, row_slices
-from .scales import STORAGE_DTYPES, QuantizationParameters, effective_step
+from .ranges import SLACK, block_errors, row_slices, saturation
+from .scales import STORAGE_DTYPES, QuantizationParameters
 from .schemes import QuantScheme
-
-_SLACK = 1e-4  # relative; errors are float32 sums
 
 
 def search_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Tensor:
@@ -51,9 +49,7 @@ def _search(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Ten
         better = error < best[open_blocks]
         found[open_blocks[better]], best[open_blocks[better]] = tried[better], error[better]
         smaller = (tried - 1).clamp(min=0)
-        lost = peak - scheme.limit * effective_step(_parameters(smaller, level, scheme), scheme)
-        least = torch.where(peak > 0, lost.clamp(min=0) / peak, 0.0).pow(scheme.mse_norm)
-        going_on = (tried > 0) & (least <= best[open_blocks] * (1 + _SLACK))
+        going_on = (tried > 0) & (saturation(peak, _parameters(smaller, level, scheme), scheme) <= best[open_blocks] * (1 + SLACK))
         open_blocks = open_blocks[going_on]
         code[open_blocks] -= 1
     return found.reshape(shape)
@@ -64,7 +60,7 @@ def _largest_candidates(high: Tensor, scheme: QuantScheme, global_scale: Tensor 
     storage = scheme.storage
     table = torch.tensor(_scale_values(storage), device=high.device)
     unit = scheme.limit * scheme.scale_multiplier * (1.0 if global_scale is None else global_scale)
-    wanted = torch.where(high > 0, high / unit, 0.0) * (1 + _SLACK)
+    wanted = torch.where(high > 0, high / unit, 0.0) * (1 + SLACK)
     covering = table[torch.searchsorted(table, wanted).clamp_(max=len(table) - 1)]
     below_twice = torch.searchsorted(table, 2 * covering) - 1
     without_half = {"float": 2 ** (storage.mantissa_bits + 1), "integer": len(table), "exponent": 1}[storage.kind] - 1

@@ -17,6 +17,7 @@ from .rounding import code_values, float_code, round_to_float_
 from .schemes import QuantScheme
 
 STORAGE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # of a stored scale, by its bytes
 _MANTISSA = 0x7FFFFF
 
 
@@ -48,6 +49,13 @@ def store_scale(values: Tensor, storage: ScaleFormat) -> Tensor:
     return float_code(round_to_float_(values.clone(), storage), storage)
 
 
+def store_scale_up(values: Tensor, storage: ScaleFormat) -> Tensor:
+    """Float32 ``values`` >= 0 as the smallest scales of the format that reach them (saturating), in its storage dtype."""
+    stored = store_scale(values, storage)
+    short = load_scale(stored, storage) < values.clamp(max=storage.maximum)
+    return (stored.view(_BITS[stored.element_size()]) + short).view(stored.dtype)  # bit patterns ascend with the value
+
+
 def load_scale(stored: Tensor, storage: ScaleFormat) -> Tensor:
     """``store_scale``'s values as float32."""
     if storage.name in STORAGE_DTYPES:
@@ -63,16 +71,20 @@ def block_span(low: Tensor | None, high: Tensor) -> Tensor:
     return high if low is None else high - low
 
 
-def range_parameters(low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> QuantizationParameters:
-    """Parameters of blocks with float32 ranges [``low``, ``high``] that contain 0 (``low`` None: [-high, high])."""
+def range_parameters(low: Tensor | None, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None,
+                     covering: bool = False) -> QuantizationParameters:  # fmt: skip
+    """Parameters of blocks with float32 ranges [``low``, ``high``] that contain 0 (``low`` None: [-high, high]).
+
+    A stored scale may be too small for its range, by the rule or by rounding to nearest; ``covering`` takes the smallest that is not.
+    """
     span = block_span(low, high)
     if scheme.scale_format == "e8m0":
-        scale = _power_of_two(span, scheme)
+        scale = _power_of_two(span, scheme, covering)
     else:
         scale = span / scheme.limit
         if global_scale is not None:
             scale = torch.where(global_scale > 0, scale / global_scale, 0.0)
-        scale = store_scale(scale, scheme.storage)
+        scale = (store_scale_up if covering else store_scale)(scale, scheme.storage)
     parameters = QuantizationParameters(scale, None, global_scale)
     if low is None:
         return parameters
@@ -83,6 +95,13 @@ def range_parameters(low: Tensor | None, high: Tensor, scheme: QuantScheme, glob
     return QuantizationParameters(scale, zero_point.to(torch.uint8), global_scale)
 
 
+def choose(mask: Tensor, one: QuantizationParameters, other: QuantizationParameters) -> QuantizationParameters:
+    """``one`` where ``mask`` (the shape of their scales) is set, else ``other``; both have the same global scale and no codebook."""
+    scale = torch.where(mask, *(made.scale.view(_BITS[made.scale.element_size()]) for made in (one, other))).view(one.scale.dtype)
+    zero_point = None if one.zero_point is None else torch.where(mask, one.zero_point, other.zero_point)
+    return QuantizationParameters(scale, zero_point, one.global_scale)
+
+
 def effective_step(parameters: QuantizationParameters, scheme: QuantScheme) -> Tensor:
     """Float32 size of one element unit per scale: scale x global scale (x the constant of the scale rule)."""
     step = load_scale(parameters.scale, scheme.storage)
@@ -91,17 +110,18 @@ def effective_step(parameters: QuantizationParameters, scheme: QuantScheme) -> T
     return step if scheme.scale_multiplier == 1 else step * scheme.scale_multiplier
 
 
-def _power_of_two(span: Tensor, scheme: QuantScheme) -> Tensor:
-    """E8M0 byte of each block of ``span``: the exponent of span less that of the limit, rounded by the scheme's rule.
+def _power_of_two(span: Tensor, scheme: QuantScheme, covering: bool) -> Tensor:
+    """E8M0 byte of each block of ``span``: the exponent of span less that of the limit, rounded by the scheme's rule (``covering``: by rceil).
 
     Every rule adds a constant to the float32 bits of ``span``, whose carry bumps the exponent: ``even`` where rounding to the
     element's mantissa would, ``rceil`` where the mantissa exceeds that of the limit, so that nothing saturates. ``four_thirds`` is
-    ``floor`` two exponents up, which the multiplier of 1/3 takes back. A zero block gets the byte 0.
+    ``floor`` two exponents up, which the multiplier of 1/3 takes back: nothing saturates. A zero block gets the byte 0.
     """
     (limit_bits,) = struct.unpack("i", struct.pack("f", scheme.limit))
-    element, signed = scheme.element_format, scheme.symmetric
+    element, signed, rule = scheme.element_format, scheme.symmetric, scheme.scale_rule
+    rule = "rceil" if covering and rule != "four_thirds" else rule
     mantissa_bits = element.bits - 1 - signed if element.kind == "integer" else element.mantissa_bits
-    carry = {"floor": 0, "four_thirds": 0, "even": 1 << (22 - mantissa_bits), "rceil": _MANTISSA - (limit_bits & _MANTISSA)}[scheme.scale_rule]
+    carry = {"floor": 0, "four_thirds": 0, "even": 1 << (22 - mantissa_bits), "rceil": _MANTISSA - (limit_bits & _MANTISSA)}[rule]
     exponent = (span.contiguous().view(torch.int32) + carry) >> 23
-    exponent -= (limit_bits >> 23) - 127 - 2 * (scheme.scale_rule == "four_thirds")
+    exponent -= (limit_bits >> 23) - 127 - 2 * (rule == "four_thirds")
     return exponent.clamp_(0, 2 * SCALE_FORMATS["e8m0"].bias).masked_fill_(span == 0, 0).to(torch.uint8)

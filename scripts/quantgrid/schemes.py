@@ -34,8 +34,9 @@ class QuantScheme:
     scale_rule    ``nearest``; of e8m0 ``floor`` (OCP), ``even``, ``rceil`` or ``four_thirds`` (see ``scales.py``)
     global_scale  a float32 scale on top: ``none``, per ``tensor``, per ``token`` (row), or ``static`` (given from outside)
     range         ``minmax``; ``mse``: both ends shrunk by the best p of {1 - i/mse_steps, i < mse_grid*mse_steps}, minimizing the
-                  block's sum of |x - quantized x|**mse_norm; ``exhaustive``: the best in this measure of all scales that a format of
-                  at most 8 bits can represent; ``percentile``: the nearest-rank percentile of the block
+                  block's sum of |x - quantized x|**mse_norm, or the smallest scale that covers the block; ``exhaustive``: the best
+                  in this measure of all scales that a format of at most 8 bits can represent; ``percentile``: the
+                  nearest-rank percentile of the block
     clip_ratio    constant factor on both ends of the range
     seed          of the k-means codebooks, one per scale block, stored in float16
 

@@ -22,6 +22,11 @@ def empty_model(config: Mapping[str, Any]) -> nn.Module:
         return AutoModelForCausalLM.from_config(settings)
 
 
+def attention_of(model: nn.Module) -> str:
+    """Name of the attention implementation that a transformers model computes with."""
+    return model.config._attn_implementation
+
+
 def skeleton(config: Mapping[str, Any], ends: Mapping[str, Tensor], where: Path, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
     """:func:`empty_model` with embedding, final norm and lm_head from ``ends`` in ``dtype`` on ``device``, where its buffers are too; its decoder
     layers are empty. :class:`ConfigError` with the name ``where`` for an end that is missing."""

@@ -17,6 +17,7 @@ from typing import Any
 from .errors import ConfigError, NumericalFailure
 
 _CHUNK = 1 << 20  # bytes: fits the cache of a core
+verified: dict[str, str] = {}  # path -> digest of the inputs of this process's job that were found to be what was written
 put_off: dict[str, Callable[[], None]] = {}  # absolute path -> verification of a file that this process may have no need to read
 
 
@@ -54,11 +55,17 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         raise NumericalFailure(f"{path}: a value is not finite ({first_not_finite(content)})") from error
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, advice: str = "delete it and run again", largest: int = 1 << 30) -> dict[str, Any]:
+    """The JSON object that a file of at most ``largest`` bytes holds; anything else is a :class:`ConfigError` with ``advice``."""
+    if (size := os.stat(path).st_size) > largest:
+        raise ConfigError(f"{path}: {size} bytes, at most {largest} are read; {advice}")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not a JSON file ({error}); delete it and run again") from None
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, nested too deeply
+        raise ConfigError(f"{path}: not a JSON file ({error}); {advice}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds no JSON object but a {type(content).__name__}; {advice}")
+    return content
 
 
 def first_not_finite(content: Any, at: str = "") -> str:

@@ -1,14 +1,15 @@
 """Zero-shot tasks through lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), with the outcome of every sample.
 
 ``lm_eval``  {task: piqa}: any task that lm-eval knows by name; its dataset comes from the hub.
-``local``    {path: x.jsonl}: one object per line, all of one layout, scored as lm-eval scores the task that the layout belongs to:
+``local``    {path}: a file of documents of one layout (:mod:`.task_documents`), scored as lm-eval scores the task that the layout belongs to:
              {query, choices, gold}                     the choice of highest log-likelihood (ARC, COPA, ...)
              {context, continuation}                    whether greedy decoding yields the continuation (LAMBADA)
              {context_options, continuation, gold}      the context under which the continuation is likeliest (WinoGrande, partial evaluation)
 ``builtin``  {kind: cloze | continuation, items}: made from the evaluation part of the builtin corpus; needs no file and no network.
 
-Other keys: metric (acc), shots (0; lm_eval only), filter (lm_eval only), delimiter (local; what stands between a query and its answer, " ").
-lm-eval is imported here only: it takes seconds, and 15 s more where a task is to be found by name.
+Other keys: metric (acc), shots (0; lm_eval only), filter (lm_eval only), delimiter, whitespace, duplicate_choices (local). White space at the end of
+a context is scored with the answer, as lm-eval does for every task: tokens often span it.
+lm-eval is imported by jobs of this module only: it takes seconds, and 15 s more where a task is to be found by name.
 """
 
 from __future__ import annotations
@@ -24,54 +25,60 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import metadata
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from .. import corpora
 from ..errors import ConfigError, NumericalFailure, unknown_name
 from .protocols import of_task
+from .task_documents import LAYOUTS, METRICS, delimiter_of, layout_of, read_documents
 
 SOURCES = ("lm_eval", "local", "builtin")
 KINDS = ("cloze", "continuation")
 CONTEXT_WORDS, CONTINUATION_WORDS, CHOICES = 36, 12, 4
-
-# layout -> (keys of a line, settings of lm-eval's ConfigurableTask)
-LAYOUTS: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
-    "choices": (frozenset({"query", "choices", "gold"}),
-                {"output_type": "multiple_choice", "doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold"}),
-    "greedy": (frozenset({"context", "continuation"}),
-               {"output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": "continuation"}),
-    "contexts": (frozenset({"context_options", "continuation", "gold"}),  # an integer doc_to_text is lm-eval's sign for several contexts
-                 {"output_type": "multiple_choice", "doc_to_text": "gold", "doc_to_choice": "context_options", "doc_to_target": "continuation"}),
-}
 
 
 def evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Mapping[str, Any]], limit: int | None = None, batch_size: int = 8,
              seed: int = 0) -> dict[str, dict[str, Any]]:
     """name -> {metric, value, stderr, count, outcomes (per document, in their order), version, shots, lm_eval, protocol, ...} for each of ``tasks``.
 
-    ``model`` and ``tokenizer`` are transformers objects, the model where it is to run; ``limit`` takes the first so many documents of each task.
-    Raises :class:`ConfigError` for a task that cannot be had, :class:`NumericalFailure` for a log-likelihood that is not finite.
+    ``model`` and ``tokenizer`` are transformers objects, the model where it is to run; ``limit`` takes the first N documents of each task.
+    A task that fails is {status: failed, reason}, the others are measured all the same. Where all fail, raises :class:`ConfigError` for tasks that
+    cannot be had, :class:`NumericalFailure` for a log-likelihood that is not finite.
     """
-    from lm_eval.evaluator import evaluate as run
-    from lm_eval.models.huggingface import HFLM
+    from .harness import Harness
 
-    built = build_tasks(tasks, seed)
-    flat = {f"{name}/{leaf}": task for name, leaves in built.items() for leaf, task in leaves.items()}
     with _quiet("lm_eval.models.huggingface"):  # it warns of every model that is not a path
-        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    samples = run(harness, {"tasks": flat, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
-    found = {name: _score(name, entry, {leaf: samples[f"{name}/{leaf}"] for leaf in built[name]}, list(built[name].values()))
-             for name, entry in tasks.items()}
+        harness = Harness(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     dtype = str(model.dtype).removeprefix("torch.")
-    return {name: {**result, "protocol": of_task(result, batch_size, limit, dtype)} for name, result in found.items()}
+    found: dict[str, dict[str, Any]] = {}
+    failures: list[Exception] = []
+    for name, entry in tasks.items():
+        try:
+            result = _measured(name, entry, harness, limit, seed)
+            found[name] = {**result, "protocol": of_task(result, batch_size, limit, dtype)}
+        except (ConfigError, NumericalFailure) as failure:
+            failures.append(failure)
+            found[name] = {"status": "failed", "reason": str(failure), "source": entry["source"]}
+    if tasks and len(failures) == len(tasks):
+        broken = any(isinstance(failure, NumericalFailure) for failure in failures)
+        raise (NumericalFailure if broken else ConfigError)("; ".join(map(str, failures)))
+    return found
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a canonical model folder."""
-    from transformers import AutoTokenizer
+def _measured(name: str, entry: Mapping[str, Any], harness: Any, limit: int | None, seed: int) -> dict[str, Any]:
+    """The result of one task; what the code of a task of lm-eval's raises is a :class:`ConfigError` with its kind."""
+    from lm_eval.evaluator import evaluate as run
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    built = build_tasks({name: entry}, seed)[name]
+    harness.truncated = 0
+    try:
+        samples = run(harness, {"tasks": built, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+    except ConfigError as error:
+        raise ConfigError(f"tasks.{name}: {error}") from None
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"tasks.{name}: lm-eval cannot score it: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    how = {key: entry[key] for key in ("delimiter", "whitespace") if key in entry}
+    return {**_score(name, entry, samples, list(built.values())), **how, "truncated": harness.truncated}
 
 
 @contextmanager
@@ -97,7 +104,7 @@ def build_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[s
             built[name] = _named_task(name, entry)
         else:
             documents = read_documents(entry, f"tasks.{name}") if source == "local" else make_documents(entry, seed, f"tasks.{name}")
-            built[name] = {name: _task_of(name, documents)}
+            built[name] = {name: _task_of(name, documents, entry)}
         for task in built[name].values():
             task.set_config("num_fewshot", entry.get("shots", 0))
             task.set_fewshot_seed(seed)
@@ -121,58 +128,20 @@ def _named_task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
                           "offline, use source: local or builtin)") from None
 
 
-def _task_of(name: str, documents: list[dict[str, Any]]) -> Any:
+def _task_of(name: str, documents: list[dict[str, Any]], entry: Mapping[str, Any]) -> Any:
     """lm-eval's task over documents of one layout, held in memory: nothing is read from or written to a cache."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-    settings = next(settings for keys, settings in LAYOUTS.values() if keys == set(documents[0]))
-    digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
-    metrics = ("acc",) if settings["output_type"] == "loglikelihood" else ("acc", "acc_norm")
-    config = {**settings, "task": name, "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)}, "test_split": "test",
-              "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
-              "num_fewshot": 0, "metadata": {"version": 1, "documents_sha256": digest}}
+    layout = layout_of(documents[0])
+    delimiter = delimiter_of(entry, layout)[1] if layout == "choices" else ""
+    hashed = documents if delimiter == LAYOUTS[layout].delimiter else [delimiter, documents]
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    config = {**LAYOUTS[layout].settings, "task": name, "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)}, "test_split": "test",
+              "target_delimiter": delimiter, "num_fewshot": 0, "metadata": {"version": 1, "documents_sha256": digest},
+              "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS[layout]]}
     with _quiet("lm_eval.api.task"):  # it explains its command line for every custom dataset
         return ConfigurableTask(config=config)
-
-
-def read_documents(entry: Mapping[str, Any], where: str = "task") -> list[dict[str, Any]]:
-    """The documents of a local jsonl task, ready for lm-eval; :class:`ConfigError` naming the line that is not of the layout of the first."""
-    path = Path(entry.get("path") or "").expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{where}.path: {path}: no such file")
-    documents: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_bytes().decode().split("\n"), 1):
-        if line.strip():
-            documents.append(_document(line, f"{path}:{number}", entry.get("delimiter", " ")))
-            if documents[0].keys() != documents[-1].keys():
-                raise ConfigError(f"{path}:{number}: keys {', '.join(documents[-1])}, but the file began with {', '.join(documents[0])}")
-    if not documents:
-        raise ConfigError(f"{where}.path: {path} holds no documents")
-    return documents
-
-
-def _document(line: str, at: str, delimiter: str) -> dict[str, Any]:
-    """One checked line, spaced so that context and continuation join to running text."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{at}: not a JSON line ({error})") from None
-    layout = next((keys for keys, _ in LAYOUTS.values() if isinstance(record, dict) and keys <= record.keys()), None)
-    if layout is None:
-        raise ConfigError(f"{at}: none of the layouts {'; '.join('{' + ', '.join(sorted(keys)) + '}' for keys, _ in LAYOUTS.values())}")
-    document = {key: record[key] for key in sorted(layout)}
-    options = document.get("choices") or document.get("context_options")
-    if "gold" in document and not (isinstance(options, list) and options and all(isinstance(option, str) and option.strip() for option in options)
-                                   and type(document["gold"]) is int and 0 <= document["gold"] < len(options)):
-        raise ConfigError(f"{at}: 'gold' ({document['gold']!r}) must count from 0 into a list of texts that are not empty")
-    if "choices" in document:  # lm-eval puts one space before a choice; the rest of the delimiter belongs to the query
-        document.update(query=document["query"] + delimiter.rstrip(" "), choices=[choice.strip() for choice in document["choices"]])
-    elif "gold" in document:
-        document["continuation"] = document["continuation"].strip()
-    else:
-        document.update(context=document["context"].rstrip(), continuation=" " + document["continuation"].strip())
-    return document
 
 
 def passages() -> list[tuple[str, list[str]]]:

@@ -1,7 +1,12 @@
 """The decoder while its transform is learned: weights folded by the transform's own primitives, inputs rounded, all differentiable.
 
-A layer is transformers' own module, called with folded weights in the place of its parameters; hooks before its linears apply online
-operations and rounding. Primitives before the first learned one are folded once.
+A layer is transformers' own module; hooks before its linears apply online operations and rounding. Primitives before the first learned one
+are folded once, into the *base*. The others act in one of two ways:
+
+folded    the layer is called with folded weights in the place of its parameters: needed where the rounded weights decide the loss;
+mapped    the weights stay those of the base, and every site's input goes through T, is rounded and goes through the inverse of T, which is
+          the same function as long as no weight is rounded: y = Q(x T) T⁻¹ Wᵀ = Q(x T) (W T⁻ᵀ)ᵀ. The residual stream stays in the basis of the
+          base, no gradient of a weight is needed, and the cost depends on the tokens of a batch instead of on the size of the model.
 """
 
 from __future__ import annotations
@@ -12,20 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from .. import corpora
-from ..architecture import LINEARS, SITES, layer_tensors, linear_module
+from ..architecture import LINEARS, SITES, ModelShape, layer_tensors, linear_module
 from ..calibration import layer_inputs
 from ..cell_schemes import CellSchemes
 from ..checkpoints import load_full_precision
 from ..decoders import DecoderFolder, DecoderLayer
 from ..linear import SiteInput, compute_device
-from ..transforms.composition import Parameters, Transform
+from ..transforms.composition import InputMap, Parameters, Transform
 from ..workplace import Workplace
-from .rounding import StraightThrough, round_weight
+from .straight_through import StraightThrough, round_weight
+
+KEPT = 1 << 32  # bytes
+
+
+def kept_bytes(shape: ModelShape) -> int:
+    """Bytes that all layers keep of one token for the way back, weights not counted: measured on SmolLM2-135M, rounded up."""
+    return 4 * shape.layers * (16 * shape.hidden_size + 8 * shape.intermediate_size)
 
 
 class Folding:
@@ -58,13 +70,37 @@ class Folding:
         return layer
 
 
+class MappedInput(SiteInput):
+    """A site's input through ``maps``, rounded, and through their inverses, for linears of unchanged weights."""
+
+    def __init__(self, online: list[dict[str, Any]], rounding: nn.Module | None, consumers: int, maps: list[InputMap]):
+        super().__init__(online, rounding, consumers)
+        self.maps = maps
+
+    def round(self, x: Tensor) -> Tensor:
+        if self.rounding is None or not self.maps:
+            return super().round(x)
+        with torch.autocast(x.device.type, enabled=False):  # a rotation in bfloat16 is none
+            mapped = x.float()
+            for forward, _ in self.maps:
+                mapped = forward(mapped)
+            mapped = self.rounding(mapped)
+            for _, inverse in reversed(self.maps):
+                mapped = inverse(mapped)
+        return mapped.to(x.dtype)
+
+
 class Network(Folding):
-    """A decoder that computes as the quantized one will: inputs rounded as ``schemes`` says, weights too with ``round_weights``."""
+    """A decoder that computes as the quantized one will: inputs rounded as ``schemes`` says, weights too with ``round_weights``.
+
+    ``gradient`` of the rounding: see ``straight_through.py``.
+    """
 
     def __init__(self, folder: str | Path, start: Transform, schemes: CellSchemes, round_weights: bool, windows: Tensor,
-                 device: torch.device | str = "cpu"):
+                 device: torch.device | str = "cpu", gradient: str = "range"):
         super().__init__(folder, start, device)
-        self.schemes, self.round_weights = schemes, round_weights and schemes.weight is not None
+        self.schemes, self.round_weights, self.gradient = schemes, round_weights and schemes.weight is not None, gradient
+        self.mapped = not self.round_weights and all(hasattr(primitive, "input_map") for primitive in self.primitives[self.first:])
         self.model = load_full_precision(folder, torch.float32, device).requires_grad_(False)
         self.windows = windows.to(device)
         self.layers = self.model.model.layers
@@ -77,9 +113,9 @@ class Network(Folding):
                     layer.get_submodule(linear_module(linear)).register_forward_pre_hook(lambda _, inputs, site=site: self._prepared(site, inputs))
 
     @classmethod
-    def at(cls, place: Workplace, start: Transform, schemes: CellSchemes, round_weights: bool) -> Network:
+    def at(cls, place: Workplace, start: Transform, schemes: CellSchemes, round_weights: bool, gradient: str) -> Network:
         """The network of a workplace's model and windows, on its device."""
-        return cls(place.model, start, schemes, round_weights, corpora.load(place.windows)[0], compute_device(place.device))
+        return cls(place.model, start, schemes, round_weights, corpora.load(place.windows)[0], compute_device(place.device), gradient)
 
     @property
     def rounds(self) -> bool:
@@ -89,11 +125,25 @@ class Network(Folding):
     def _prepared(self, site: str, inputs: tuple) -> tuple | None:
         return (self._active[site](inputs[0])[0], *inputs[1:]) if self._active else None
 
+    def _rounding(self, layer: DecoderLayer, site: str) -> StraightThrough | None:
+        candidates = self.schemes.activation.get(site)
+        return StraightThrough(candidates, self.gradient, layer.input_clips.get(site)) if candidates else None
+
+    def _maps(self, layer: DecoderLayer, values: Parameters) -> dict[str, list[InputMap]]:
+        """Maps of each site's input by the primitives that are not folded into the base."""
+        if not self.mapped:
+            return {site: [] for site in SITES}
+        transform = self.transform(values)
+        parts = [(primitive, transform.part(f"{number}.model.", f"{number}.{layer.index}."))
+                 for number, primitive in enumerate(self.primitives) if number >= self.first]
+        return {site: [found for primitive, part in parts if (found := primitive.input_map(site, self.shape, part))] for site in SITES}
+
     @contextmanager
-    def _sites(self, layer: DecoderLayer) -> Iterator[None]:
+    def _sites(self, layer: DecoderLayer, values: Parameters) -> Iterator[None]:
         """Inputs of the layer's linears are prepared as the quantized model will, on the way in."""
-        self._active = {site: SiteInput(layer.online[site], StraightThrough(found) if (found := self.schemes.activation.get(site)) else None,
-                                        len(linears)) for site, linears in SITES.items()}
+        maps = self._maps(layer, values)
+        self._active = {site: MappedInput(layer.online[site], self._rounding(layer, site), len(linears), maps[site])
+                        for site, linears in SITES.items()}
         try:
             yield
         finally:
@@ -104,17 +154,17 @@ class Network(Folding):
         weights = dict(layer.weights)
         for linear in LINEARS if self.round_weights else ():
             clip = layer.clips.get(linear)
-            weights[linear] = round_weight(clip(weights[linear]) if clip else weights[linear], self.schemes.weight)
+            weights[linear] = round_weight(clip(weights[linear]) if clip else weights[linear], self.schemes.weight, self.gradient)
         names = layer_tensors(self.shape.architecture, layer.index)
         prefix = f"model.layers.{layer.index}."
         return {names[role].removeprefix(prefix): tensor for role, tensor in weights.items()}
 
     def layer(self, index: int, hidden: Tensor, values: Parameters) -> Tensor:
-        """``hidden`` (batch, tokens, d) after layer ``index`` of the rounded network, in the basis that the transform gives it."""
-        layer = self.fold(index, values)
+        """``hidden`` (batch, tokens, d) after layer ``index`` of the rounded network, in the basis that :meth:`ends` gives it."""
+        layer = self.bases[index] if self.mapped else self.fold(index, values)
         weights = self._weights(layer)
         device = torch.device(self.device).type
-        with self._sites(layer), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with self._sites(layer, values), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             output = functional_call(self.layers[index], weights, (hidden,), self.arguments[index])
         return (output[0] if isinstance(output, tuple) else output).to(hidden.dtype)
 
@@ -130,18 +180,22 @@ class Network(Folding):
         return self.model.model.embed_tokens(windows)
 
     def ends(self, hidden: Tensor, values: Parameters) -> tuple[Tensor, dict[str, Any]]:
-        """``hidden`` in the transform's basis, and what leads back out of it: a norm gain and a matrix (d, d), none where nothing turned."""
+        """``hidden`` in the basis of the network's residual stream, and what leads back out of it: a norm gain and a matrix (d, d), none where
+        nothing turned."""
         identity = torch.eye(hidden.shape[-1], device=hidden.device)
         ends = {"embedding": hidden.flatten(0, -2), "final_norm": torch.ones(hidden.shape[-1], device=hidden.device), "lm_head": identity}
-        self.transform(values).fold_ends(ends)
+        for number, primitive in enumerate(self.primitives[: self.first] if self.mapped else self.primitives):
+            primitive.fold_ends(ends, self.transform(values).part(f"{number}.model."))
         back = None if ends["lm_head"] is identity else ends["lm_head"].mT
         return ends["embedding"].view_as(hidden), {"gain": ends["final_norm"], "back": back}
 
     def logits(self, windows: Tensor, values: Parameters) -> Tensor:
-        """(batch, tokens, vocabulary) of the rounded network; layers are computed again on the way back instead of being kept."""
+        """(batch, tokens, vocabulary) of the rounded network. Where all layers take more than ``KEPT`` bytes they are computed again on the way
+        back instead of being kept."""
         hidden, out = self.ends(self.embedded(windows), values)
+        again = not self.mapped or windows.numel() * kept_bytes(self.shape) > KEPT
         for index in range(len(self.layers)):
-            hidden = checkpoint(self.layer, index, hidden, values, use_reentrant=False)
+            hidden = checkpoint(self.layer, index, hidden, values, use_reentrant=False) if again else self.layer(index, hidden, values)
         hidden = functional_call(self.model.model.norm, {"weight": out["gain"]}, (hidden,))
         hidden = hidden if out["back"] is None else hidden @ out["back"]
         return self.model.lm_head(hidden * self.model.model.norm.weight)

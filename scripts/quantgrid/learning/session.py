@@ -18,6 +18,11 @@ from ..transforms.composition import Parameters
 COLUMNS = ("part", "step", "loss", "learning_rate")
 
 
+def _as_kept(tensor: Tensor) -> Tensor | int:
+    """An entry of an optimizer's state: geoopt counts steps in whole numbers, torch in float32 tensors."""
+    return int(tensor) if tensor.dtype == torch.int64 else tensor
+
+
 class Session:
     """``rows``: [part, step, loss, learning rate] of every step; ``ends``: part -> start and end loss; ``finished``: parameters of parts
     that are done. A part is ``all`` or a layer."""
@@ -47,9 +52,12 @@ class Session:
                 parameter.copy_(self._tensors[f"free.{number}"])
         state = optimizer.state_dict()
         numbers = [number for group in state["param_groups"] for number in group["params"]]
-        state["state"] = {number: {name.removeprefix(f"moment.{number}."): tensor for name, tensor in self._tensors.items()
+        state["state"] = {number: {name.removeprefix(f"moment.{number}."): _as_kept(tensor) for name, tensor in self._tensors.items()
                                    if name.startswith(f"moment.{number}.")} for number in numbers}
         optimizer.load_state_dict(state)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters):  # torch's Adam makes float32 tensors of whole numbers
+            optimizer.state[parameter] |= {name: value for name, value in state["state"][number].items() if isinstance(value, int)}
         done, self._interrupted = self._interrupted, {}
         return done["step"], done["start"]
 
@@ -58,7 +66,7 @@ class Session:
         self.rows.append([part, *row])
         if self.path and time.monotonic() - self._saved >= self.save_seconds:
             free = {f"free.{number}": parameter.detach().cpu() for number, parameter in enumerate(trainables.parameters())}
-            moments = {f"moment.{number}.{name}": value.cpu() for number, entry in optimizer.state_dict()["state"].items()
+            moments = {f"moment.{number}.{name}": torch.as_tensor(value).cpu() for number, entry in optimizer.state_dict()["state"].items()
                        for name, value in entry.items()}
             self._write({"part": part, "step": row[0], "start": start}, {**free, **moments})
 

@@ -1,6 +1,10 @@
 """The learned parameters of a transform in free form: what an optimizer may move without leaving the set they belong to.
 
-orthogonal  start x Q with Q = cayley(A), A skew-symmetric and at first 0 (``torch.nn.utils.parametrizations``, trivialization of arXiv 1909.09501)
+rotation    a point of the orthogonal group, moved by geoopt's Riemannian Adam (Becigneul and Ganea, arXiv 1810.00760), as OSTQuant and
+            the authors of arXiv 2507.17417 do. The step is divided by one number for the whole matrix: a learning rate of r turns any matrix,
+            of any width, by at most 2 sqrt(2) r in the Frobenius norm at the first step.
+cayley      start x Q with Q = cayley(A), A skew-symmetric and at first 0 (``torch.nn.utils.parametrizations``, trivialization of arXiv
+            1909.09501), entries of A moved by Adam one by one, as FlatQuant's code does: the angle of a step grows with the width
 positive    exp(theta)
 fraction    sigmoid(gamma), within (0, 1)
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import geoopt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -16,13 +21,10 @@ from torch.nn.utils import parametrizations
 from ..transforms.composition import Parameters, Transform
 
 
-class Orthogonal(nn.Module):
+class _Orthogonal(nn.Module):
     """Square orthogonal matrices (*batch, n, n)."""
 
-    def __init__(self, start: Tensor):
-        super().__init__()
-        self.matrix = nn.Parameter(start)
-        parametrizations.orthogonal(self, "matrix", "cayley")
+    matrix: Tensor
 
     def forward(self) -> Tensor:
         return self.matrix
@@ -31,6 +33,22 @@ class Orthogonal(nn.Module):
         """The nearest orthogonal matrix in float64: float32 steps drift by about 1e-6."""
         u, _, v = torch.linalg.svd(self.matrix.detach().double().cpu())
         return u @ v
+
+
+class Rotation(_Orthogonal):
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.matrix = geoopt.ManifoldParameter(start.clone(), manifold=geoopt.Stiefel())
+
+    def forward(self) -> Tensor:
+        return self.matrix.as_subclass(Tensor)
+
+
+class Cayley(_Orthogonal):
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.matrix = nn.Parameter(start)
+        parametrizations.orthogonal(self, "matrix", "cayley")
 
 
 class Positive(nn.Module):
@@ -57,7 +75,7 @@ class Fraction(nn.Module):
         return self.logit.detach().double().cpu().sigmoid()
 
 
-KINDS: dict[str, type[nn.Module]] = {"orthogonal": Orthogonal, "positive": Positive, "fraction": Fraction}
+KINDS: dict[str, type[nn.Module]] = {"rotation": Rotation, "cayley": Cayley, "positive": Positive, "fraction": Fraction}
 
 
 def learned_kinds(transform: Transform, layers: Iterable[int] | None = None) -> dict[str, str]:
@@ -87,7 +105,8 @@ class Trainables(nn.Module):
         """The parameters in float64 as a transform keeps them; rotations are orthogonal to float64 accuracy."""
         return {name: form.exported() for name, form in zip(self.kinds, self.forms)}
 
-    def groups(self, rates: Mapping[str, float]) -> list[dict]:
-        """Parameter groups of an optimizer: one per kind that occurs, with its learning rate."""
+    def optimizer(self, rates: Mapping[str, float]) -> torch.optim.Optimizer:
+        """Adam, for rotations on their manifold, with one group per kind that occurs and its learning rate."""
         by_kind = {kind: [p for form, of in zip(self.forms, self.kinds.values()) if of == kind for p in form.parameters()] for kind in KINDS}
-        return [{"params": parameters, "lr": rates[kind], "initial_lr": rates[kind]} for kind, parameters in by_kind.items() if parameters]
+        groups = [{"params": parameters, "lr": rates[kind], "initial_lr": rates[kind]} for kind, parameters in by_kind.items() if parameters]
+        return geoopt.optim.RiemannianAdam(groups)

@@ -1,6 +1,6 @@
 """The training of a transform: Adam on the free form of its parameters, all at once or layer after layer, never worse than its start.
 
-The objective is evaluated on the first items before and after; where the end is not better, the start is kept and the result says so.
+The objective is evaluated before and after on items that no batch holds; where the end is not better, the start is kept and the result says so.
 Batches are drawn by seed and step, so that a training which was interrupted goes on as if it had not been.
 """
 
@@ -19,8 +19,6 @@ from .network import Network
 from .objectives import Objective, OneLayer
 from .session import Session
 from .trainables import Trainables, learned_kinds
-
-EVALUATED = 4  # items on which start and end are compared
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ class Learned:
 
 @torch.no_grad()
 def evaluate(objective: Objective, values: Parameters) -> float:
-    """The objective on its first items."""
-    return math.fsum(piece.item() for piece in objective.pieces(values, list(range(min(EVALUATED, objective.count)))))
+    """The objective on the items that are held out of the training."""
+    return math.fsum(piece.item() for piece in objective.pieces(values, objective.compared))
 
 
 def descend(trainables: Trainables, objective: Objective, batch: list[int]) -> float:
@@ -79,7 +77,7 @@ def train(start: Parameters, kinds: Mapping[str, str], objective: Objective, set
           device: torch.device | str, progress: Callable[[Iterable], Iterable] = iter) -> Parameters:
     """Minimize ``objective`` over the parameters named in ``kinds``; the better of start and end, in float64."""
     trainables = Trainables(start, kinds, device)
-    optimizer = torch.optim.Adam(trainables.groups(settings.rates))
+    optimizer = trainables.optimizer(settings.rates)
     done, before = session.resume(part, trainables, optimizer)
     if before is None:
         before = evaluate(objective, trainables.values())
@@ -105,7 +103,8 @@ def learn_together(start: Transform, objective: Objective, settings: Settings, p
     return _result(start, kept, session)
 
 
-def learn_by_layer(start: Transform, network: Network, settings: Settings, place: Workplace, error: str, propagate: bool) -> Learned:
+def learn_by_layer(start: Transform, network: Network, settings: Settings, place: Workplace, held_out: int, error: str,
+                   propagate: bool) -> Learned:
     """Layer after layer against its full-precision output, on full-precision inputs or, with ``propagate``, on what the rounded layers
     before it give. Needs a transform that leaves the residual stream in its basis."""
     session = Session(place.state, place.save_seconds)
@@ -115,7 +114,7 @@ def learn_by_layer(start: Transform, network: Network, settings: Settings, place
         wanted = torch.cat([network.full_precision_layer(index, window[None]) for window in exact])
         kinds = learned_kinds(start, [index])
         if str(index) not in session.ends:
-            objective = OneLayer(network, index, inputs, wanted, error)
+            objective = OneLayer(network, held_out, index, inputs, wanted, error)
             train(start.parameters, kinds, objective, settings, session, str(index), network.device)
         if propagate:
             values = {name: session.finished[name].to(network.device, torch.float32) for name in kinds}

@@ -44,14 +44,16 @@ class Trained:
 
 
 class TransformedModel:
-    """The model of ``place`` under ``recipe``, which rounds the weights of all linears; ``windows`` (count, tokens) of token ids."""
+    """The model of ``place`` under ``recipe``, which rounds the weights of all linears; ``windows`` (count, tokens) of token ids, ``gradient`` of
+    the rounding (``straight_through.py``)."""
 
-    def __init__(self, recipe: Recipe, place: Workplace):
+    def __init__(self, recipe: Recipe, place: Workplace, gradient: str):
         if recipe.schemes.weight is None:
             raise ConfigError("a format that leaves weights in full precision leaves nothing to train; use one that rounds them, such as 'int4'")
         if {*recipe.schemes.linears} != {*LINEARS}:
             raise ConfigError("a mitigation that trains rounds every linear; use a format without 'linears'")
         self.recipe, self.decoder, self.device = recipe, DecoderFolder(place.model), compute_device(place.device)
+        self.gradient = gradient
         self.windows = corpora.load(place.windows)[0].to(self.device)
         self.result = Quantized(CheckpointContent(self.decoder.config, recipe.schemes))
         ends = folded_ends(recipe.transform, self.decoder, torch.bfloat16)
@@ -72,11 +74,11 @@ class TransformedModel:
         """Put the tensors of ``layer`` into the network; how the inputs of its sites are rounded."""
         roundings = add_layer(self.result, layer, self.recipe.schemes.activation)
         module = self.layers[layer.index]
-        RunningLayer(module, layer, {site: StraightRounding(rounding) for site, rounding in roundings.items()},
+        RunningLayer(module, layer, {site: StraightRounding(rounding, self.gradient) for site, rounding in roundings.items()},
                      Sequential(self.windows, quantized_activations=True, device=self.device))
         if self.recipe.schemes.key_value:
             attention = module.get_submodule(linear_module("k").rpartition(".")[0])
-            attention.key_values.rounding = StraightRounding(attention.key_values.rounding)
+            attention.key_values.rounding = StraightRounding(attention.key_values.rounding, self.gradient)
         return roundings
 
     def weights(self, layer: DecoderLayer) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ from ..quantizer import QuantizedTensor
 from ..statistics import SiteStatistics
 from .compensated import Compensated
 
-Term = tuple[tuple[Tensor, Tensor], tuple[QuantizedTensor, QuantizedTensor] | None]  # as ``factors.stored_term`` gives it
+# A term as ``factors.stored_term`` gives it, and what is to be recorded of its fit, per layer.
+Term = tuple[tuple[Tensor, Tensor], tuple[QuantizedTensor, QuantizedTensor] | None, dict[str, list]]
+
 
 def alternate(weight: Tensor, statistics: SiteStatistics, round_rest: Callable[[Tensor], Compensated], fit: Callable[[Compensated], Compensated],
               term: Term | None, iterations: int, early_stop: bool) -> Compensated:
@@ -32,7 +34,7 @@ def alternate(weight: Tensor, statistics: SiteStatistics, round_rest: Callable[[
     for turn in range(1, iterations + 1):
         rest = weight if term is None else weight - term[0][0].float() @ term[0][1].float()
         rounded = round_rest(rest)
-        found = replace(rounded, low_rank=term[0], factors=term[1]) if judged_first else fit(rounded)
+        found = replace(rounded, low_rank=term[0], factors=term[1], details=term[2] | rounded.details) if judged_first else fit(rounded)
         error = output_errors(weight - found.dequantized(), statistics)
         better = open_layers if lowest is None else open_layers & (error < lowest)
         best, lowest = (found, error) if best is None else (pick(better, found, best), torch.where(better, error, lowest))
@@ -41,7 +43,7 @@ def alternate(weight: Tensor, statistics: SiteStatistics, round_rest: Callable[[
         if turn == iterations or not open_layers.any():
             break
         fitted = fit(rounded) if judged_first else found
-        term = (fitted.low_rank, fitted.factors)
+        term = (fitted.low_rank, fitted.factors, fitted.details)
     return replace(best, details=best.details | {"turn": turn_of.flatten().tolist(), "turns": turns.flatten().tolist()})
 
 

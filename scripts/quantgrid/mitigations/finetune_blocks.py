@@ -19,7 +19,7 @@ from torch import Tensor
 from ..architecture import SITE_OF
 from ..decoders import DecoderLayer
 from ..learning.learned_scales import ScaledWeight, moved
-from ..learning.objectives import OneLayer, squared_error
+from ..learning.objectives import OneLayer
 from ..learning.session import Session
 from ..learning.training import Settings, train
 from ..learning.transformed import Trained, TransformedModel
@@ -62,16 +62,15 @@ class Block:
 
 
 def finetune_blocks(recipe: Recipe, place: Workplace, seed: int, base: str, error: str, steps: int, batch_size: int, schedule: str,
-                    learning_rate: float, **base_options: Any) -> Trained:
+                    learning_rate: float, held_out: int, gradient: str, **base_options: Any) -> Trained:
     """Quantize the model of ``place``; ``steps`` of Adam for each layer on batches of the windows.
 
-    A layer keeps its start unless the error of its output over all windows is lower after the training; ``ends`` of the result says which,
-    and both errors. Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
+    A layer keeps its start unless the error of its output over the ``held_out`` last windows, which are not trained on, is lower after the
+    training; ``ends`` of the result says which, and both errors. Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
-    model = TransformedModel(recipe, place)
+    model = TransformedModel(recipe, place, gradient)
     session = Session(place.state, place.save_seconds)
     settings = Settings(steps, batch_size, dict.fromkeys(KINDS.values(), learning_rate), schedule, seed)
-    ends: dict[str, dict[str, Any]] = {}
     exact = inputs = model.embedded()
     for index in place.progress(range(len(model.layers))):
         layer, wanted = model.folded(index), model.advance(index, exact)
@@ -79,12 +78,12 @@ def finetune_blocks(recipe: Recipe, place: Workplace, seed: int, base: str, erro
         solved = _base(model, layer, weights, base, base_options)
         block = Block(model, index, {linear: ScaledWeight(weight.to(model.device), moved(solved[linear].quantized, model.device), base != "rtn")
                                      for linear, weight in weights.items()})
-        values = _trained(block, OneLayer(block, index, inputs, wanted, error), settings, session)
-        inputs, values, ends[str(index)] = _better(block, inputs, wanted, values, error)
+        values = _trained(block, OneLayer(block, held_out, index, inputs, wanted, error), settings, session)
+        inputs = block.output(inputs, values)
         model.store(layer, {linear: Compensated(moved(scaled.quantized(block.of(linear, values)), "cpu"), details=solved[linear].details)
                             for linear, scaled in block.scaled.items()})
         exact = wanted
-    return Trained(model.finished(), session.table(), ends)
+    return Trained(model.finished(), session.table(), session.ends)
 
 
 def _base(model: TransformedModel, layer: DecoderLayer, weights: dict[str, Tensor], base: str, options: dict[str, Any]) -> dict[str, Compensated]:
@@ -101,11 +100,3 @@ def _trained(block: Block, objective: OneLayer, settings: Settings, session: Ses
         kinds = {name: KINDS[name.rpartition(".")[2]] for name in start}
         train(start, kinds, objective, settings, session, part, block.model.device)
     return {name: session.finished[name].to(block.model.device, torch.float32) for name in start}
-
-
-def _better(block: Block, inputs: Tensor, wanted: Tensor, values: Parameters, error: str) -> tuple[Tensor, Parameters, dict[str, Any]]:
-    """(output of the layer (windows, tokens, d), parameters, record) of the better of start and end, by the error over all windows."""
-    outputs = [block.output(inputs, of) for of in (block.start(), values)]
-    before, after = (squared_error(found, wanted, error).item() for found in outputs)
-    learned = after < before
-    return outputs[learned], values if learned else block.start(), {"start": before, "end": after, "kept": "learned" if learned else "start"}

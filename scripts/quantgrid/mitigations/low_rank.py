@@ -24,7 +24,7 @@ from .factors import stored_term
 from .rtn import rtn
 from .singular import leading_directions
 
-RIDGE = 1e-10  # damping of E[xxᵀ] under qera_exact: enough for a second moment of fewer tokens than channels
+RIDGE = 1e-10  # least damping of E[xxᵀ] under qera_exact; raised where a second moment of few tokens, kept in float32, needs more
 SMALLEST_MEAN = 1e-4  # of lqer, as published
 
 
@@ -44,10 +44,9 @@ def compensated(weight: Tensor, solved: Compensated, statistics: SiteStatistics,
     if rank == 0:
         return solved
     error = (weight - solved.weight()).double()
-    left, right, record = term(error, statistics, rank, metric)
+    left, right, details = term(error, statistics, rank, metric)
     values, stored = stored_term(left, right, error, factors)
-    details = solved.details | ({"svd": record} if any(record) else {})
-    return replace(solved, low_rank=values, factors=stored, branch_input=branch_input, details=details)
+    return replace(solved, low_rank=values, factors=stored, branch_input=branch_input, details=solved.details | details)
 
 
 def rank_of(rank: int | float, shape: torch.Size) -> int:
@@ -56,10 +55,13 @@ def rank_of(rank: int | float, shape: torch.Size) -> int:
     return min(rank, smaller) if isinstance(rank, int) else max(1, round(rank * smaller))
 
 
-def term(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> tuple[Tensor, Tensor, list[str]]:
-    """(left (*batch, m, r), right (*batch, r, n), how large ones were solved) in float64, the best term for ``error`` (*batch, m, n)."""
+def term(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> tuple[Tensor, Tensor, dict[str, list]]:
+    """(left (*batch, m, r), right (*batch, r, n), details per layer) in float64, the best term for ``error`` (*batch, m, n).
+
+    Details: ``svd``, how large matrices were solved, and under ``qera_exact`` ``ridge``, the damping of E[xxᵀ] that was needed.
+    """
     matrices = error.reshape(-1, *error.shape[-2:]).double()
-    halves = _metric(statistics, metric)
+    halves, details = _metric(statistics, metric)
     halves = [None] * len(matrices) if halves is None else halves.reshape(-1, *halves.shape[-(2 if metric == "qera_exact" else 1):])
     found, record = [], []
     for matrix, half in zip(matrices, halves):  # one at a time: it stays in the cache
@@ -70,7 +72,7 @@ def term(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> t
     left, right = (torch.stack(parts).reshape(*error.shape[:-2], *parts[0].shape) for parts in zip(*found))
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NumericalFailure("low-rank: the singular vectors hold NaN or infinity")
-    return left, right, record
+    return left, right, details | ({"svd": record} if any(record) else {})
 
 
 def column_weights(statistics: SiteStatistics, metric: str) -> Tensor:
@@ -81,10 +83,11 @@ def column_weights(statistics: SiteStatistics, metric: str) -> Tensor:
     return diagonal.clamp(min=0).sqrt() if metric == "qera_approx" else torch.ones_like(diagonal)
 
 
-def _metric(statistics: SiteStatistics, metric: str) -> Tensor | None:
-    """M: a diagonal (*batch, n), a lower triangle (*batch, n, n), or None for the identity."""
+def _metric(statistics: SiteStatistics, metric: str) -> tuple[Tensor | None, dict[str, list]]:
+    """(M, details): M is a diagonal (*batch, n), a lower triangle (*batch, n, n), or None for the identity."""
     if metric == "plain":
-        return None
+        return None, {}
     if metric != "qera_exact":
-        return column_weights(statistics, metric)
-    return statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment.to(torch.float64, copy=True), RIDGE)[0])
+        return column_weights(statistics, metric), {}
+    lower, used = statistics.remembered("cholesky", lambda: damped_cholesky(statistics.second_moment.to(torch.float64, copy=True), RIDGE))
+    return lower, {"ridge": used.flatten().tolist()}

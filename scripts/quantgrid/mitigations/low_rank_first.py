@@ -31,8 +31,8 @@ def low_rank_first(weight: Tensor, statistics: SiteStatistics, scheme: QuantSche
     rank, weight = rank_of(rank, weight.shape), weight.float()
     if rank == 0:
         return solve_base(base, weight, statistics, scheme, **base_options)
-    left, right, _ = term(weight, statistics, rank, metric)
+    left, right, details = term(weight, statistics, rank, metric)
     found = alternate(weight, statistics, lambda rest: solve_base(base, rest, statistics, scheme, **base_options),
                       lambda solved: compensated(weight, solved, statistics, rank, metric, factors, branch_input),
-                      stored_term(left, right, weight.double(), factors), iterations, early_stop=True)
+                      (*stored_term(left, right, weight.double(), factors), details), iterations, early_stop=True)
     return replace(found, branch_input=branch_input)

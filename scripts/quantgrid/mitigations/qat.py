@@ -10,7 +10,7 @@ full-precision model on the windows of calibration, where RoSTE fine-tunes on a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from torch.nn.functional import kl_div
 from ..architecture import LINEARS
 from ..checkpoints import load_full_precision
 from ..errors import NumericalFailure
-from ..learning.objectives import EndToEnd, Objective
+from ..learning.objectives import EndToEnd, Objective, divided
 from ..learning.session import Session
-from ..learning.straight_through import substituted
+from ..learning.straight_through import straight_through
 from ..learning.training import Settings, descend, evaluate
 from ..learning.transformed import Trained, TransformedModel
 from ..quantization import Recipe
@@ -42,17 +42,19 @@ class RoundedModel:
     def logits(self, windows: Tensor, values: Parameters) -> Tensor:
         """(batch, tokens, vocabulary)."""
         layers = range(len(self.model.layers))
-        rounded = {name: substituted(weight, fake_quantize(weight.detach(), self.scheme)) for name, weight in values.items()}
+        rounded = {name: straight_through(weight, fake_quantize(weight.detach(), self.scheme), self.scheme, self.model.gradient)
+                   for name, weight in values.items()}
         return self.model.logits(windows, {index: {linear: rounded[f"{index}.{linear}"] for linear in LINEARS} for index in layers})
 
 
 class Divergence:
     """KL divergence of the rounded model from ``teacher``, the full-precision one, averaged over tokens; the items are windows."""
 
-    def __init__(self, network: RoundedModel, teacher: nn.Module):
-        self.network, self.teacher, self.count = network, teacher, len(network.windows)
+    def __init__(self, network: RoundedModel, held_out: int, teacher: nn.Module):
+        self.network, self.teacher = network, teacher
+        self.count, self.compared = divided(len(network.windows), held_out)
 
-    def pieces(self, values: Parameters, batch: list[int]) -> Iterator[Tensor]:
+    def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
         for item in batch:
             window = self.network.windows[item : item + 1]
             with torch.no_grad():
@@ -74,15 +76,16 @@ class Weights(nn.Module):
 
 
 def qat(recipe: Recipe, place: Workplace, seed: int, loss: str, steps: int, batch_size: int, schedule: str, learning_rate: float,
-        weight_decay: float) -> Trained:
+        weight_decay: float, held_out: int, gradient: str) -> Trained:
     """Train the weights of the model of ``place`` for ``steps`` of AdamW on batches of the windows, then round them to nearest.
 
-    ``loss``: ``kl`` or ``cross_entropy``, of the next token. The start is kept unless the loss on the first windows is lower at the end;
+    ``loss``: ``kl`` or ``cross_entropy``, of the next token. The start is kept unless the loss on the windows held out is lower at the end;
     ``ends`` of the result says so. Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
-    model = TransformedModel(recipe, place)
+    model = TransformedModel(recipe, place, gradient)
     network, session = RoundedModel(model), Session(place.state, RARER_SAVES * place.save_seconds)
-    objective = EndToEnd(network) if loss == "cross_entropy" else Divergence(network, load_full_precision(place.model, device=model.device))
+    objective = (EndToEnd(network, held_out) if loss == "cross_entropy"
+                 else Divergence(network, held_out, load_full_precision(place.model, device=model.device)))
     start = {f"{index}.{linear}": weight[0].to(model.device) for index in range(len(model.layers))
              for linear, weight in model.weights(model.folded(index)).items()}
     settings = Settings(steps, batch_size, {"weights": learning_rate}, schedule, seed)
@@ -94,7 +97,7 @@ def qat(recipe: Recipe, place: Workplace, seed: int, loss: str, steps: int, batc
 
 
 def _trained(start: Parameters, objective: Objective, settings: Settings, weight_decay: float, session: Session, place: Workplace) -> Parameters:
-    """The better of the weights at start and end, by the objective on its first items."""
+    """The better of the weights at start and end, by the objective on the windows held out."""
     weights, rate = Weights(start), settings.rates["weights"]
     optimizer = torch.optim.AdamW(weights.parameters(), lr=rate, weight_decay=weight_decay)
     done, before = session.resume("all", weights, optimizer)

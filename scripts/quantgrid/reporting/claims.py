@@ -6,7 +6,8 @@ terms, so one claim is compared once for each combination of shared axes (and on
 term names may differ, and a term that does not name it takes any value. Cells of one model are paired window by window; two models are not.
 
 Each comparison has a 95 % bootstrap interval and a p-value (``paired.py``), adjusted by Holm over all comparisons of a model. It is decided where the
-interval lies on one side of the threshold and the adjusted p-value is below 0.05.
+interval lies on one side of the threshold and the adjusted p-value is below 0.05. A comparison with a cell whose training kept its start stays
+undecided, with that as its reason: the cell is not what its name says.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..resources import parameters
 from .naming import names
 from .paired import LEVEL, certain, estimate, holm
 from .records import AXES, is_baseline
+from .starts import WORDS, kept
 
 FILE = Path(__file__).resolve().parents[3] / "config" / "claims.yaml"
 KEYS = ("statement", "paper", "where", "terms", "contrasts", "ladder", "below", "above", "across", "metric", "note")
@@ -34,7 +36,7 @@ TERM_KEYS = ("weight", "baseline", *AXES)
 LOSS = "negative_log_likelihood"
 SIZES = ("smaller", "larger")  # values of a term's model: of every two models that are next to each other in size
 COLUMNS = ("claim", "statement", "paper", "model", "verdict", "comparison", "dataset", "effect", "low", "high", "threshold", "side", "p",
-           "p_adjusted", "outcome", "count", "cells")
+           "p_adjusted", "outcome", "count", "cells", "reason")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def evaluate(claims: Mapping[str, Mapping[str, Any]], records: pd.DataFrame, ite
     cells = records[records.status == "ok"].drop_duplicates("cell")
     values = {key: part.sort_values("item").value.to_numpy() for key, part in items.groupby(["cell", "metric", "dataset"], sort=False)}
     values |= {(row.cell, row.metric, ""): np.array([row.value]) for row in records[records.dataset == ""].itertuples() if row.metric}
+    marked = kept(records)
     called = {(axis, value): names(config, axis, value) for axis in AXES for value in cells[axis].unique()}
     ordered = by_size(config, list(cells.model.unique()))
     rows: list[dict[str, Any]] = []
@@ -93,7 +96,7 @@ def evaluate(claims: Mapping[str, Mapping[str, Any]], records: pd.DataFrame, ite
             found = [comparison for contrast in contrasts(claim, present) for comparison in matched(claim, contrast, own, called, group)
                      ] if group else []
             common = {"claim": name, "statement": claim["statement"], "paper": claim.get("paper", ""), "model": model}
-            tested = [row for comparison in found for row in tests(comparison, claim, metric, values)]
+            tested = [row for comparison in found for row in tests(comparison, claim, metric, values, marked)]
             rows += [{**common, **row} for row in tested] or [{**common, "verdict": "not measured"}]
     return judged(pd.DataFrame(rows, columns=list(COLUMNS)), claims)
 
@@ -147,11 +150,13 @@ def fitting(pattern: Mapping[str, Any], cells: pd.DataFrame, called: Mapping[tup
 
 
 def tests(comparison: Comparison, claim: Mapping[str, Any], metric: str,
-          values: Mapping[tuple[str, str, str], np.ndarray]) -> Iterator[dict[str, Any]]:
+          values: Mapping[tuple[str, str, str], np.ndarray], marked: set[str]) -> Iterator[dict[str, Any]]:
     """One row for each dataset that all cells of a comparison were measured on; what is no measurement (bits) has no dataset and no spread."""
     cells = [cell for _, cell, _ in comparison.terms]
     datasets = [{dataset for cell, name, dataset in values if cell == own and name == metric} for own in cells]
     side = "below" if "below" in claim else "above"
+    starts = " ".join(cell for cell in dict.fromkeys(cells) if cell in marked)
+    reason = f"{WORDS}: {starts}" if starts else ""
     for dataset in sorted(set.intersection(*datasets)):
         parts: dict[str, np.ndarray] = {}
         for weight, cell, model in comparison.terms:
@@ -159,7 +164,7 @@ def tests(comparison: Comparison, claim: Mapping[str, Any], metric: str,
         differences = list(parts.values())
         effect, low, high, p = estimate(differences, claim[side]) if dataset else certain(float(sum(map(np.sum, differences))), claim[side])
         yield {"comparison": comparison.label, "dataset": dataset, "effect": effect, "low": low, "high": high, "threshold": claim[side],
-               "side": side, "p": p, "count": min(map(len, parts.values())), "cells": " ".join(cells)}
+               "side": side, "p": p, "count": min(map(len, parts.values())), "cells": " ".join(cells), "reason": reason}
 
 
 def judged(rows: pd.DataFrame, claims: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -176,8 +181,8 @@ def judged(rows: pd.DataFrame, claims: Mapping[str, Mapping[str, Any]]) -> pd.Da
 
 
 def outcome(row: Any) -> str:
-    """``holds`` or ``does not hold`` where interval and adjusted p-value decide, else ``undecided``."""
-    if not row.p_adjusted < LEVEL or row.low <= row.threshold <= row.high:
+    """``holds`` or ``does not hold`` where interval and adjusted p-value decide and nothing speaks against it, else ``undecided``."""
+    if row.reason or not row.p_adjusted < LEVEL or row.low <= row.threshold <= row.high:
         return "undecided"
     return "holds" if (row.effect < row.threshold) == (row.side == "below") else "does not hold"
 

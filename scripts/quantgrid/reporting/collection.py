@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from .. import trainings
 from ..errors import ConfigError
 from ..evaluation.protocols import of_mean
 from ..evaluation.significance import mean_and_error, paired_difference, perplexity, perplexity_difference
@@ -24,8 +25,10 @@ from .records import NUMBERS, check_one_protocol
 
 UNITS = {"negative_log_likelihood": "nats/token", "kl_divergence": "nats/token", "bits_per_weight": "bits", "stored_bits_per_weight": "bits",
          "weight_sqnr_db": "dB", "output_sqnr_db": "dB", "joint_output_sqnr_db": "dB",
-         "online_operations_per_token": "operations", "added_parameters": "parameters", "untied_parameters": "parameters"}
-SUMMARY = {"bits": "bits_per_weight", "stored_bits": "stored_bits_per_weight", "online_operations": "online_operations_per_token"}
+         "online_operations_per_token": "operations", "added_parameters": "parameters", "added_bits_per_weight": "bits",
+         "untied_parameters": "parameters"}
+SUMMARY = {"bits": "bits_per_weight", "stored_bits": "stored_bits_per_weight", "added_bits": "added_bits_per_weight",
+           "online_operations": "online_operations_per_token"}
 Row = dict[str, Any]
 
 
@@ -65,7 +68,7 @@ def records(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> pd.D
     compare_with_best(rows)
     return pd.DataFrame(rows, columns=["cell", "model", "transform", "mitigation", "granularity", "format", "status", "reason", "metric", "dataset",
                                        "value", "stderr", "count", "difference", "difference_stderr", "best_difference", "best_difference_stderr",
-                                       "unit", "protocol"])
+                                       "unit", "protocol", "start_kept", "start_kept_parts"])
 
 
 def all_rows(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) -> list[Row]:
@@ -87,7 +90,7 @@ def protocols_of(evaluations: Mapping[Cell, Mapping[str, Mapping[str, Any]]]) ->
     for cell, found in evaluations.items():
         for name, content in found.items():
             kind, _, dataset = name.partition(".")
-            own = {dataset: content} if kind == "perplexity" else content.get("tasks", {}) if kind == "tasks" else {}
+            own = {dataset: content} if kind == "perplexity" else measured_tasks(content) if kind == "tasks" else {}
             lines += [(cell_key(cell), cell.model, kind, dataset, canonical(result["protocol"])) for dataset, result in own.items()
                       if content["status"] == "ok"]
     return pd.DataFrame(lines, columns=["cell", "model", "metric", "dataset", "protocol"])
@@ -119,7 +122,8 @@ def difference_of(row: Row, other: Row) -> tuple[float, float | None]:
 
 def cell_rows(cell: Cell, found: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
     """Rows of one cell; ``reference`` holds the evaluations of its model's full-precision cell."""
-    common = {"cell": cell_key(cell), **cell.axes, "status": "ok", "reason": ""}
+    trained = trainings.columns(found.get("error", {}).get("trainings", {}))
+    common = {"cell": cell_key(cell), **cell.axes, "status": "ok", "reason": "", **trained}
     if failed := [content["reason"] for content in found.values() if content["status"] == "failed"]:
         yield {**common, "status": "failed", "reason": failed[0]}
         return
@@ -153,17 +157,26 @@ def depth_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, data
     yield {"metric": "stream_error", "dataset": dataset, "value": content["layers"][-1]["error"], "count": content["windows"]}
 
 
+def measured_tasks(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Task -> result of those tasks of an evaluation that did not fail."""
+    return {task: result for task, result in content.get("tasks", {}).items() if result.get("status") != "failed"}
+
+
 def task_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
     rows: list[Row] = []
-    for task, result in content["tasks"].items():
+    measured, reference = measured_tasks(content), measured_tasks(other or {})
+    for task, result in measured.items():
         row = {"metric": "accuracy", "dataset": task, "value": result["value"], "stderr": result["stderr"], "count": result["count"],
                "protocol": canonical(result["protocol"]), "items": result["outcomes"]}
-        if other:
-            row["difference"], row["difference_stderr"] = paired_difference(result["outcomes"], other["tasks"][task]["outcomes"])
+        if task in reference:
+            row["difference"], row["difference_stderr"] = paired_difference(result["outcomes"], reference[task]["outcomes"])
         rows.append(row)
     yield from rows
-    if len(rows) > 1:
-        yield mean_row(rows, {task: result["protocol"] for task, result in content["tasks"].items()})
+    for task, result in content["tasks"].items():
+        if task not in measured:
+            yield {"metric": "", "dataset": task, "status": "failed", "reason": result["reason"]}
+    if len(rows) > 1 and len(rows) == len(content["tasks"]):  # a mean over fewer tasks is another number
+        yield mean_row(rows, {task: result["protocol"] for task, result in measured.items()})
 
 
 def mean_row(rows: Sequence[Row], named: Mapping[str, Mapping[str, Any]]) -> Row:

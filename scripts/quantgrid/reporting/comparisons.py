@@ -15,17 +15,19 @@ import pandas as pd
 
 from .paired import LEVEL, estimate, holm
 from .records import AXES, is_baseline, left_over, order, tidy
+from .starts import kept, marked, noted
 from .style import value_label, with_error
 from .tables import MISSING, Table
 
 NOTE = ("Paired differences ± standard error; negative is better, of accuracies positive. Bold: differs, by a t test over windows or samples "
         "adjusted for all comparisons of the table (Holm, 0.05) and by a bootstrap interval without 0. †: not told apart. –: no such cell.")
 NOTHING = "Nothing could be compared: the cells that differ in one axis alone failed.\n"
-COLUMNS = (*AXES, "metric", "dataset", "effect", "stderr", "low", "high", "p", "p_adjusted", "count", "differs")
+COLUMNS = (*AXES, "metric", "dataset", "effect", "stderr", "low", "high", "p", "p_adjusted", "count", "differs", "start_kept")
 
 
 def evaluate(records: pd.DataFrame, items: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
-    """All comparisons that ``spec['compare']`` asks for, one row each (``COLUMNS``; the axes are those of the cell that is compared).
+    """All comparisons that ``spec['compare']`` asks for, one row each (``COLUMNS``; the axes are those of the cell that is compared; ``start_kept``
+    names ``cell`` or ``counterpart``, or both, where its training kept its start).
 
     ``records`` are a study's, ``items`` the numbers behind them (cell, metric, dataset, item, value). Failed cells and cells without a
     counterpart are left out, and so may be all.
@@ -36,23 +38,25 @@ def evaluate(records: pd.DataFrame, items: pd.DataFrame, spec: Mapping[str, Any]
     reference = quantized[quantized[wanted["axis"]] == wanted["to"]].set_index(shared).cell
     values = {key: part.sort_values("item").value.to_numpy() for key, part in items.groupby(["cell", "metric", "dataset"], sort=False)}
     rows = [row for cell in quantized.itertuples() if (place := tuple(getattr(cell, axis) for axis in shared)) in reference.index
-            for row in _rows(cell, reference[place], wanted, values)]
+            for row in _rows(cell, reference[place], wanted, values, kept(records))]
     result = pd.DataFrame(rows, columns=list(COLUMNS))
     result["p_adjusted"] = holm(result.p.tolist())
     result["differs"] = (result.p_adjusted < LEVEL) & ~((result.low <= 0) & (result.high >= 0))
     return result
 
 
-def _rows(cell: Any, reference: str, wanted: Mapping[str, Any], values: Mapping[tuple[str, str, str], np.ndarray]) -> Iterator[dict[str, Any]]:
+def _rows(cell: Any, reference: str, wanted: Mapping[str, Any], values: Mapping[tuple[str, str, str], np.ndarray],
+          marked_cells: set[str]) -> Iterator[dict[str, Any]]:
     if cell.cell == reference:
         return
+    starts = " and ".join(name for name, key in (("cell", cell.cell), ("counterpart", reference)) if key in marked_cells)
     for key, own in values.items():
         if key[0] == cell.cell and key[1] in wanted["metrics"] and (reference, *key[1:]) in values:
             differences = own - values[reference, *key[1:]]
             effect, low, high, p = estimate([differences])
             error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
             yield {**{axis: getattr(cell, axis) for axis in AXES}, "metric": key[1], "dataset": key[2], "effect": effect, "stderr": error,
-                   "low": low, "high": high, "p": p, "count": len(differences)}
+                   "low": low, "high": high, "p": p, "count": len(differences), "start_kept": starts}
 
 
 def table(compared: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
@@ -73,12 +77,14 @@ def table(compared: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
         cells = [[content(entries[line, header]) if (line, header) in entries else absent for header in headers] for line in lines]
         return pd.DataFrame(cells, index=pd.MultiIndex.from_tuples(lines), columns=pd.MultiIndex.from_tuples(headers), dtype=kind)
 
+    start_kept = filled(lambda row: bool(row.start_kept), False, bool)
     return Table(f"{spec.get('title', study)}: differences to {value_label(axis, wanted['to'])}", f"{study}-compared", rows, [axis],
-                 filled(lambda row: with_error(row.effect, row.stderr), MISSING, object), filled(lambda row: row.effect, np.nan, "float64"),
-                 filled(lambda row: row.stderr, np.nan, "float64"), filled(lambda row: "best" if row.differs else "tied", "missing", object),
-                 [False] * len(lines), {}, NOTE, f", less that of {value_label(axis, wanted['to'])}")
+                 filled(lambda row: marked(with_error(row.effect, row.stderr), bool(row.start_kept)), MISSING, object),
+                 filled(lambda row: row.effect, np.nan, "float64"), filled(lambda row: row.stderr, np.nan, "float64"),
+                 filled(lambda row: "best" if row.differs else "tied", "missing", object),
+                 [False] * len(lines), {}, start_kept, noted(NOTE, start_kept), f", less that of {value_label(axis, wanted['to'])}")
 
 
 def read(path: str | Path) -> pd.DataFrame:
     """The comparisons that :func:`evaluate` found, from their CSV."""
-    return pd.read_csv(path, dtype=dict.fromkeys((*AXES, "metric", "dataset"), str), keep_default_na=False, na_values={"stderr": ""})
+    return pd.read_csv(path, dtype=dict.fromkeys((*AXES, "metric", "dataset", "start_kept"), str), keep_default_na=False, na_values={"stderr": ""})

@@ -14,10 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .. import trainings
 from ..storage import read_json
 from .figures import SETTINGS
 from .panels import clip, scale_ticks
 from .records import AXES
+from .starts import WORDS
 from .style import HEIGHT, INK, PALETTE, WIDTH, value_label
 
 PARTS = ("error", "added", "passed_on")
@@ -29,12 +31,14 @@ CAPTION = ("Relative error of the residual stream after each decoder layer, the 
 
 
 def read(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """One row per cell, corpus and layer (from 1): the axes, corpus, layer, and the relative errors of ``PARTS``; failed cells have none."""
+    """One row per cell, corpus and layer (from 1): the axes, corpus, layer, the relative errors of ``PARTS``, and whether a training of the cell
+    kept its start; failed cells have none."""
     rows: list[dict[str, Any]] = []
     for content in map(read_json, paths):
         axes = {name: content["axes"][name] for name in (*AXES, "corpus")}
-        rows += [{**axes, "layer": number, **parts} for number, parts in enumerate(content.get("layers", []), 1)]
-    return pd.DataFrame(rows, columns=[*AXES, "corpus", "layer", *PARTS])
+        kept = trainings.columns(content.get("trainings", {}))["start_kept"] == "all"
+        rows += [{**axes, "layer": number, **parts, "start_kept": kept} for number, parts in enumerate(content.get("layers", []), 1)]
+    return pd.DataFrame(rows, columns=[*AXES, "corpus", "layer", *PARTS, "start_kept"])
 
 
 def plot(table: pd.DataFrame) -> Figure:
@@ -95,6 +99,6 @@ def names(cell: Any, table: pd.DataFrame) -> list[str]:
     varied = [axis for axis in (*AXES[1:], "corpus") if table[axis].nunique() > 1]
     if "granularity" in varied and table.groupby("format").granularity.nunique().max() == 1:
         varied.remove("granularity")
-    recipe = " + ".join(value_label(axis, cell[axis]) for axis in ("transform", "mitigation"))
+    recipe = " + ".join(value_label(axis, cell[axis]) for axis in ("transform", "mitigation")) + (f" ({WORDS})" if cell.start_kept else "")
     rest = [axis for axis in varied if axis not in ("transform", "mitigation")] or ["format"]
     return [recipe, ", ".join(value_label(axis, cell[axis]) for axis in rest)]

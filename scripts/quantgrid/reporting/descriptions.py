@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .. import trainings
 from ..architecture import SITES
 from ..errors import ConfigError
 from ..storage import read_json
+from .starts import WORDS
 from .style import value_label
 
 MEASURES = ("kurtosis", "row_kurtosis", "peak_to_median")  # one number per layer; see quantgrid.distributions
@@ -32,7 +34,8 @@ class Description:
 
 
 def read(paths: Sequence[str | Path]) -> list[Description]:
-    """The descriptions at ``paths`` in their order; a transform that was fitted to a scheme says to which."""
+    """The descriptions at ``paths`` in their order; a transform that was fitted to a scheme says to which, one
+    whose training kept its start says so."""
     found = []
     for path in paths:
         content = read_json(path)
@@ -40,7 +43,8 @@ def read(paths: Sequence[str | Path]) -> list[Description]:
             raise ConfigError(f"{path}: not a description of a transform; delete it and run again")
         axes = content["axes"]
         target = f" ({axes['target']})" if axes["target"] != "any" else ""
-        found.append(Description(value_label("transform", axes["transform"]) + target, content, content.get("reason", "")))
+        kept = f" ({WORDS})" if trainings.columns(content.get("trainings", {}))["start_kept"] == "all" else ""
+        found.append(Description(value_label("transform", axes["transform"]) + target + kept, content, content.get("reason", "")))
     return found
 
 

@@ -26,7 +26,20 @@ from .heatmap import draw_colorbars, draw_heatmap
 from .labels import fit
 from .notes import beside_the_point, notes, unshown
 from .panels import Scene, clip, draw_bars, draw_dots, draw_lines, drawable
-from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, check_one_protocol, datasets_of, is_baseline, left_over, order, tidy
+from .records import (
+    AXES,
+    FULL_PRECISION,
+    check_axes,
+    check_one_cell_each,
+    check_one_protocol,
+    datasets_of,
+    is_baseline,
+    left_over,
+    order,
+    says_failed,
+    tidy,
+)
+from .starts import HOLLOW, LEGEND
 from .style import CONFIDENCE, HEIGHT, METADATA, MUTED, STYLE, WIDTH, metric, metric_label, value_label
 
 SETTINGS = {**{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}, **STYLE}  # nobody's matplotlibrc
@@ -37,7 +50,8 @@ LEGEND_CHARACTERS = 124  # that fit into one row of the legend at 7 in, counting
 
 def points(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
     """The marks of the figure, one row per cell: the five axes, then ``panel``, ``x``, ``series`` (labels), ``value``, ``stderr``,
-    ``low`` and ``high`` (95 % interval; NaN without an error), ``status``, ``reason``, ``baseline``, and the rank of each label (``_position``).
+    ``low`` and ``high`` (95 % interval; NaN without an error), ``status``, ``reason``, ``start_kept`` (True where a training of the cell kept its
+    start), ``baseline``, and the rank of each label (``_position``).
 
     An axis that varies but that the spec does not name splits panels if it is the model, else the series.
     """
@@ -46,9 +60,10 @@ def points(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
     check_one_cell_each(records, [x, *series, *panel], key)
     chosen = (records.metric == name) & (records.dataset == dataset)
     check_one_protocol(records[chosen], key)
-    failed = (records.metric == "") & (records.status != "ok") & ~records.cell.isin(records.cell[chosen])
-    result = records.loc[chosen | failed, [*AXES, "cell", "value", "stderr", "status", "reason"]].copy()
-    result["baseline"] = is_baseline(result)
+    failed = pd.Series([says_failed(record, name, dataset) for record in records.itertuples()], records.index, dtype=bool)
+    failed &= ~records.cell.isin(records.cell[chosen])
+    result = records.loc[chosen | failed, [*AXES, "cell", "value", "stderr", "status", "reason", "start_kept"]].drop_duplicates("cell")
+    result["baseline"], result["start_kept"] = is_baseline(result), result.start_kept == "all"
     margin = CONFIDENCE * result.stderr
     result["low"], result["high"] = result.value - margin, result.value + margin
     for column, axes in (("panel", panel), ("x", [x]), ("series", series)):
@@ -159,6 +174,8 @@ def caption(records: pd.DataFrame, spec: Mapping[str, Any]) -> str:
     drawn = drawable(marks.value[marks.baseline], figure.get("scale") == "log").any() and not beside_the_point(marks, figure)
     if drawn and figure["kind"] != "heatmap":
         parts.append(f"The dashed line is {FULL_PRECISION}.")
+    if marks.start_kept.any():
+        parts.append(LEGEND if figure["kind"] == "heatmap" else HOLLOW)
     if (marks.status != "ok").any():
         parts.append(f"{(marks.status != 'ok').sum()} failed, marked ×.")
     return " ".join(parts)

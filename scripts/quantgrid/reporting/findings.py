@@ -53,7 +53,7 @@ def verdict(own: pd.DataFrame, smaller: Sequence[str]) -> dict[str, Any]:
     tested = own[own.effect != ""]
     name = own.iloc[0].verdict
     found = {"verdict": name, "sign": SIGNS[name], "against": ", ".join(smaller), "tested": len(tested),
-             "counts": {kind: int((tested.outcome == kind).sum()) for kind in VERDICTS[:3]}}
+             "start_kept": int(tested.reason.ne("").sum()), "counts": {kind: int((tested.outcome == kind).sum()) for kind in VERDICTS[:3]}}
     return {**found, "weakest": comparison(list(tested.itertuples())[weakest(tested)]) if len(tested) else None}
 
 
@@ -67,9 +67,10 @@ def comparison(row: Any) -> dict[str, Any]:
     """One comparison for readers: effect and interval as they were computed, and in words that say what they are of (``shown``)."""
     effect, low, high = float(row.effect), float(row.low), float(row.high)
     interval = "exact" if low == high else f"{significant(low)} to {significant(high)}" if math.isfinite(high - low) else "unknown"
-    return {"model": row.model, "label": row.comparison, "dataset": row.dataset, "outcome": row.outcome, "effect": (significant(effect), row.effect),
-            "interval": interval, "shown": shown(effect, low, high, bool(row.dataset)), "wanted": f"{row.side} {float(row.threshold):g}",
-            "p": (significant(float(row.p_adjusted), 2), row.p_adjusted), "cells": row.cells}
+    return {"model": row.model, "label": row.comparison, "dataset": row.dataset, "outcome": row.outcome, "reason": row.reason,
+            "effect": (significant(effect), row.effect),
+            "interval": interval, "shown": shown(effect, low, high, bool(row.dataset)),
+            "wanted": f"{row.side} {float(row.threshold):g}", "p": (significant(float(row.p_adjusted), 2), row.p_adjusted), "cells": row.cells}
 
 
 def shown(effect: float, low: float, high: float, of_losses: bool) -> str:

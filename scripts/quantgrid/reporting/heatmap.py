@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from .panels import TICK, VALUE, Scene, clip, scale_ticks
 from .records import FULL_PRECISION
+from .starts import MARK
 from .style import EMPTY, HEATMAP, INK, MUTED, significant
 
 SHADES = (0.08, 0.85)  # the part of the colours in use: its lightest is not empty, its darkest carries text
@@ -45,9 +46,9 @@ def draw_heatmap(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
 
 
 def with_margin(mark: Any) -> str:
-    """A value and below it half of its 95 % interval."""
+    """A value, marked where a training of the cell kept its start, and below it half of its 95 % interval."""
     margin = (mark.high - mark.low) / 2
-    return significant(mark.value, 3) + (f"\n± {significant(margin, 2)}" if margin > 0 else "")
+    return significant(mark.value, 3) + (f" {MARK}" if mark.start_kept else "") + (f"\n± {significant(margin, 2)}" if margin > 0 else "")
 
 
 def shade(norm: Normalize, values: Any) -> Any:

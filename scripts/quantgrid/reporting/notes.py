@@ -10,6 +10,7 @@ import pandas as pd
 
 from .panels import Scene, clip
 from .records import FULL_PRECISION
+from .starts import HOLLOW, LEGEND
 from .style import metric, significant
 
 NAMED_FAILURES = 6  # failed cells that the figure names; the table's footnotes name all
@@ -29,12 +30,14 @@ def unshown(baselines: pd.DataFrame) -> list[str]:
 
 
 def notes(marks: pd.DataFrame, scene: Scene) -> list[str]:
-    """Lines under the figure: what the bars are, which cells failed, which values a log axis cannot show."""
+    """Lines under the figure: what the bars are, which cells failed or kept the start of a training, which values a log axis cannot show."""
+    starts = textwrap.wrap(LEGEND if scene.kind == "heatmap" else HOLLOW, 128) if scene.start_kept else []
     if scene.kind == "heatmap":  # its cells say themselves what failed
-        return ["±: half of the 95 % confidence interval (1.96 standard errors)."] if marks.stderr.gt(0).any() else []
+        return [*(["±: half of the 95 % confidence interval (1.96 standard errors)."] if marks.stderr.gt(0).any() else []), *starts]
     lines = ["Error bars: 95 % confidence interval (±1.96 standard errors)."] if marks.stderr.gt(0).any() else []
     if scene.kind == "bars" and scene.log:
         lines = [f"Bars stand on {FULL_PRECISION if scene.baseline else 'the edge of the axis'}. {' '.join(lines)}".strip()]
+    lines += starts
     hidden = marks[scene.log & marks.value.le(0) & ~marks.baseline]
     for text, part in (("× failed: ", marks[marks.status != "ok"]), ("Not above 0, so not on this log axis: ", hidden)):
         cells = [describe(mark) for mark in part.itertuples()]

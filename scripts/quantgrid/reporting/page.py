@@ -15,7 +15,7 @@ from ..evaluation.protocols import described
 from ..grid import Cell
 from ..integrity import sound
 from . import collection, comparisons, depth, distributions, number_lines, pareto, published
-from .collection import cell_key
+from .collection import cell_key, measured_tasks
 from .report import StudySection
 
 Found = Mapping[Cell, Mapping[str, Mapping[str, Any]]]  # cell -> name of the evaluation -> its JSON, of one study
@@ -105,7 +105,8 @@ def hashes(evaluations: Sequence[Found]) -> dict[str, str]:
             models |= {f"model {cell.model}" + (f", {file}" if len(weights) > 1 else ""): digest for file, digest in weights.items()}
             if "corpus" in content:
                 corpora[f"corpus {content['corpus']['corpus']}"] = content["corpus"]["text_sha256"]
-            tasks |= {f"task {name}": result["documents_sha256"] for name, result in content.get("tasks", {}).items() if result["documents_sha256"]}
+            tasks |= {f"task {name}": result["documents_sha256"] for name, result in measured_tasks(content).items()
+                      if result["documents_sha256"]}
     return {**models, **corpora, **tasks}
 
 

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .records import FULL_PRECISION
+from .starts import WORDS
 from .style import INK, MARKERS, PALETTE, significant, superscript
 
 SPREAD = {"dots": 0.7, "bars": 0.8, "lines": 0.12}  # of the distance between two x positions, over which the series stand side by side
@@ -44,6 +45,7 @@ class Scene:
     series_name: str
     value_name: str
     baseline: bool
+    start_kept: bool
     labelled: bool
     columns: int
 
@@ -66,6 +68,7 @@ class Scene:
             series_name=names[0],
             value_name=names[1],
             baseline=bool(drawable(marks.value[marks.baseline], log).any()),
+            start_kept=bool(shown.start_kept.any()),
             labelled=kind == "bars" or (kind == "dots" and len(shown) <= LABELLED_DOTS),
             columns=columns,
         )
@@ -86,13 +89,17 @@ class Scene:
         return self.xs[mark.panel].index(mark.x) + shift
 
     def legend(self) -> list[Artist]:
-        """Legend entries: the series, if they have names, and the baseline."""
+        """Legend entries: the series, if they have names, cells that kept the start of a training, and the baseline."""
         handles: list[Artist] = []
         for series in self.series if any(self.series) and self.kind != "heatmap" else []:
             color, marker = self.look(series)
             line = "-" if self.kind == "lines" else ""
             text = clip(series, 44)
             handles.append(Patch(color=color, label=text) if self.kind == "bars" else Line2D([], [], ls=line, color=color, marker=marker, label=text))
+        if self.start_kept and self.kind == "bars":
+            handles.append(Patch(facecolor="white", edgecolor=INK, label=WORDS))
+        elif self.start_kept and self.kind != "heatmap":
+            handles.append(Line2D([], [], ls="", color=INK, marker=MARKERS[0], mfc="white", label=WORDS))
         if self.baseline and self.kind != "heatmap":
             handles.append(Line2D([], [], color=INK, lw=0.9, ls=(0, (4, 2)), label=FULL_PRECISION))
         return handles
@@ -171,6 +178,13 @@ def edge_marks(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
             ax.plot([place], [1.0 if failed else 0.0], "x" if failed else "v", color=color, transform=edge, clip_on=False, ms=5.5, mew=1.6, zorder=5)
 
 
+def hollow_marks(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
+    """Empty the markers of cells of which a training kept its start."""
+    for mark in panel[panel.start_kept & ~panel.baseline & drawable(panel.value, scene.log)].itertuples():
+        color, marker = scene.look(mark.series)
+        ax.plot([scene.place(mark)], [mark.value], marker, ms=scene.marker_size, mfc="white", mec=color, zorder=4)
+
+
 def value_labels(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
     """The value above each interval, where the scene has room for that at all."""
     for mark in panel[~panel.baseline & drawable(panel.value, scene.log)].itertuples() if scene.labelled else ():
@@ -191,6 +205,7 @@ def draw_dots(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
         color, marker = scene.look(series)
         places = [scene.place(mark) for mark in part.itertuples()]
         ax.errorbar(places, part.value, interval(part), fmt=marker, ms=scene.marker_size, color=color, elinewidth=1.1, zorder=3)
+    hollow_marks(ax, panel, scene)
     edge_marks(ax, panel, scene)
     value_labels(ax, panel, scene)
 
@@ -203,7 +218,9 @@ def draw_bars(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
     for series, part in panel[~panel.baseline & drawable(panel.value, scene.log)].groupby("series", sort=False):
         places = [scene.place(mark) for mark in part.itertuples()]
         width = SPREAD["bars"] / len(scene.series) * 0.92
-        ax.bar(places, part.value - bottom, width, bottom, color=scene.look(series)[0], zorder=2)
+        color = scene.look(series)[0]
+        looks = [("white", color) if kept else (color, "none") for kept in part.start_kept]
+        ax.bar(places, part.value - bottom, width, bottom, color=[look[0] for look in looks], edgecolor=[look[1] for look in looks], zorder=2)
         ax.errorbar(places, part.value, interval(part), fmt="none", ecolor=INK, elinewidth=0.9, zorder=3)
     edge_marks(ax, panel, scene)
     value_labels(ax, panel, scene)
@@ -219,4 +236,5 @@ def draw_lines(ax: Axes, panel: pd.DataFrame, scene: Scene) -> None:
         shift = scene.place(part.iloc[0]) - xs.index(part.iloc[0].x)
         places = np.arange(len(xs)) + shift
         ax.errorbar(places, shown.value, interval(shown), fmt=marker + "-", ms=scene.marker_size, color=color, elinewidth=1.1, zorder=3)
+    hollow_marks(ax, panel, scene)
     edge_marks(ax, panel, scene)

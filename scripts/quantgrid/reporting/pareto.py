@@ -1,8 +1,8 @@
-"""Perplexity against what a recipe costs: effective bits per weight, and operations per token that its transform leaves online.
+"""Perplexity against what a recipe costs: stored bits per weight, and operations per token that its transform leaves online.
 
 Every cell is a dot; labelled are the recipes that no other beats (the Pareto front): in bits and perplexity on the left, in bits, operations and
-perplexity on the right. Effective bits count scales and low-rank terms as the paper does. A row of panels per model and corpus; full
-precision is the dashed line.
+perplexity on the right. Stored bits count all that a deployment keeps for the linears: codes, scales, zero points, low-rank terms, and matrices,
+orders and shifts of online operations. A row of panels per model and corpus; full precision is the dashed line.
 """
 
 from __future__ import annotations
@@ -20,29 +20,34 @@ from matplotlib.ticker import NullLocator
 from .figures import SETTINGS
 from .panels import scale_ticks
 from .records import AXES, check_one_protocol, is_baseline
+from .starts import WORDS, kept
 from .style import CONFIDENCE, GRID, INK, MUTED, PALETTE, WIDTH, significant, superscript, value_label
 
-BITS, OPERATIONS, PARAMETERS = "bits_per_weight", "online_operations_per_token", "added_parameters"
+BITS = "stored_bits_per_weight"
+COSTS = {"added_bits": "added_bits_per_weight", "operations": "online_operations_per_token", "parameters": "added_parameters"}
 SHOWN = 50.0  # times full precision: cells above are left out of the picture (not of the table) and counted
 LABELLED = 8  # recipes of a front that are named; its table has them all
 PANEL, LINE = 2.0, 0.13  # inches that a panel and a line of its list take
 CLOSE = 0.06  # share of a panel's height within which two numbers on the same side would touch
-CAPTION = ("Perplexity against effective bits per weight (left, scales and low-rank terms counted) and against the additions and multiplications "
-           "per token of online transforms (right), every quantized cell a dot with its 95 % confidence interval; lower and further left is better. "
-           "Named are the cells that no other beats: on the left in bits and perplexity, joined by a line, on the right in bits, operations and "
-           "perplexity. The dashed line is full precision.")
+CAPTION = ("Perplexity against stored bits per weight (left; with scales, zero points, low-rank terms and matrices of online transforms) and against "
+           "the additions and multiplications per token of online transforms (right), every quantized cell a dot with its 95 % confidence "
+           "interval; lower and further left is better. Named are the cells that no other beats: on the left in bits and perplexity, joined by "
+           "a line, on the right in bits, operations and perplexity. The dashed line is full precision. Hollow dots kept the start of a "
+           "training, so that their cell is what the training started from.")
 
 
 def points(records: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell and corpus, models and corpora in their order, by bits: the axes, dataset, bits (per weight), operations (per token) and
-    parameters of online transforms, perplexity, low, high (95 %), baseline, front (of bits and perplexity), frugal (of these and operations).
+    """One row per cell and corpus, models and corpora in their order, by bits: the axes, dataset, bits (stored per weight), of these added_bits
+    (of online transforms), operations (per token) and parameters of online transforms, perplexity, low, high (95 %), baseline, start_kept (True
+    where a training of the cell kept its start), front (of bits and perplexity), frugal (of these and operations).
     """
     check_one_protocol(records[records.metric == "perplexity"], "results")
     bits = records[records.metric == BITS].set_index("cell").value
     found = records[(records.metric == "perplexity") & records.cell.isin(bits.index)].copy()
     found["bits"], found["perplexity"], found["baseline"] = found.cell.map(bits), found.value, is_baseline(found)
+    found["start_kept"] = found.cell.isin(kept(records))
     found["low"], found["high"] = found.value - CONFIDENCE * found.stderr, found.value + CONFIDENCE * found.stderr
-    for name, metric in (("operations", OPERATIONS), ("parameters", PARAMETERS)):
+    for name, metric in COSTS.items():
         found[name] = found.cell.map(records[records.metric == metric].set_index("cell").value).fillna(0.0)
     found = found[found.baseline | (found.mitigation != "none")].sort_values(["bits", "perplexity"], kind="stable")
     places = {key: at for at, key in enumerate(dict.fromkeys(zip(records.model, records.dataset)))}
@@ -54,14 +59,14 @@ def points(records: pd.DataFrame) -> pd.DataFrame:
         beaten = [((part.near <= row.near) & (part.operations <= row.operations) & (part.perplexity < row.perplexity)).any()
                   for row in part.itertuples()]
         found.loc[part.index, "frugal"] = ~np.array(beaten, dtype=bool)
-    return found[["cell", *AXES, "dataset", "bits", "operations", "parameters", "perplexity", "low", "high", "baseline", "front",
-                  "frugal"]].reset_index(drop=True)
+    columns = ["cell", *AXES, "dataset", "bits", *COSTS, "perplexity", "low", "high", "baseline", "start_kept", "front", "frugal"]
+    return found[columns].reset_index(drop=True)
 
 
 def recipe(row: object) -> str:
-    """``hadamard + GPTQ, INT4 group-64``: what a cell is, for a label."""
+    """``hadamard + GPTQ, INT4 group-64``: what a cell is, for a label, and that it kept the start of a training."""
     transform, mitigation, form = (value_label(axis, getattr(row, axis)) for axis in ("transform", "mitigation", "format"))
-    return f"{transform} + {mitigation}, {form} {row.granularity}"
+    return f"{transform} + {mitigation}, {form} {row.granularity}" + (f" ({WORDS})" if row.start_kept else "")
 
 
 def plot(marks: pd.DataFrame) -> Figure:
@@ -76,7 +81,7 @@ def plot(marks: pd.DataFrame) -> Figure:
         for row, (((model, dataset), part), pair) in enumerate(zip(groups, lists)):
             for ax, below, lines, cost, chosen in zip(axes[2 * row], axes[2 * row + 1], pair, ("bits", "operations"), ("front", "frugal")):
                 draw(ax, part, cost, chosen)
-                ax.set_xlabel({"bits": "effective bits per weight", "operations": "online operations per token"}[cost])
+                ax.set_xlabel({"bits": "stored bits per weight", "operations": "online operations per token"}[cost])
                 below.set_axis_off()
                 below.text(0, 1, "\n".join(lines), transform=below.transAxes, va="top", fontsize=6.8, linespacing=1.35).set_in_layout(False)
             axes[2 * row, 0].set_title(f"{model}, {dataset}")
@@ -114,6 +119,8 @@ def draw(ax: Axes, part: pd.DataFrame, cost: str, chosen: str) -> None:
     for cell, look in ((rest, {"fmt": "o", "ms": 3.2, "color": MUTED, "ecolor": GRID, "elinewidth": 0.8, "zorder": 2}),
                        (front, {"fmt": "o-" if chosen == "front" else "o", "ms": 4.5, "color": PALETTE[0], "elinewidth": 1.0, "zorder": 3})):
         ax.errorbar(cell[cost], cell.perplexity, [(cell.perplexity - cell.low).fillna(0), (cell.high - cell.perplexity).fillna(0)], **look)
+    for cell, size, color in ((rest, 3.2, MUTED), (front, 4.5, PALETTE[0])):
+        ax.plot(cell[cost][cell.start_kept], cell.perplexity[cell.start_kept], "o", ms=size, mfc="white", mec=color, zorder=4)
     low = min([reference, *front.perplexity, *front.low[front.low > 0]]) * 0.95
     high = max([shown.perplexity.max(), *front.high.dropna()]) * 1.15
     ax.set_ylim(low, high)

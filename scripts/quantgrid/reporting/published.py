@@ -72,7 +72,8 @@ def lines(row: Any, records: pd.DataFrame, called: Mapping[tuple[str, str], set[
         known = reference.value.iloc[0] if len(reference) else math.nan
         yield {**{axis: getattr(cell, axis) for axis in RECIPE}, "metric": row.metric, "table": row.table, "confidence": row.confidence,
                "published_model": row.model, "published": row.value, "published_relative": relative(row.metric, row.value, known),
-               "measured_model": cell.model, "dataset": cell.dataset, "measured": value, "measured_relative": relative(row.metric, value, full),
+               "measured_model": cell.model, "dataset": cell.dataset, "start_kept": cell.start_kept == "all",
+               "measured": value, "measured_relative": relative(row.metric, value, full),
                "gap": (value / row.value - 1 if row.metric == "perplexity" else value - row.value) if alike else None}
 
 

@@ -8,14 +8,15 @@ from ..errors import ConfigError, unknown_name
 from .claims import LOSS
 from .paired import LEVEL, estimate, holm
 from .pareto import BITS, points, recipe
+from .starts import MEANING, WORDS
 from .style import significant, with_error
 
-ORDER = ("rank", "recipe", "bits", "operations", "perplexity", "stderr", "relative", "difference", "low", "high", "p_adjusted",
-         "indistinguishable", "cell")
+ORDER = ("rank", "recipe", "bits", "added_bits", "operations", "perplexity", "stderr", "relative", "difference", "low", "high", "p_adjusted",
+         "indistinguishable", "cell", "start_kept")
 
 
 def recommend(records: pd.DataFrame, items: pd.DataFrame, model: str, bits: float, dataset: str = "") -> pd.DataFrame:
-    """Quantized cells of ``model`` with at most ``bits`` effective bits per weight, best perplexity first (``ORDER``).
+    """Quantized cells of ``model`` with at most ``bits`` stored bits per weight, best perplexity first (``ORDER``).
 
     ``difference`` is that of the losses to the best (nats per token, paired by window) with its 95 % bootstrap interval; a cell is
     indistinguishable from the best unless the interval excludes zero and the p-value, adjusted by Holm over the candidates, is below 0.05.
@@ -56,16 +57,17 @@ def compared(found: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
 def text(found: pd.DataFrame, title: str, top: int) -> str:
     """The first ``top`` lines of a recommendation for a terminal, columns aligned; an asterisk marks the best and what is not told apart from it, of
     which the last line names the cheapest."""
-    head = ("", "recipe", "bits", "online operations", "perplexity", "of full precision", "loss above the best, 95 % interval")
+    head = ("", "recipe", "bits", "of these online", "online operations", "perplexity", "of full precision", "loss above the best, 95 % interval")
     lines = [head]
     for row in found.head(top).itertuples():
         interval = "–" if row.rank == 1 else f"{significant(row.difference)} ({significant(row.low)} to {significant(row.high)})"
-        lines.append((f"{row.rank}{'*' if row.indistinguishable else ''}", row.recipe, f"{row.bits:.3f}", f"{row.operations:.4g}",
-                      with_error(row.perplexity, row.stderr), f"{row.relative:.3f} ×", interval))
+        lines.append((f"{row.rank}{'*' if row.indistinguishable else ''}", row.recipe, f"{row.bits:.3f}", f"{row.added_bits:.3f}",
+                      f"{row.operations:.4g}", with_error(row.perplexity, row.stderr), f"{row.relative:.3f} ×", interval))
     widths = [max(map(len, column)) for column in zip(*lines)]
     body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
     note = f"* the best, or not distinguishable from it (paired by window, Holm over {len(found) - 1} comparisons)"
-    return "\n".join([title, body, note, cheapest(found)])
+    starts = [f"{WORDS}: {MEANING}"] if found.head(top).start_kept.any() else []
+    return "\n".join([title, body, note, *starts, cheapest(found)])
 
 
 def cheapest(found: pd.DataFrame) -> str:

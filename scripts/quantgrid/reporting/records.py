@@ -1,6 +1,7 @@
 """The tidy records of one study, as tables and figures read them: columns, axis order, the baseline, one cell per place.
 
-A record is one cell and metric; a failed cell is one record without a metric. The order of an axis is that of its list in the study, and of first
+A record is one cell and metric; a failed cell is one record without a metric, a failed task one that has the task as its
+dataset besides. The order of an axis is that of its list in the study, and of first
 appearance for what other cells of the study bring in.
 """
 
@@ -19,6 +20,7 @@ from ..grid import AXES as LISTS
 AXES = ("model", "transform", "mitigation", "granularity", "format")
 PLURAL = {axis: plural for plural, axis in LISTS.items()}  # what a study calls its list of an axis
 TEXTS = ("cell", *AXES, "status", "reason", "metric", "dataset", "unit")
+STARTS = ("start_kept", "start_kept_parts")  # see quantgrid/trainings.py; absent from records of earlier versions
 PROTOCOL = "protocol"  # canonical JSON; empty for what is measured in one way only
 NUMBERS = ("value", "stderr", "count", "difference", "difference_stderr")
 BEST = ("best_difference", "best_difference_stderr")  # to the best cell of the study, paired; absent from records of several studies
@@ -36,7 +38,7 @@ def tidy(records: pd.DataFrame, source: str = "records") -> pd.DataFrame:
     absent = [name for name in (*TEXTS, *NUMBERS) if name not in records]
     if absent:
         raise ConfigError(f"{source}: no column {', '.join(absent)}; accepted are records with {', '.join((*TEXTS, *NUMBERS))}")
-    texts = records.reindex(columns=[*TEXTS, PROTOCOL]).astype(object)
+    texts = records.reindex(columns=[*TEXTS, PROTOCOL, *STARTS]).astype(object)
     texts = texts.where(texts.notna(), "").astype(str)
     numbers = records.reindex(columns=[*NUMBERS, *BEST]).apply(pd.to_numeric, errors="coerce").astype("float64")
     result = pd.concat([texts, numbers], axis=1).reset_index(drop=True)
@@ -62,6 +64,13 @@ def check_one_protocol(records: pd.DataFrame, key: str) -> None:
                     if found := differences(other.protocol, record.protocol, same):
                         raise ConfigError(f"{key}: {metric} on '{dataset}' was not measured alike in cells {other.cell} and {record.cell}, so they "
                                           f"cannot stand in one table: {'; '.join(found)}. Run both under one protocol")
+
+
+def says_failed(record: Any, name: str, dataset: str) -> bool:
+    """Whether a record says that the metric ``name`` on ``dataset`` failed: its cell did, or the task, or one of the tasks of a mean."""
+    if record.metric != "" or record.status == "ok":
+        return False
+    return record.dataset == "" or name == "mean_accuracy" or (name == "accuracy" and record.dataset == dataset)
 
 
 def is_baseline(records: pd.DataFrame) -> pd.Series:

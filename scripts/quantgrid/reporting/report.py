@@ -19,7 +19,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import ConfigError
-from . import comparisons, costs, figures, findings, table_writers, tables
+from . import comparisons, costs, figures, findings, starts, table_writers, tables
 from .records import AXES, is_baseline, tidy
 from .style import metric, metric_label, significant, value_label
 
@@ -47,6 +47,9 @@ DISTRIBUTIONS = ("Once each transform is folded in, before anything is rounded. 
                  "all linears that read the input.")
 LOSSES = ("Loss of every training step on the batch of that step. Where layers are trained one by one, a thin line is a layer and the thick one "
           "their mean, on a log axis. Batches differ from step to step.")
+STARTS = (f"Every training is compared with its start, part by part: all parameters at once, or decoder layer by decoder layer. A part that ended no "
+          f"lower keeps its start. Where all parts of a training do, {starts.WORDS!r}, the cell is what its transform or mitigation starts from: it "
+          f"is marked {starts.MARK} in tables and hollow in figures, and findings leave comparisons with it undecided.")
 WITHOUT_REFERENCE = ("perplexity", "negative_log_likelihood", "accuracy", "mean_accuracy")  # what a baseline cell has; the others compare with it
 
 
@@ -98,6 +101,9 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         verdicts=findings.counts(full["claims"]),
         counts=counts(studies),
         problems=problems(studies, full["missing"]),
+        starts=starts.lines([(study.spec.get("study", ""), study.records) for study in studies]),
+        starts_note=STARTS,
+        start_mark=starts.LEGEND,
         rules=costs.summary(full["benchmarks"]),
         axes=list(AXES),
         model_columns=keys_of(full["models"], ("name", "provenance")),
@@ -143,11 +149,12 @@ def published_line(line: Mapping[str, Any]) -> dict[str, Any]:
     perplexity = line["metric"] == "perplexity"
     gap = "–" if line["gap"] is None else f"{line['gap']:+.1%}" if perplexity else f"{line['gap']:+.1f} points"
     times = "{} ×" if perplexity else "{} points"
-    cells = [number(line["published"]), number(line["published_relative"], times), number(line["measured"]), number(line["measured_relative"], times),
-             (gap, "" if line["gap"] is None else repr(float(line["gap"])))]
+    measured, value = number(line["measured"])
+    cells = [number(line["published"]), number(line["published_relative"], times), (starts.marked(measured, line["start_kept"]), value),
+             number(line["measured_relative"], times), (gap, "" if line["gap"] is None else repr(float(line["gap"])))]
     labels = [value_label(axis, line[axis]) for axis in AXES[1:]]
     return {"labels": labels, "metric": metric_label(line["metric"]), "models": (line["published_model"], line["measured_model"]),
-            "table": f"{line['table']} ({line['confidence']})", "cells": cells}
+            "table": f"{line['table']} ({line['confidence']})", "cells": cells, "start_kept": line["start_kept"]}
 
 
 def data_uri(path: str | Path) -> str:

@@ -88,6 +88,7 @@ METRICS = {
     "stream_error": Metric("relative error of the last residual stream", "", "lower", relative=True),
     "online_operations_per_token": Metric("online operations per token"),
     "added_parameters": Metric("parameters of online operations and new biases"),
+    "added_bits_per_weight": Metric("stored bits per weight of online operations, new biases and fixed ranges"),
     "untied_parameters": Metric("parameters of an untied lm_head"),
     "training_steps": Metric("training steps"),
 }

@@ -15,9 +15,10 @@ from .tables import Table, as_tuple
 
 
 def numbers(table: Table) -> pd.DataFrame:
-    """One row per table row: axis values, then value and stderr of every column in full precision, then a note on what failed."""
+    """One row per table row: axis values, then value and stderr of every column in full precision, then what failed, and the columns of
+    cells of which a training kept its start."""
     result = pd.DataFrame([as_tuple(key) for key in table.display.index], columns=table.rows)
-    notes = [[] for _ in table.baseline]
+    notes, kept = ([[] for _ in table.baseline] for _ in range(2))
     for position, key in enumerate(table.display.columns):
         name = " | ".join(part for part in key if part)
         result[name] = table.values.iloc[:, position].to_numpy()
@@ -25,7 +26,9 @@ def numbers(table: Table) -> pd.DataFrame:
         for row, mark in enumerate(table.marks.iloc[:, position]):
             if mark in table.footnotes:
                 notes[row].append(f"{name}: {table.footnotes[mark]}")
-    result["failed"] = ["; ".join(note) for note in notes]
+            if table.start_kept.iloc[row, position]:
+                kept[row].append(name)
+    result["failed"], result["start_kept"] = ["; ".join(note) for note in notes], ["; ".join(names) for names in kept]
     return result
 
 
@@ -86,7 +89,7 @@ def rules(first: int, groups: list[tuple[str, int]]) -> str:
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 LATEX |= {character: "\\" + character for character in "{}$&#%_"}
-LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "†": r"$^\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "\n": " "}
+LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "\n": " "}
 SUPERSCRIPTS = {superscript(digit): str(digit) for digit in range(10)} | {"⁻": "-"}
 
 

@@ -17,7 +17,20 @@ from scipy.special import stdtr
 
 from ..errors import ConfigError
 from .paired import LEVEL, holm
-from .records import AXES, FULL_PRECISION, check_axes, check_one_cell_each, check_one_protocol, datasets_of, is_baseline, left_over, order, tidy
+from .records import (
+    AXES,
+    FULL_PRECISION,
+    check_axes,
+    check_one_cell_each,
+    check_one_protocol,
+    datasets_of,
+    is_baseline,
+    left_over,
+    order,
+    says_failed,
+    tidy,
+)
+from .starts import marked, noted
 from .style import metric, metric_label, value_label, with_error
 
 MISSING, FAILED = "–", "failed"
@@ -37,6 +50,7 @@ class Entry(NamedTuple):
     count: float = math.nan
     reason: str | None = None
     rounded: bool = True
+    start_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,8 @@ class Table:
     """Frames of one shape: rows indexed by the values of the ``rows`` axes, columns by (metric, dataset, one value per ``columns`` axis).
 
     ``display`` holds strings, ``values`` and ``stderrs`` float64 (NaN: failed or missing), ``marks`` one of '', 'best', 'tied', 'missing' or the
-    letter of a footnote; ``baseline`` says which rows are full precision, ``footnotes`` maps letters to reasons.
+    letter of a footnote; ``baseline`` says which rows are full precision, ``footnotes`` maps letters to reasons, ``start_kept`` holds True where
+    the cell's training kept its start, which ``display`` and ``note`` say as well.
     """
 
     title: str
@@ -57,6 +72,7 @@ class Table:
     marks: pd.DataFrame
     baseline: list[bool]
     footnotes: dict[str, str]
+    start_kept: pd.DataFrame
     note: str = NOTE  # what errors and marks mean
     reference: str = ""  # where values are differences: to what, as it ends the header of a group
 
@@ -129,12 +145,13 @@ def place(records: pd.DataFrame, rows: list[str], columns: list[str], positions:
         ranks[row] = rank
         for header in headers:
             own = all(getattr(record, axis) == value or (baseline and axis != "model") for axis, value in zip(columns, header[2:]))
-            if own and record.metric == "" and record.status != "ok":
+            if own and says_failed(record, header[0], header[1]):
                 entries.setdefault((row, header), Entry(record.model, bool(baseline), reason=record.reason or "no reason recorded"))
             elif own and (record.metric, record.dataset) == header[:2] and not math.isnan(record.value):
                 samples = math.inf if record.metric == "mean_accuracy" else record.count  # of tasks there are few, of outcomes many
                 numbers = (record.value, record.stderr, record.best_difference, record.best_difference_stderr, samples)
-                entries[row, header] = Entry(record.model, bool(baseline), *numbers, rounded=record.mitigation != "none")
+                entries[row, header] = Entry(record.model, bool(baseline), *numbers, rounded=record.mitigation != "none",
+                                             start_kept=record.start_kept == "all")
     return entries, sorted(ranks, key=ranks.__getitem__)
 
 
@@ -162,14 +179,22 @@ def frames(entries: Mapping[tuple, Entry], rows: list[tuple], headers: list[tupl
         cells = [[content(at, entries[at]) if at in entries else absent for at in line] for line in places]
         return pd.DataFrame(cells, index=pd.MultiIndex.from_tuples(rows), columns=pd.MultiIndex.from_tuples(headers), dtype=kind)
 
+    kept = frame(lambda _, entry: entry.start_kept, False, bool)
     return {
-        "display": frame(lambda _, entry: with_error(entry.value, entry.stderr) if entry.reason is None else FAILED, MISSING, object),
+        "display": frame(lambda _, entry: display(entry), MISSING, object),
         "values": frame(lambda _, entry: entry.value, math.nan, "float64"),
         "stderrs": frame(lambda _, entry: entry.stderr, math.nan, "float64"),
         "marks": frame(lambda at, entry: best.get(at, "") if entry.reason is None else letters[entry.reason], "missing", object),
         "baseline": [any(at in entries and entries[at].baseline for at in line) for line in places],
         "footnotes": {name: reason for reason, name in letters.items()},
+        "start_kept": kept,
+        "note": noted(NOTE, kept),
     }
+
+
+def display(entry: Entry) -> str:
+    """What a place shows: its value, marked where a training kept its start, or that the cell failed."""
+    return FAILED if entry.reason is not None else marked(with_error(entry.value, entry.stderr), entry.start_kept)
 
 
 def letter(number: int) -> str:

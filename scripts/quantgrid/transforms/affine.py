@@ -43,7 +43,7 @@ class Affine:
     sites: list[str]
     seed: int
     reads_layer = False
-    learns: ClassVar[dict[str, str]] = {"u": "orthogonal", "sigma": "positive", "v": "orthogonal"}
+    learns: ClassVar[dict[str, str]] = {"u": "cayley", "sigma": "positive", "v": "cayley"}
 
     def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
         return {}

@@ -68,18 +68,20 @@ class GreedyBlocks(InBlocks):
 
     A step is E M E with E the exchange of that channel and the first, M a fixed orthogonal matrix whose first row is uniform (the others
     Haar; the published one is redrawn where ours is not). Of up to ``steps`` steps the prefix with the least largest magnitude on the token sample
-    is kept per block, none if none helps. ``stream`` tells the rotations of one recipe apart.
+    is kept, none if none helps. ``shared``: all blocks of a site have one rotation, found from the largest magnitude of them all, as published;
+    otherwise each block has its own. ``stream`` tells the rotations of one recipe apart.
     """
 
     steps: int
     seed: int
     stream: int
+    shared: bool
     reads_layer = True
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        """Per site (n / size, size, size)."""
+        """Per site (n / size, size, size), shared (1, size, size)."""
         spread = spreading_matrix(self.size, derived_seed(self.seed, "blocks", self.stream))
-        return {site: greedy_rotation(layer.statistics[site].samples, spread, self.steps) for site in self.sites}
+        return {site: greedy_rotation(layer.statistics[site].samples, spread, self.steps, self.shared) for site in self.sites}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for site in self.sites:
@@ -95,10 +97,11 @@ def spreading_matrix(size: int, seed: int) -> Tensor:
     return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).mT.contiguous()
 
 
-def greedy_rotation(samples: Tensor, spread: Tensor, steps: int) -> Tensor:
-    """Orthogonal blocks (n / size, size, size), float64, from tokens (tokens, n) and the matrix of a step (size, size)."""
+def greedy_rotation(samples: Tensor, spread: Tensor, steps: int, shared: bool = False) -> Tensor:
+    """Orthogonal blocks (n / size, size, size), ``shared`` one of (1, size, size), float64, from tokens (tokens, n) and the matrix of a step
+    (size, size)."""
     size = len(spread)
-    x = samples.float().unflatten(-1, (-1, size)).transpose(0, 1)
+    x = samples.float().reshape(1, -1, size) if shared else samples.float().unflatten(-1, (-1, size)).transpose(0, 1)
     blocks = len(x)
     rotation = torch.eye(size, dtype=torch.float64).repeat(blocks, 1, 1)
     best, least = rotation, x.abs().amax((1, 2))

@@ -20,10 +20,11 @@ from ..architecture import END_ROLES, SITES, ModelShape
 from ..calibration import site_name
 from ..decoders import DecoderFolder, DecoderLayer, require_finite
 from ..errors import NumericalFailure
-from ..statistics import from_file
+from ..statistics import Rows, from_file
 from ..storage import open_tensors, read_metadata, read_tensors, write_tensors
 
 Parameters = dict[str, Tensor]
+InputMap = tuple[Rows, Rows]  # a map of the rows of a site's input, and its inverse
 ROWS = 1 << 13  # of embedding and lm_head folded at a time; a whole number of the blocks in which a rotation goes over them
 
 
@@ -60,7 +61,7 @@ class Transform:
     primitives: list[Primitive] = field(default_factory=list)
     parameters: Parameters = field(default_factory=dict)
 
-    def _part(self, *prefixes: str) -> Parameters:
+    def part(self, *prefixes: str) -> Parameters:
         return {name.removeprefix(prefix): tensor for prefix in prefixes for name, tensor in self.parameters.items() if name.startswith(prefix)}
 
     def add(self, prefix: str, parameters: Parameters) -> None:
@@ -70,7 +71,7 @@ class Transform:
 
     def fold_one(self, layer: DecoderLayer, number: int) -> None:
         """Fold the primitive ``number`` alone."""
-        self.primitives[number].fold_layer(layer, self._part(f"{number}.model.", f"{number}.{layer.index}."))
+        self.primitives[number].fold_layer(layer, self.part(f"{number}.model.", f"{number}.{layer.index}."))
 
     def fold_layer(self, layer: DecoderLayer) -> None:
         for number in range(len(self.primitives)):
@@ -78,7 +79,7 @@ class Transform:
 
     def fold_ends(self, ends: Parameters) -> None:
         for number, primitive in enumerate(self.primitives):
-            primitive.fold_ends(ends, self._part(f"{number}.model."))
+            primitive.fold_ends(ends, self.part(f"{number}.model."))
 
     def save(self, path: str | Path, metadata: Mapping | None = None) -> None:
         names = [{"module": type(p).__module__.rpartition(".")[2], "class": type(p).__name__, "options": asdict(p)} for p in self.primitives]

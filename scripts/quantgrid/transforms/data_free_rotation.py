@@ -23,4 +23,4 @@ def learn(start: Transform, place: Workplace, seed: int, goal: str, steps: int, 
     device = compute_device(place.device)
     folding = Folding(place.model, start, device)
     objective = FourthPower(folding, 1.0 if goal == "minimize" else -1.0)
-    return learn_together(start, objective, Settings(steps, batch_size, {"orthogonal": learning_rate}, schedule, seed), place, device)
+    return learn_together(start, objective, Settings(steps, batch_size, {"rotation": learning_rate}, schedule, seed), place, device)

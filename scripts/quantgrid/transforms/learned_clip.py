@@ -1,8 +1,10 @@
-"""Primitive: learned weight clipping (OmniQuant, arXiv 2308.13137): the range of every scale block of a weight times a learned ratio.
+"""Primitives: learned clipping. The range of every scale block of a weight (OmniQuant, arXiv 2308.13137), or of every range that is found
+at the input of a site while the model runs (FlatQuant, arXiv 2410.09426), times a learned ratio.
 
-Clipping does not preserve the function, so it is no part of the folded weight: the layer keeps it beside (``DecoderLayer.clips``), and
-``quantize_model`` clamps a weight with it right before its mitigation rounds it. A range found as minimum and maximum is then the
-learned one. Errors are measured against the weight before the clamp; a low-rank term compensates the clamped weight only.
+Clipping does not preserve the function, so it is no part of the folded weight or of the online operations: the layer keeps the ratios
+(``DecoderLayer.clips``, ``input_clips``). ``quantize_model`` clamps a weight right before its mitigation rounds it, and the running model
+an input right before it is rounded. A range found as minimum and maximum is then the learned one. Errors are measured against the
+weight before the clamp; a low-rank term compensates the clamped weight only.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor
 
 from ..architecture import LINEARS, ModelShape
+from ..cell_schemes import CellSchemes
 from ..decoders import DecoderLayer
+from ..linear import CLIP
+from ..ranges import clamp_ranges
 from ..schemes import QuantScheme
 
 START = 1 / (1 + math.exp(-4))  # OmniQuant's: sigmoid(4)
@@ -27,12 +32,7 @@ def clamp_weight(weight: Tensor, low: Tensor, high: Tensor, symmetric: bool) -> 
 
     ``symmetric``: within plus and minus the larger magnitude of the two ends, as a symmetric scheme has one scale for both.
     """
-    blocks = weight.unflatten(-1, (low.shape[-1], -1))
-    smallest, largest = blocks.amin(-1).clamp(max=0) * low.to(weight), blocks.amax(-1).clamp(min=0) * high.to(weight)
-    if symmetric:
-        largest = torch.maximum(-smallest, largest)
-        smallest = -largest
-    return blocks.clamp(smallest.unsqueeze(-1), largest.unsqueeze(-1)).flatten(-2)
+    return clamp_ranges(weight, low, high, weight.shape[-1] // low.shape[-1], symmetric)
 
 
 @dataclass
@@ -63,3 +63,31 @@ class LearnedClip:
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: only the linears of the layers are rounded."""
+
+
+@dataclass
+class LearnedInputClip:
+    """Clip ratios of the inputs of ``sites``, two numbers each, for ranges that every token or group finds while the model runs."""
+
+    sites: list[str]
+    reads_layer = False
+    learns: ClassVar[dict[str, str]] = dict.fromkeys(CLIP, "fraction")
+
+    @classmethod
+    def of(cls, schemes: CellSchemes) -> list[LearnedInputClip]:
+        """The clipping of all inputs with ranges found at run time; none where there is no such input."""
+        sites = [site for site, candidates in schemes.activation.items() if all(scheme.granularity != "tensor" for scheme in candidates)]
+        return [cls(sites)] if sites else []
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        return {}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        return {f"{site}.{end}": torch.tensor(START, dtype=torch.float64) for site in self.sites for end in CLIP}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in self.sites:
+            layer.input_clips[site] = {end: parameters[f"{site}.{end}"].float() for end in CLIP}
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        """Nothing: only the inputs of the linears are rounded."""

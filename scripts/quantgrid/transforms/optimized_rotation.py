@@ -4,7 +4,9 @@ Each is a fixed randomized Hadamard rotation times a learned one that starts as 
 ``objective: end_to_end`` minimizes the loss of the network with rounded activations, weights unrounded as the paper advises where GPTQ
 follows (a cell that rounds weights alone is trained with rounded weights); ``layer_wise`` the error of every layer's output on
 full-precision inputs, at a fraction of the memory.
-Deviations: Adam on Cayley parameters in the place of Cayley SGD; the layer-wise objective is not the paper's.
+The gradient of the rounding is by default that of a range found at run time; ``gradient: identity`` is SpinQuant's
+(``learning/straight_through.py``).
+Deviations: Riemannian Adam in the place of Cayley SGD; the layer-wise objective is not the paper's.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ def primitives(seed: int, **_training: object) -> list:
 
 
 def learn(start: Transform, place: Workplace, schemes: CellSchemes, seed: int, objective: str, loss: str, top: int, round_weights: bool, steps: int,
-          batch_size: int, schedule: str, learning_rate: float, scale_learning_rate: float = 0.0) -> Learned:
-    """``scale_learning_rate`` belongs to ``optimized_rotation_scaling``, which is trained in the same way."""
-    network = Network.at(place, start, schemes, round_weights or not schemes.activation)
-    rates = {"orthogonal": learning_rate, "positive": scale_learning_rate}
+          batch_size: int, schedule: str, learning_rate: float, held_out: int, gradient: str, scale_learning_rate: float = 0.0,
+          **_start: object) -> Learned:
+    """Train R1 and R2 together; ``optimized_rotation_scaling`` is trained in the same way, with ``scale_learning_rate`` for its scales."""
+    network = Network.at(place, start, schemes, round_weights or not schemes.activation, gradient)
+    rates = {"rotation": learning_rate, "positive": scale_learning_rate}
     settings = Settings(steps if network.rounds else 0, batch_size, rates, schedule, seed)
-    wanted = EndToEnd(network, loss, top) if objective == "end_to_end" else AllLayers(network, "relative")
+    wanted = EndToEnd(network, held_out, loss, top) if objective == "end_to_end" else AllLayers(network, held_out, "relative")
     return learn_together(start, wanted, settings, place, network.device)

@@ -24,8 +24,8 @@ def primitives(schemes: CellSchemes, alpha: float, **_training: object) -> list:
 
 
 def learn(start: Transform, place: Workplace, schemes: CellSchemes, seed: int, steps: int, batch_size: int, schedule: str, learning_rate: float,
-          clip_learning_rate: float, error: str, **_start: object) -> Learned:
-    network = Network.at(place, start, schemes, round_weights=True)
+          clip_learning_rate: float, held_out: int, gradient: str, error: str, **_start: object) -> Learned:
+    network = Network.at(place, start, schemes, round_weights=True, gradient=gradient)
     rates = {"positive": learning_rate, "fraction": clip_learning_rate}
     settings = Settings(steps if network.rounds else 0, batch_size, rates, schedule, seed)
-    return learn_by_layer(start, network, settings, place, error, propagate=True)
+    return learn_by_layer(start, network, settings, place, held_out, error, propagate=True)

@@ -11,6 +11,6 @@ from .searched_scale import SearchedThreshold
 from .shift import Shift
 
 
-def primitives(sites: list[str], center: str, points: int, lowest: float, round_activations: bool, seed: int | None = None,
+def primitives(sites: list[str], shifted_sites: list[str], center: str, points: int, lowest: float, round_activations: bool, seed: int | None = None,
                schemes: CellSchemes | None = None) -> list:
-    return [Shift(center, sites), SearchedThreshold(sites, points, round_activations, schemes, lowest=lowest)]
+    return [Shift(center, shifted_sites), SearchedThreshold(sites, points, round_activations, schemes, lowest=lowest)]

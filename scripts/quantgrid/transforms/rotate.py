@@ -8,6 +8,7 @@ goes onto the input x and onto the rows of the weights, so W R (x R)ᵀ = W xᵀ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..decoders import DecoderLayer
 from ..hadamard import apply_hadamard, random_orthogonal, random_signs
 from ..online import Operation, as_rows
 from ..statistics import Rows
-from .composition import derived_seed
+from .composition import InputMap, derived_seed
 
 BLOCK = 512  # rows of an embedding rotated at a time
 
@@ -120,13 +121,14 @@ class RotateHeads:
             return {"signs": random_signs(heads * size, derived_seed(self.seed, "R2", layer.index))}
         return {"matrices": torch.stack([random_orthogonal(size, derived_seed(self.seed, "R2", layer.index, head)) for head in range(heads)])}
 
-    def _rows(self, shape: ModelShape, parameters: dict[str, Tensor]) -> Rows:
+    def _rows(self, shape: ModelShape, parameters: dict[str, Tensor], inverse: bool = False) -> Rows:
         """x (..., heads x head_dim or KV heads x head_dim) -> the same shape; the query heads of a group share its rotation."""
 
         def rotated(x: Tensor) -> Tensor:
             if "matrices" in parameters:
-                return x @ parameters["matrices"].to(x)
-            return apply_hadamard(x * parameters["signs"].view(shape.kv_heads, 1, -1).to(x) if "signs" in parameters else x)
+                return x @ (parameters["matrices"].mT if inverse else parameters["matrices"]).to(x)
+            signs = parameters["signs"].view(shape.kv_heads, 1, -1).to(x) if "signs" in parameters else 1.0
+            return apply_hadamard(x, transposed=True) * signs if inverse else apply_hadamard(x * signs)
 
         return lambda x: rotated(x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))).flatten(-3)
 
@@ -138,6 +140,9 @@ class RotateHeads:
             layer.weights["v_bias"] = rows(layer.weights["v_bias"])
         layer.weights["o"] = rows(layer.weights["o"])
         layer.map_input("output_input", rows)
+
+    def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor]) -> InputMap | None:
+        return (self._rows(shape, parameters), self._rows(shape, parameters, inverse=True)) if site == "output_input" else None
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: values live inside the layers."""
@@ -157,6 +162,9 @@ class RotateDown:
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         turn_online(layer, "down_input", {"operation": "hadamard"})
+
+    def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor]) -> InputMap | None:
+        return (apply_hadamard, partial(apply_hadamard, transposed=True)) if site == "down_input" else None
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
         """Nothing: this input lives inside the layers."""

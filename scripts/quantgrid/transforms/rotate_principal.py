@@ -1,7 +1,8 @@
-"""Primitive: R1 that starts from principal axes of the model (KLT), of the residual stream's activations or of the weights that read it.
+"""Primitives: R1 and R2 that start from principal axes of the model (KLT): of the weights that read the rotated input, of R1 also of the
+activations.
 
-OSTQuant (arXiv 2501.13987) offers the eigenvectors of the stacked rows of q, k, v, gate and up times a random Hadamard matrix as start
-of its R1 (``use_klt``); here that product is a fixed rotation of its own, and the second moment of the activations is a second source.
+OSTQuant (arXiv 2501.13987) starts R1 from the eigenvectors of the stacked rows of q, k, v, gate and up, and R2 from those of the columns of o
+that read a KV head, each times a random Hadamard matrix (``use_klt``). Here these products are fixed rotations.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..architecture import NORM_OF, SITES
+from ..architecture import NORM_OF, SITES, ModelShape
 from ..decoders import DecoderLayer
 from ..statistics import Rows
-from .rotate import RotateResidual
+from .rotate import RotateHeads, RotateResidual
+
+
+def principal_axes(moment: Tensor) -> Tensor:
+    """Eigenvectors of ``moment`` (*batch, n, n) as columns, largest eigenvalue first; their largest entries are positive."""
+    basis = torch.linalg.eigh(moment).eigenvectors.flip(-1)
+    return basis * basis.gather(-2, basis.abs().argmax(-2, keepdim=True)).sign()
 
 
 @dataclass
@@ -30,10 +37,7 @@ class RotatePrincipal(RotateResidual):
 
     def fit_layers(self, layers: Iterable[DecoderLayer]) -> dict[str, Tensor]:
         """``basis`` (d, d); of the two signs of an eigenvector the one that makes its largest entry positive."""
-        total = sum(self._moment(layer, site) for layer in layers for site in NORM_OF)
-        basis = torch.linalg.eigh(total).eigenvectors.flip(-1)
-        largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-        return {"basis": basis * largest.sign()}
+        return {"basis": principal_axes(sum(self._moment(layer, site) for layer in layers for site in NORM_OF))}
 
     def _moment(self, layer: DecoderLayer, site: str) -> Tensor:
         gain = layer.weights[NORM_OF[site]]
@@ -46,3 +50,25 @@ class RotatePrincipal(RotateResidual):
     def _rows(self, parameters: dict[str, Tensor]) -> Rows:
         rotated = super()._rows(parameters)
         return lambda x: rotated(x @ parameters["basis"].to(x))
+
+
+@dataclass
+class RotateHeadsPrincipal(RotateHeads):
+    """x -> (x V) R2 for every KV head: V the eigenvectors of W_hᵀ W_h summed over the query heads h that share it, W_h the columns of o."""
+
+    reads_layer = True
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        shape = layer.shape
+        columns = layer.weights["o"].unflatten(-1, (shape.kv_heads, -1, shape.head_dim))
+        moment = torch.einsum("mgqi,mgqj->gij", columns, columns)
+        return {**super().fit_layer(layer), "basis": principal_axes(moment)}
+
+    def _rows(self, shape: ModelShape, parameters: dict[str, Tensor], inverse: bool = False) -> Rows:
+        rotated, basis = super()._rows(shape, parameters, inverse), parameters["basis"]
+
+        def turned(x: Tensor, matrices: Tensor) -> Tensor:
+            heads = x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))
+            return (heads @ matrices.to(x)).flatten(-3)
+
+        return (lambda x: turned(rotated(x), basis.mT)) if inverse else (lambda x: rotated(turned(x, basis)))

@@ -28,6 +28,15 @@ def subtract_input(layer: DecoderLayer, site: str, z: Tensor) -> None:
         layer.add_online(site, {"operation": "subtract", "shift": columns}, lambda statistics: statistics.shifted(columns))
 
 
+def by_channel(values: Tensor, site: str, shape: ModelShape) -> Tensor:
+    """Rows (k, n) at ``site`` as rows of the channels that have a z each: at ``output_input`` (k x query heads of a group,
+    KV heads x head_dim)."""
+    if site != "output_input":
+        return values
+    heads = values.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)).transpose(-3, -2)
+    return heads.reshape(-1, shape.kv_heads * shape.head_dim)
+
+
 def _add_bias(layer: DecoderLayer, linear: str, change: Tensor) -> None:
     before = layer.weights.get(f"{linear}_bias")
     layer.weights[f"{linear}_bias"] = change if before is None else before + change
@@ -35,10 +44,12 @@ def _add_bias(layer: DecoderLayer, linear: str, change: Tensor) -> None:
 
 @dataclass
 class Shift:
-    """z of every channel from calibration: ``center`` ``mean`` is E[x], ``midrange`` is (max + min) / 2, as published.
+    """z of every channel from calibration: ``center`` is the ``median`` of the token sample, E[x] (``mean``) or (max + min) / 2 (``midrange``,
+    as published).
 
-    Where the first token has massive activations the midrange moves all other tokens by half of its own. At ``output_input`` the query heads
-    that share a KV head share z.
+    A few tokens with massive activations (first tokens, often) decide the midrange of a channel, and its mean where they are large enough: all
+    other tokens then move. The sample holds such tokens more often than the text does, up to a fifth of it; the median bears that. At
+    ``output_input`` the query heads that share a KV head share z.
     """
 
     center: str
@@ -52,12 +63,14 @@ class Shift:
         return {site: self._center(layer, site) for site in self.sites}
 
     def _center(self, layer: DecoderLayer, site: str) -> Tensor:
-        found, shape = layer.statistics[site], layer.shape
-        mean, low, high = found.mean, found.minimum, found.maximum
-        if site == "output_input":
-            mean, low, high = (values.view(shape.kv_heads, -1, shape.head_dim) for values in (mean, low, high))
-            mean, low, high = mean.mean(1).flatten(), low.amin(1).flatten(), high.amax(1).flatten()
-        return mean if self.center == "mean" else (low + high) / 2
+        found = layer.statistics[site]
+        if self.center == "mean":
+            return by_channel(found.mean[None], site, layer.shape).mean(0)
+        if self.center == "midrange":
+            low, high = (by_channel(end[None], site, layer.shape) for end in (found.minimum, found.maximum))
+            return (low.amin(0) + high.amax(0)) / 2
+        tokens = by_channel(found.samples, site, layer.shape).double()
+        return (tokens.median(0).values - (-tokens).median(0).values) / 2  # of an even number the mean of the middle two
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for site in self.sites:

@@ -1,0 +1,41 @@
+"""lm-eval's own scorer of transformers models, with a look at the tokens of every request before it runs.
+
+Imported by jobs that score tasks alone: lm-eval takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+from ..errors import ConfigError
+
+Request = tuple[tuple[str, str], list[int], list[int]]  # (context, answer), their tokens
+
+
+class Harness(HFLM):
+    """HFLM that refuses tokens without a row in the embedding, and counts the requests that it cuts.
+
+    ``truncated`` counts requests longer than the model has positions: as lm-eval does, contexts lose their beginnings.
+    """
+
+    truncated = 0
+
+    def _loglikelihood_tokens(self, requests: list[Request], **options: Any) -> list[tuple[float, bool]]:
+        for texts, before, scored in requests:
+            self._check(f"{texts[0][-40:]!r} + {texts[1][:40]!r}", before, scored)
+        self.truncated += sum(len(before) + len(scored) > self.max_length + 1 for _, before, scored in requests)
+        return super()._loglikelihood_tokens(requests, **options)
+
+    def _check(self, about: str, before: list[int], scored: list[int]) -> None:
+        if not before or not scored or None in before:
+            lacking = "to score" if before else "before those that are scored"
+            raise ConfigError(f"{about} has no tokens {lacking} by this model's tokenizer")
+        rows, largest = self.model.get_input_embeddings().weight.shape[0], max([*before, *scored])
+        if largest >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise ConfigError(f"{about} holds the token {token!r} with the id {largest}, the embedding has {rows} "
+                              f"rows and the tokenizer {len(self.tokenizer)} tokens")
+        if len(scored) > self.max_length:
+            raise ConfigError(f"{about} has {len(scored)} tokens to score, the model {self.max_length} positions")
