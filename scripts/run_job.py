@@ -20,10 +20,10 @@ from pathlib import Path
 from quantgrid import warm
 from quantgrid.cards import choose
 from quantgrid.errors import ConfigError
-from quantgrid.integrity import VERIFIED, verify, write_record
+from quantgrid.integrity import verify, write_record
 from quantgrid.shared_cache import CACHED_RULES, detach
 from quantgrid.steps import OUTPUTS, REPORTS
-from quantgrid.storage import put_off
+from quantgrid.storage import put_off, verified
 from quantgrid.tally import FAILED_RESULT
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -75,12 +75,12 @@ def named(words: list[str]) -> dict[str, list[str]]:
 def verify_inputs(given: dict[str, list[str]], outputs: Collection[str], threads: int) -> None:
     """Verify all files that a job is given, weights of a model when they are read, and say how long that took."""
     begin = time.monotonic()
-    VERIFIED.clear()
+    verified.clear()
     put_off.clear()
     for path in (path for name, paths in given.items() if name not in outputs and name not in NO_OUTPUTS_OF_STEPS for path in paths):
         verify(path, threads, weights_later=True)
-    read = sum(os.path.getsize(file) for file in VERIFIED)
-    print(f"verified {len(VERIFIED)} files, {read / 2**20:.0f} MiB, in {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
+    read = sum(os.path.getsize(file) for file in verified)
+    print(f"verified {len(verified)} files, {read / 2**20:.0f} MiB, in {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
 
 
 def compute(rule: str, words: list[str], spec: dict) -> None:

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .steps import DIGESTS, OUTPUTS, REPORTS
-from .storage import blake3_of, put_off, write_json
+from .storage import blake3_of, put_off, verified, write_json
 
 NOT_OURS = {".snakemake_timestamp"}  # Snakemake's own, in each folder that a job makes
-VERIFIED: dict[str, str] = {}  # path -> digest of the files that this process has verified: the inputs of one job
 
 
 class Damaged(ConfigError):
@@ -57,10 +56,18 @@ def _compiled(pattern: str) -> re.Pattern:
 
 
 @cache
-def _patterns() -> list[tuple[str, re.Pattern]]:
+def _patterns(suffix: str) -> list[tuple[str, re.Pattern]]:
     """(rule, pattern of one of its outputs), those of most folders first: a study may be called as a file of the whole run is."""
-    found = [(pattern.count("/"), rule, pattern) for rule, outputs in {**OUTPUTS, **REPORTS}.items() for pattern in outputs.values()]
-    return [(rule, _compiled(pattern)) for _, rule, pattern in sorted(found, key=lambda entry: -entry[0])]
+    found = [(rule, pattern) for rule, outputs in {**OUTPUTS, **REPORTS}.items() for pattern in outputs.values()
+             if os.path.splitext(pattern)[1] == suffix]
+    return [(rule, _compiled(pattern)) for rule, pattern in sorted(found, key=lambda entry: -entry[1].count("/"))]
+
+
+def _origins(path: str | Path) -> Iterator[Origin]:
+    """The jobs that may write to ``path``, those first whose pattern says most of it."""
+    for rule, pattern in _patterns(os.path.splitext(path)[1]):
+        if match := pattern.fullmatch(str(path)):
+            yield _origin(rule, match)
 
 
 def _origin(rule: str, match: re.Match) -> Origin:
@@ -72,10 +79,10 @@ def _origin(rule: str, match: re.Match) -> Origin:
 
 def origin_of(path: str | Path) -> Origin:
     """The job whose output ``path`` is; :class:`ConfigError` where no rule writes there."""
-    found = [_origin(rule, match) for rule, pattern in _patterns() if (match := pattern.fullmatch(str(path)))]
+    found = [*_origins(path)]
     if not found:
         raise ConfigError(f"{path}: no step of the workflow writes a file of this name, so nothing says what it should hold")
-    return next((origin for origin in found if os.path.isfile(origin.record)), found[0])
+    return found[0] if len(found) == 1 else next((origin for origin in found if os.path.isfile(origin.record)), found[0])
 
 
 def origin_of_record(path: str | Path, root: str | Path) -> Origin | None:
@@ -99,7 +106,7 @@ def write_record(rule: str, outputs: Iterable[str | Path], threads: int = 1) -> 
     """Record what lies at the ``outputs`` of one job of ``rule``; returns the path of the record."""
     files: dict[str, dict[str, str | int]] = {}
     for output in map(str, outputs):
-        origin = next(_origin(rule, match) for name, pattern in _patterns() if name == rule and (match := pattern.fullmatch(output)))
+        origin = next(origin for origin in _origins(output) if origin.rule == rule)
         files |= {os.path.relpath(file, origin.root or "."): {"blake3": blake3_of(file, threads), "bytes": os.path.getsize(file)}
                   for file in files_of(output)}
     write_json(origin.record, {"rule": rule, "axes": dict(origin.axes), "files": files})
@@ -151,7 +158,7 @@ def _differs(origin: Origin, file: str, expected: str | int, threads: int, conte
     found = blake3_of(file if content is None else content, threads)
     if found != expected:
         return _damaged(origin, file, "its content has changed")
-    VERIFIED[file] = found
+    verified[file] = found
     return None
 
 
@@ -178,7 +185,7 @@ def read_verified(path: str | Path) -> bytes:
 
 def has_record(path: str | Path) -> bool:
     """Whether a path is one that a job writes to, and the record of that job is there."""
-    return any(os.path.isfile(_origin(rule, match).record) for rule, pattern in _patterns() if (match := pattern.fullmatch(str(path))))
+    return any(os.path.isfile(origin.record) for origin in _origins(path))
 
 
 def sound(path: str | Path) -> bool:

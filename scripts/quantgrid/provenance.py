@@ -4,7 +4,7 @@ The code hash of a job is taken over the syntax trees of its script, of the modu
 from quantgrid, without comments and docstrings: moving a comment reruns nothing, changing a formula reruns what uses it.
 ``registry``, ``methods``, ``presets``, ``grid``, ``pipeline``, ``config`` and every ``__init__`` are left out: what they decide reaches a job
 through its specification. A job looks nothing up in their tables: an edit there would change its result and not its key (tests/test_lookups.py).
-Nor do ``integrity`` and ``steps`` count: they decide whether a job computes, and where to, not what.
+``integrity`` and ``steps`` are left out as well: they decide whether a job computes, and where its files lie, not what is in them.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from .documents import parse_json
 from .errors import ConfigError, NumericalFailure
 
 _CHUNK = 1 << 20  # bytes: fits the cache of a core
+verified: dict[str, str] = {}  # path -> digest of the inputs of this process's job that were found to be what was written
 put_off: dict[str, Callable[[], None]] = {}  # absolute path -> verification of a file that this process may have no need to read
 
 
