@@ -27,10 +27,14 @@ rule all:
     default_target: True
     input:
         EVALUATIONS,
+        PLAN.digests(EVALUATIONS),  # what has no record is made again
         CHECKPOINTS,
+        collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
         f"{RESULTS}/report.html",
         f"{RESULTS}/results.csv",
         f"{RESULTS}/steps.csv",
+        REPORTED,
+        [PLAN.digest(rule) for rule in ("list_steps", "build_report")],
 
 
 rule evaluations:
@@ -49,7 +53,8 @@ rule figures:
 
 
 onstart:
-    # Before the first job: the largest jobs of this run beside the machine; what cannot fit stops here.
+    # Before the first job: one run at a time in the results folder; the largest jobs of this run beside the machine, what cannot fit stops here.
+    take_lock()
     preflight(workflow.dag.needrun_jobs(), workflow.local_exec)
 
 

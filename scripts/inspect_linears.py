@@ -6,7 +6,7 @@ Reads the model, the calibrations and the transforms that a run left, and runs n
 """
 
 import argparse
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from quantgrid import config as configs
@@ -15,6 +15,7 @@ from quantgrid.architecture import LINEARS
 from quantgrid.decoders import DecoderFolder
 from quantgrid.errors import ConfigError
 from quantgrid.grid import Cell
+from quantgrid.integrity import verify
 from quantgrid.job import run
 from quantgrid.linear_errors import linear_errors
 from quantgrid.pipeline import Plan
@@ -22,9 +23,12 @@ from quantgrid.quantizer import QuantScheme
 from quantgrid.transforms.composition import Transform
 
 
-def existing(path: str) -> str:
+@cache
+def verified(path: str) -> str:
+    """The path of what a run left; :class:`ConfigError` where it is not there, or not what its job wrote."""
     if not Path(path).exists():
         raise ConfigError(f"{path}: not there yet; run the config first, as far as its calibrations and transforms")
+    verify(path)
     return path
 
 
@@ -36,9 +40,9 @@ def cell_errors(plan: Plan, cell: Cell, layers: list[int], linears: list[str], c
     if propagation is not None:
         return []
     mitigation = partial(getattr(registry.load("mitigations", wanted["method"]), wanted["method"]), **wanted["options"])
-    measured = {name: existing(plan.calibrate_model(cell.model, name).outputs["statistics"]) for name in dict.fromkeys([told, *calibrations])}
-    transform = Transform.load(existing(plan.fit_transform(cell).outputs["transform"]))
-    decoder = DecoderFolder(existing(plan.fetch_model(cell.model).outputs["folder"]))
+    measured = {name: verified(plan.calibrate_model(cell.model, name).outputs["statistics"]) for name in dict.fromkeys([told, *calibrations])}
+    transform = Transform.load(verified(plan.fit_transform(cell).outputs["transform"]))
+    decoder = DecoderFolder(verified(plan.fetch_model(cell.model).outputs["folder"]))
     scheme = QuantScheme.from_dict(plan.quantize_model(cell).spec["schemes"]["weight"])
     return [linear_errors(decoder, layer, linears, transform, mitigation, scheme, told, measured)
             for layer in layers or range(decoder.shape.layers)]

@@ -7,7 +7,9 @@ import pandas as pd
 
 from quantgrid import config as configs
 from quantgrid.errors import ConfigError
+from quantgrid.integrity import verify
 from quantgrid.job import run
+from quantgrid.paths import results_folder
 from quantgrid.reporting.collection import read
 from quantgrid.reporting.recommendation import recommend, text
 
@@ -21,10 +23,12 @@ def main() -> None:
     parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
     parser.add_argument("--top", type=int, default=20, help="how many recipes to show")
     asked = parser.parse_args()
-    folder = Path(configs.read(asked.configfile).get("results_dir", configs.DEFAULTS["results_dir"]))
+    folder = Path(results_folder(configs.read(asked.configfile)))
     results, items = folder / "results.csv", sorted(folder.glob("studies/*.items.parquet"))
     if not results.is_file() or not items:
         raise ConfigError(f"{folder}: no results yet; `make run CONFIG={asked.configfile}` makes them")
+    for path in (results, *items):
+        verify(path)
     windows = pd.concat([pd.read_parquet(path) for path in items]).drop_duplicates(["cell", "metric", "dataset", "item"])
     found = recommend(read(results), windows, asked.model, asked.bits, asked.corpus)
     print(text(found, f"{asked.model}, at most {asked.bits:g} bits per weight: {len(found)} recipes", asked.top))

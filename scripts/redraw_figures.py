@@ -10,6 +10,7 @@ import pandas as pd
 
 from quantgrid import config as configs
 from quantgrid.errors import ConfigError, unknown_name
+from quantgrid.integrity import has_record, verify
 from quantgrid.job import run
 from quantgrid.reporting import figures
 from quantgrid.reporting.selection import of_study
@@ -27,6 +28,8 @@ def main() -> None:
         raise ConfigError(f"{asked.configfile}: {unknown_name('study', asked.study, config['studies'])}")
     if not asked.results.is_file():
         raise ConfigError(f"{asked.results}: there is no such file; a run leaves results.csv in its results folder")
+    if has_record(asked.results):  # an archive may hold this file alone
+        verify(asked.results)
     results = pd.read_csv(asked.results, dtype=str, keep_default_na=False)
     asked.folder.mkdir(parents=True, exist_ok=True)
     for study in [asked.study] if asked.study else config["studies"]:

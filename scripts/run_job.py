@@ -2,8 +2,9 @@
 
     python scripts/run_job.py quantize_model --spec JSON --model FOLDER ...
 
-A file that comes from a shared cache is checked before, what goes into one is noted after (`quantgrid.shared_cache`). A job that may use a GPU is
-given one of its own (`quantgrid.cards`). In a run with a warm start the job is a fork of a process that has its imports (`quantgrid.warm`).
+Every file that it reads is verified before, what it wrote is recorded after (`quantgrid.integrity`); `--gate` names files that have to be whole
+though the script does not read them. A job that may use a GPU is given one of its own (`quantgrid.cards`). In a run with a warm start the job is a
+fork of a process that has its imports (`quantgrid.warm`).
 """
 
 import json
@@ -13,15 +14,20 @@ import resource
 import runpy
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from quantgrid import warm
 from quantgrid.cards import choose
 from quantgrid.errors import ConfigError
-from quantgrid.shared_cache import CACHED_RULES, detach, files_of, remember, verify
+from quantgrid.integrity import verify, write_record
+from quantgrid.shared_cache import CACHED_RULES, detach
+from quantgrid.steps import OUTPUTS, REPORTS
+from quantgrid.storage import put_off, verified
 from quantgrid.tally import FAILED_RESULT
 
 SCRIPTS = Path(__file__).resolve().parent
+NO_OUTPUTS_OF_STEPS = ("spec", "statements", "first")  # of the last the script of the rule verifies all that it stands for
 
 
 def head(rule: str, spec: dict) -> str:
@@ -55,25 +61,51 @@ def failure(results: list[str]) -> str:
     return ""
 
 
+def named(words: list[str]) -> dict[str, list[str]]:
+    """Arguments of a job by name: ``--name`` and what follows it."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            values = found.setdefault(word[2:], [])
+        elif word:
+            values.append(word)
+    return found
+
+
+def verify_inputs(given: dict[str, list[str]], outputs: Collection[str], threads: int) -> None:
+    """Verify all files that a job is given, weights of a model when they are read, and say how long that took."""
+    begin = time.monotonic()
+    verified.clear()
+    put_off.clear()
+    for path in (path for name, paths in given.items() if name not in outputs and name not in NO_OUTPUTS_OF_STEPS for path in paths):
+        verify(path, threads, weights_later=True)
+    read = sum(os.path.getsize(file) for file in verified)
+    print(f"verified {len(verified)} files, {read / 2**20:.0f} MiB, in {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
+
+
+def compute(rule: str, words: list[str], spec: dict) -> None:
+    """Verify the inputs of a job, run its script, record its outputs."""
+    given, threads = named(words), spec.get("compute", {}).get("threads", 1)
+    outputs = {**OUTPUTS, **REPORTS}.get(rule, {})
+    verify_inputs(given, outputs, threads)
+    if spec.get("compute", {}).get("device") in ("auto", "cuda"):
+        choose()
+    sys.argv = [str(SCRIPTS / f"{rule}.py"), *(word for word in words if word not in ("--gate", *given.get("gate", ())))]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    made = [path for name in outputs for path in given.get(name, []) if os.path.exists(path)]
+    if reason := failure([path for path in made if path.endswith(".json")]):
+        print(f"{FAILED_RESULT}{reason}", file=sys.stderr)
+    if os.environ.get("SNAKEMAKE_OUTPUT_CACHE") and rule in CACHED_RULES:
+        detach(made)
+    write_record(rule, made, threads)
+
+
 def main() -> None:
     rule, *words = sys.argv[1:]
-    begin, cache = time.monotonic(), os.environ.get("SNAKEMAKE_OUTPUT_CACHE")
-    spec = json.loads(words[words.index("--spec") + 1])
+    begin, spec = time.monotonic(), json.loads(words[words.index("--spec") + 1])
     print(head(rule, spec), file=sys.stderr, flush=True)
-    there = [word for word in words if os.path.exists(word)]
     try:
-        if cache:
-            verify(cache, there)
-        if spec.get("compute", {}).get("device") in ("auto", "cuda"):
-            choose()
-        sys.argv = [str(SCRIPTS / f"{rule}.py"), *words]
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        made = [word for word in words if word not in there and os.path.exists(word)]
-        if reason := failure([path for path in made if path.endswith(".json")]):
-            print(f"{FAILED_RESULT}{reason}", file=sys.stderr)
-        if cache and rule in CACHED_RULES:
-            detach(files_of(made))
-            remember(cache, files_of(made))
+        compute(rule, words, spec)
     except BaseException as error:
         print(f"failed after {foot(begin)}", file=sys.stderr)
         raise (SystemExit(f"{rule}: {error}") if isinstance(error, ConfigError) else error) from None

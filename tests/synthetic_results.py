@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from quantgrid import config as configs
 from quantgrid.grid import Cell, asked, baseline
+from quantgrid.integrity import origin_of, write_record
 from quantgrid.pipeline import Plan
 from quantgrid.reporting import claims, collection, depth, figures, findings, number_lines, page, pareto, report, table_writers, tables
 from quantgrid.reporting.records import read_records
@@ -84,6 +85,7 @@ def write(plan: Plan, failed: str = "") -> None:
                     found = {"axes": found["axes"], "status": "failed", "reason": "layer 3: no damping makes the Hessian positive definite"}
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 Path(path).write_text(json.dumps(found))
+                write_record(origin_of(path).rule, [path])
 
 
 def studies(plan: Plan) -> list[report.StudySection]:
@@ -116,7 +118,7 @@ def build(plan: Plan) -> Path:
         figures.save(figure, [base / f"{name}.svg"])
         collection.write(data, base / f"{name}.csv")
     evaluations = [collection.read_evaluations(plan.evaluations(study)) for study in plan.studies]
-    context = page.context(plan.config, {"python": "3.11"}, base, evaluations)
+    context = page.context(plan.config, {"python": "3.11"}, (), evaluations)
     images = [base / f"{name}.svg" for name in ("pareto", "number-lines", "depth")]
     context |= {"claims": findings.read(base / "claims.csv"), "overview": page.overview(*images, base)}
     (base / "report.html").write_text(report.build(sections, context), encoding="utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from quantgrid.errors import ConfigError
-from quantgrid.shared_cache import detach, files_of, remember, verify
+from quantgrid.integrity import verify, write_record
+from quantgrid.shared_cache import detach
 from workflow import Checkout
 
 RESULTS = "results-smoke"
@@ -16,43 +17,48 @@ CACHED = ("models/*/*/[a-z]*.*", "corpora/**/*.safetensors", "calibration/**/*.s
 
 
 def linked(folder: Path, cache: Path) -> Path:
-    """A model folder such as a second checkout is given: a link for each file, into an entry of ``cache``."""
-    entry = cache / "entry"
-    entry.mkdir(parents=True)
-    (entry / "weights").write_bytes(b"1234")
-    (entry / "config.json").write_text("{}")
-    remember(cache, files_of([entry]))
-    folder.mkdir()
-    for file in entry.iterdir():
-        (folder / file.name).symlink_to(file)
-    return folder
+    """A model folder and its record such as a second checkout is given: a link for each file, into entries of ``cache``."""
+    own, digest = folder / "models" / "m" / "0123456789", folder / "digests" / "fetch_model" / "m" / "0123456789.json"
+    own.mkdir(parents=True)
+    (own / "weights").write_bytes(b"1234")
+    (own / "config.json").write_text("{}")
+    write_record("fetch_model", [own])
+    cache.mkdir()
+    for place, entry in ((own / "weights", "f00_folder/weights"), (own / "config.json", "f00_folder/config.json"), (digest, "f00_digest.json")):
+        (cache / entry).parent.mkdir(exist_ok=True)
+        place.rename(cache / entry)
+        place.symlink_to(cache / entry)
+    (cache / "f01_windows.safetensors").touch()
+    return own
 
 
-def test_every_file_of_a_cached_folder_is_looked_at(tmp_path: Path):
+def test_every_file_of_a_cached_folder_is_verified_and_its_entry_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cache = tmp_path / "cache"
-    folder = linked(tmp_path / "model", cache)
-    verify(cache, [folder])
-    verify(tmp_path / "another", [folder])
-    (cache / "entry" / "weights").write_bytes(b"1243")
-    with pytest.raises(ConfigError, match=rf"weights, is damaged: it is not what was stored; delete {cache / 'entry'} and {folder} and run again"):
-        verify(cache, [folder])
-    shutil.rmtree(cache / "entry")
-    with pytest.raises(ConfigError, match=rf"is gone; delete {cache / 'entry'} and {folder} and run again"):
-        verify(cache, [folder])
+    folder = linked(tmp_path / "results", cache)
+    verify(folder)
+    (cache / "f00_folder" / "weights").write_bytes(b"1243")
+    record = tmp_path / "results" / "digests" / "fetch_model" / "m" / "0123456789.json"
+    changed = "weights: its content has changed: not what fetch_model wrote"
+    with pytest.raises(ConfigError, match=f"{changed}; delete {folder} and {record} and run again"):
+        verify(folder)
+    monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(cache))
+    with pytest.raises(ConfigError, match=f"delete {folder} and {record} and {cache}/f00_digest.json and {cache}/f00_folder and run again"):
+        verify(folder)
+    shutil.rmtree(cache / "f00_folder")
+    with pytest.raises(ConfigError, match="config.json: is gone: not what fetch_model wrote"):
+        verify(folder)
 
 
-def test_links_are_replaced_by_copies_before_an_entry_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_links_are_replaced_by_copies_before_an_entry_is_stored(tmp_path: Path):
     source, made = tmp_path / "weights", tmp_path / "made"
     source.write_bytes(b"1234")
     source.chmod(0o640)
     made.mkdir()
     (made / "model.safetensors").symlink_to(source)
-    monkeypatch.chdir(made)
-    found = [*files_of(["", "no such file", made])]
-    assert found == [made / "model.safetensors"], "an argument left empty is not the working folder"
-    detach(found)
-    assert not found[0].is_symlink() and found[0].read_bytes() == b"1234"
-    found[0].chmod(0o666)
+    detach(["no such file", made])
+    [found] = made.iterdir()
+    assert not found.is_symlink() and found.read_bytes() == b"1234"
+    found.chmod(0o666)
     assert source.stat().st_mode & 0o777 == 0o640
 
 
@@ -75,7 +81,8 @@ def damaged_is_noticed(checkout: Checkout, cache: Path) -> None:
     content = entry.read_bytes()
     entry.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     output = checkout.run("smoke", "--until", "quantize_model", ok=False)
-    assert f"its copy in the cache, {entry}, is damaged" in output, output[-4000:]
+    said = f"calibrate_model wrote; delete {link.relative_to(checkout.folder)} and "
+    assert said in output and f"and {entry} and run again" in output, output[-4000:]
     errors = "evaluations/*/*/rtn/*/*/error/*.json"
     assert not checkout.contents(RESULTS, errors), "no cell was computed from it"
     entry.unlink()
@@ -106,5 +113,5 @@ def test_a_second_checkout_takes_from_the_cache_and_another_option_does_not(tmp_
     before = set(cache.iterdir())
     third, _ = prepared(tmp_path / "third", alpha=0.7)
     fresh = set(cache.iterdir()) - before
-    assert len(fresh) == 2, "one transform: its parameters and its losses"
+    assert len(fresh) == 3, "one transform: its parameters, its losses, their record"
     assert third.contents(RESULTS, "calibration/**/*.safetensors") == first.contents(RESULTS, "calibration/**/*.safetensors")

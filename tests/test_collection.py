@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from quantgrid.config import check
 from quantgrid.errors import ConfigError
 from quantgrid.evaluation.protocols import of_perplexity, of_task
 from quantgrid.grid import Cell, baseline
+from quantgrid.integrity import origin_of, write_record
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import digest
 from quantgrid.reporting import collection, figures, page, tables
 from quantgrid.reporting.records import BEST, NUMBERS, STARTS, TEXTS, tidy
+from quantgrid.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = baseline("m")
@@ -332,15 +335,21 @@ def test_one_failed_evaluation_fails_its_cell():
     assert list(own.status) == ["failed"] and list(own.reason) == ["task cloze: a log-likelihood is not finite"]
 
 
-def test_a_missing_file_is_named_unless_it_may_be_missing(tmp_path):
-    (tmp_path / "there.json").write_text(json.dumps(perplexity(FULL)))
-    paths = {FULL: {"perplexity.docs": str(tmp_path / "there.json")}, RTN: {"perplexity.docs": str(tmp_path / "gone.json")}}
-    with pytest.raises(ConfigError, match=r"gone\.json: this evaluation is not there; the code may have changed .* run it again"):
+def test_a_missing_file_is_named_unless_it_may_be_missing_and_a_damaged_one_always(tmp_path):
+    place = str(tmp_path / "evaluations" / "m" / "none" / "{}" / "channel" / "int4" / "perplexity" / "docs" / "0123456789.json")
+    paths = {FULL: {"perplexity.docs": place.format("none")}, RTN: {"perplexity.docs": place.format("rtn")}}
+    write_json(place.format("none"), perplexity(FULL))
+    write_record("evaluate_perplexity", [place.format("none")])
+    with pytest.raises(ConfigError, match=r"rtn.*0123456789\.json: this evaluation is not there; the code may have changed .* run it again"):
         collection.read_evaluations(paths)
     assert collection.read_evaluations(paths, missing_allowed=True) == {FULL: {"perplexity.docs": perplexity(FULL)}, RTN: {}}
-    (tmp_path / "gone.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"gone\.json: not a JSON file .* delete it and run again"):
-        collection.read_evaluations(paths)
+    shutil.copytree(Path(place.format("none")).parents[4], Path(place.format("rtn")).parents[4])  # another cell's, record and all
+    with pytest.raises(ConfigError, match=r"rtn.*0123456789\.json: evaluate_perplexity left no record of its content .*; delete it and run again"):
+        collection.read_evaluations(paths, missing_allowed=True)
+    Path(place.format("none")).write_text("{")
+    damaged: dict[str, str] = {}
+    assert collection.read_evaluations(paths, damaged=damaged) == {FULL: {}, RTN: {}}
+    assert [*damaged] == [place.format("none"), place.format("rtn")] and "holds 1 bytes, not " in damaged[place.format("none")]
 
 
 # -- files and studies --------------------------------------------------------------------------------------------------------------------
@@ -417,6 +426,7 @@ def test_the_scripts_collect_what_the_plan_names(tmp_path):
             for name, path in paths.items():
                 Path(place[study] + path).parent.mkdir(parents=True, exist_ok=True)
                 Path(place[study] + path).write_text(json.dumps(evaluations(cell)[cell][name]))
+                write_record(origin_of(path).rule, [place[study] + path])
     options = {study: ("--spec", plan.study_spec(study), "--first", place[study] + plan.study_inputs(study)[0],
                        "--records", str(tmp_path / f"{study}.csv"), "--items", str(tmp_path / f"{study}.parquet")) for study in plan.studies}
     for study in plan.studies:

@@ -13,6 +13,7 @@ import pytest
 from in_process import run_script
 from quantgrid.drivers import LOCKS, SLURM_LOGS, STARTED, cancel_queued, check_machine, note_driver, queued
 from quantgrid.errors import ConfigError
+from quantgrid.locks import LOCK
 from workflow import ROOT, Checkout
 
 
@@ -84,4 +85,4 @@ def test_a_target_is_one_whatever_is_said_before_it(tmp_path):
     command = [sys.executable, "scripts/run_workflow.py", "--configfile", "config/smoke.yaml", "--profile", "gpus", "results-smoke/steps.csv"]
     done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [path.name for path in (checkout.folder / "results-smoke").iterdir() if path.is_file()] == ["steps.csv"]
+    assert {path.name for path in (checkout.folder / "results-smoke").iterdir() if path.is_file()} == {"steps.csv", LOCK}, "the note is gone"

@@ -65,11 +65,13 @@ def config(**published: float) -> dict[str, Any]:
 
 def test_quantized_cells_and_tables_wait_and_full_precision_does_not():
     gates = Gates(Plan(check(config(docs=9.76))))
-    assert gates.of_cell(SimpleNamespace(model="m", mitigation="rtn")) == ["results/checks/m.json"]
-    assert gates.of_cell(SimpleNamespace(model="m", mitigation="none")) == []
-    assert gates.of_study("b") == ["results/checks/n.json", "results/checks/m.json"]
+    assert gates.of_cell(gates.pattern)(SimpleNamespace(model="m", mitigation="rtn")) == ["results/checks/m.json"]
+    assert gates.of_cell(gates.digest)(SimpleNamespace(model="m", mitigation="rtn")) == ["results/digests/check_model/m.json"]
+    assert gates.of_cell(gates.pattern)(SimpleNamespace(model="m", mitigation="none")) == []
+    assert gates.of_study(gates.pattern, "b") == ["results/checks/n.json", "results/checks/m.json"]
     found = gates.inputs("m")
-    assert [len(paths) for paths in found.values()] == [1, 1, 1] and "/none/none/-/bf16/perplexity/docs/" in found["measured"][0]
+    assert {name: len(paths) for name, paths in found.items()} == {"calibrations": 1, "evaluations": 1, "measured": 1, "digests": 3}
+    assert "/none/none/-/bf16/perplexity/docs/" in found["measured"][0]
     assert "/text/" in found["calibrations"][0] and gates.inputs("n")["measured"] == []
 
 
@@ -79,7 +81,7 @@ def test_only_texts_that_a_cell_reads_are_checked():
     content["transforms"] = {"turn": {"method": "random_hadamard", "calibration": "spare"}}  # calibrated on nothing
     content["studies"]["a"]["transforms"] = ["turn"]
     plan = Plan(check(content))
-    gates, made = Gates(plan), {path for steps in plan.all_steps().values() for step in steps for path in step.outputs.values()}
+    gates, made = Gates(plan), {path for steps in plan.all_steps().values() for step in steps for path in (*step.outputs.values(), step.digest)}
     assert gates.calibrated == {"m": ["text"], "n": ["text"]}
     assert {path for model in gates.calibrated for paths in gates.inputs(model).values() for path in paths} <= made
 

@@ -315,7 +315,9 @@ def test_rules_look_a_step_up_by_its_wildcards():
     made = plan(content())
     cell = Cell("tiny", "none", "none", "-", "bf16")
     step = made.quantize_model(cell)
-    assert made.inputs("quantize_model")(step.wildcards) == {**step.inputs, "statistics": [], "windows": []}
+    assert made.inputs("quantize_model")(step.wildcards) == {**step.inputs, "statistics": [], "windows": [], "digests": step.digests}
+    assert step.digests == (made.fetch_model("tiny").digest, made.fit_transform(cell).digest)
+    assert step.digest == made.digest("quantize_model").format(**step.wildcards)
     assert step.outputs["error"] == made.pattern("quantize_model", "error").format(**step.wildcards)
     assert made.inputs("quantize_model")(step.wildcards)["windows"] == []
     rounded = made.quantize_model(Cell("tiny", "none", "rtn", "channel", "int4"))

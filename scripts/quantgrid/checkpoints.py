@@ -30,7 +30,7 @@ from .online import restored, stored
 from .packing import pack, unpack
 from .quantizer import QuantizedTensor, QuantScheme
 from .skeletons import fill, require_filled, skeleton
-from .storage import open_tensors, read_json, sha256_of, write_json, write_tensors
+from .storage import open_tensors, read_json, settle, sha256_of, write_json, write_tensors
 from .tensor_files import write_each
 
 FORMAT_VERSION = 4
@@ -179,6 +179,7 @@ def load_full_precision(folder: str | Path, dtype: torch.dtype = torch.float32, 
     """The unmodified model of a canonical folder, as transformers runs it, all of it in memory."""
     from transformers import AutoModelForCausalLM
 
+    settle(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True)
     return model.to(device).eval()
 

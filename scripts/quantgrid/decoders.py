@@ -18,7 +18,7 @@ from torch import Tensor
 from .architecture import END_ROLES, LINEARS, SITES, ModelShape, layer_tensors, shape_from_config
 from .errors import ConfigError, NumericalFailure
 from .statistics import Rows, SiteStatistics
-from .storage import open_tensors, read_json
+from .storage import open_tensors, read_json, tensor_names
 
 EMBEDDING_PARTS = ("embedding", "lm_head")
 
@@ -87,8 +87,7 @@ class DecoderFolder:
         if index.is_file():
             return {name: self.folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
         single = self.folder / "model.safetensors"
-        with open_tensors(single) as file:
-            return dict.fromkeys(file.keys(), single)
+        return dict.fromkeys(tensor_names(single), single)
 
     def stored(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Those of the named tensors that the folder holds, as it holds them: mapped, so that they take memory from when they are looked at."""

@@ -52,6 +52,12 @@ def drivers_of(folder: str) -> list[int]:
     return [*(process.pid for process, driver in marked_processes(folder) if process.pid == driver), *other_drivers(folder)]
 
 
+def require_no_run(folder: str) -> None:
+    """:class:`ConfigError` where a run is going on in ``folder``, or one was killed there and left its lock."""
+    if drivers_of(folder) or any(Path(folder, LOCKS).glob("*")):
+        raise ConfigError("a run is going on in this folder, or one was killed and left its lock; let it end or run again, then try again")
+
+
 def check_machine(folder: str) -> None:
     """Refuse where the lock in ``folder`` was taken on another machine, whose processes nobody here can see."""
     started = Path(folder, STARTED)

@@ -5,6 +5,7 @@ A check decides whether a cell is computed, not what comes out of it, so it is n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -18,15 +19,15 @@ class Gates:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.pattern = f"{plan.results}/checks/{{model}}.json"
+        self.pattern, self.digest = plan.pattern("check_model", "result"), plan.digest("check_model")
 
-    def of_cell(self, wildcards: Any) -> list[str]:
-        """What a cell waits for before it is quantized. Full precision waits for nothing: it is what the checks read."""
-        return [self.pattern.format(model=wildcards.model)] if wildcards.mitigation != "none" else []
+    def of_cell(self, pattern: str) -> Callable[[Any], list[str]]:
+        """What a cell waits for before it is quantized, ``pattern`` or ``digest``. Full precision waits for nothing: it is what the checks read."""
+        return lambda wildcards: [pattern.format(model=wildcards.model)] if wildcards.mitigation != "none" else []
 
-    def of_study(self, study: str) -> list[str]:
-        """The checks of all models of a study: without them there is no table."""
-        return [self.pattern.format(model=model) for model in dict.fromkeys(cell.model for cell in self.plan.studies[study])]
+    def of_study(self, pattern: str, study: str) -> list[str]:
+        """The checks of all models of a study, ``pattern`` or ``digest``: without them there is no table."""
+        return [pattern.format(model=model) for model in dict.fromkeys(cell.model for cell in self.plan.studies[study])]
 
     @cached_property
     def calibrated(self) -> dict[str, list[str]]:
@@ -51,13 +52,14 @@ class Gates:
         return {corpus: value for corpus, value in self.plan.config["models"][model].get("published", {}).items() if corpus in self.evaluated(model)}
 
     def inputs(self, model: str) -> dict[str, list[str]]:
-        """Windows of either kind of corpus, and the full-precision perplexities that have a published value."""
+        """Windows of either kind of corpus, the full-precision perplexities that have a published value, and the records of their content."""
 
         def windows(corpora: list[str]) -> list[str]:
             return [self.plan.tokenize_corpus(model, corpus).outputs["windows"] for corpus in corpora]
 
         measured = [self.plan.evaluate_perplexity(grid.baseline(model), corpus).outputs["result"] for corpus in self.published(model)]
-        return {"calibrations": windows(self.calibrated[model]), "evaluations": windows(self.evaluated(model)), "measured": measured}
+        found = {"calibrations": windows(self.calibrated[model]), "evaluations": windows(self.evaluated(model)), "measured": measured}
+        return {**found, "digests": self.plan.digests(path for paths in found.values() for path in paths)}
 
     def spec(self, model: str) -> str:
         """What ``check_model`` is told, as canonical JSON; names are in the order of its inputs."""

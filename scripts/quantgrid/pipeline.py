@@ -8,22 +8,22 @@ output paths are the readable axes followed by that key. The rules of the workfl
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from . import demands, grid, library_docs, planned, registry, shown_transforms
+from . import grid, library_docs, planned, registry, shown_transforms
 from .granularities import searched
 from .grid import Cell, without_note
 from .model_shapes import folder_of
 from .provenance import canonical, code_hash, digest, fingerprint, versions
-from .resources import memory_mb
-from .steps import COMPUTING, OPTIONAL_INPUTS, OUTPUTS, Step, once
+from .rule_lookups import RuleLookUps
+from .steps import COMPUTING, DIGESTS, OUTPUTS, Step, once
 
 SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_study": ("table", "compare")}
 
 
-class Plan:
+class Plan(RuleLookUps):
     """All steps of one validated config, made on demand and kept by rule and wildcards.
 
     The key alone does not tell two steps apart: two names for the same options give the same key at two places.
@@ -34,6 +34,7 @@ class Plan:
         self.results = config["results_dir"].rstrip("/")
         self.steps: dict[str, dict[frozenset, Step]] = {rule: {} for rule in OUTPUTS}
         self._known: dict[tuple, Step] = {}
+        self.records: dict[str, str] = {}  # output of a step -> the record of its content
         self.given: dict[tuple, Any] = {}
 
     @cached_property
@@ -44,27 +45,6 @@ class Plan:
     @cached_property
     def cells(self) -> list[Cell]:
         return list(dict.fromkeys(cell for cells in self.studies.values() for cell in cells))
-
-    # -- paths and look-ups for the rules -------------------------------------------------------------------------------------
-
-    def pattern(self, rule: str, output: str) -> str:
-        """Output path of a rule with its wildcards, as a rule declares it."""
-        return f"{self.results}/{OUTPUTS[rule][output]}"
-
-    def inputs(self, rule: str) -> Callable[[Any], Mapping[str, str]]:
-        """Input function of a rule: wildcards -> named paths; an input that this step does without is an empty list."""
-        without = {name: [] for name in OPTIONAL_INPUTS.get(rule, ())}
-        return lambda wildcards: {**without, **self.steps[rule][frozenset(wildcards.items())].inputs}
-
-    def spec(self, rule: str) -> Callable[[Any], str]:
-        """Function of a rule's wildcards that gives the job's specification as canonical JSON."""
-        return lambda wildcards: canonical(self.steps[rule][frozenset(wildcards.items())].spec)
-
-    def memory_mb(self, rule: str) -> Callable[..., int]:
-        """Function of a rule's wildcards and the attempt that gives the job's memory in MiB."""
-        size = demands.size(self.config, rule)
-        return lambda wildcards, attempt: attempt * memory_mb(demands.kind(self.config, rule, wildcards), grid.shape(self.config, wildcards.model),
-                                                              **size)
 
     def _step(self, rule: str, spec: dict[str, Any], reads: Mapping[str, tuple[Step, str]], modules: tuple[str, ...] = (),
               packages: tuple[str, ...] = ("torch",), **wildcards: str) -> Step:
@@ -77,13 +57,11 @@ class Plan:
             full = {**spec, "code": code_hash(rule, *modules), "versions": versions(*packages), "upstream": upstream}
             wildcards = {**wildcards, "key": digest(full)}
             step = Step(rule, wildcards, {**full, "axes": wildcards}, {name: step.outputs[output] for name, (step, output) in reads.items()},
-                        {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()})
+                        {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()},
+                        f"{self.results}/{DIGESTS[rule].format(**wildcards)}", tuple(dict.fromkeys(step.digest for step, _ in reads.values())))
+            self.records |= dict.fromkeys(step.outputs.values(), step.digest)
             self._known[known] = self.steps[rule][frozenset(wildcards.items())] = step
         return self._known[known]
-
-    def threads(self, rule: str) -> int:
-        threads = self.config["threads"]
-        return threads.get(rule, threads["default"])
 
     # -- the steps ------------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -54,6 +55,16 @@ def crowded(plan: Plan, rules: Iterable[str], cores: int) -> list[str]:
     threads = {rule: plan.threads(rule) for rule in sorted(rules) if rule in COMPUTING}
     return [f"{rule} has {count} threads on {cores} core{'s' * (cores > 1)}: slower than with as many as there are (`threads` of the config)"
             for rule, count in threads.items() if count > cores]
+
+
+def made_again(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line where outputs of ``jobs`` (name -> path or paths) are there, but not the record of their content, without which nobody believes them."""
+    count = 0
+    for outputs in jobs:
+        paths = [path for name, found in outputs.items() if name != "digest" for path in ([found] if isinstance(found, str) else found)]
+        count += "digest" in outputs and not os.path.exists(outputs["digest"]) and any(map(os.path.exists, paths))
+    return [f"{count} steps left files without a record of their content (from before there were records?), so they are made again; "
+            "`make verify ADOPT=1` records them as they are instead"] * bool(count)
 
 
 def free_bytes(folder: str | Path) -> int:

@@ -4,6 +4,7 @@ The code hash of a job is taken over the syntax trees of its script, of the modu
 from quantgrid, without comments and docstrings: moving a comment reruns nothing, changing a formula reruns what uses it.
 ``registry``, ``methods``, ``presets``, ``grid``, ``pipeline``, ``config`` and every ``__init__`` are left out: what they decide reaches a job
 through its specification. A job looks nothing up in their tables: an edit there would change its result and not its key (tests/test_lookups.py).
+``integrity`` and ``steps`` are left out as well: they decide whether a job computes, and where its files lie, not what is in them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 _MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 LIBRARY = Path(__file__).resolve().parent
 SCRIPTS = LIBRARY.parent
-_LEFT_OUT = {"registry", "methods", "presets", "grid", "pipeline", "provenance", "config"}
+_LEFT_OUT = {"registry", "methods", "presets", "grid", "pipeline", "provenance", "config", "integrity", "steps"}
 
 
 def canonical(content: Any) -> str:

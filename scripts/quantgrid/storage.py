@@ -9,12 +9,17 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .documents import parse_json
 from .errors import ConfigError, NumericalFailure
+
+_CHUNK = 1 << 20  # bytes: fits the cache of a core
+verified: dict[str, str] = {}  # path -> digest of the inputs of this process's job that were found to be what was written
+put_off: dict[str, Callable[[], None]] = {}  # absolute path -> verification of a file that this process may have no need to read
 
 
 @contextmanager
@@ -56,9 +61,9 @@ def read_json(path: str | Path, advice: str = "delete it and run again", largest
     if (size := os.stat(path).st_size) > largest:
         raise ConfigError(f"{path}: {size} bytes, at most {largest} are read; {advice}")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, nested too deeply
-        raise ConfigError(f"{path}: not a JSON file ({error}); {advice}") from None
+        content = parse_json(Path(path).read_bytes(), str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {advice}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no JSON object but a {type(content).__name__}; {advice}")
     return content
@@ -79,6 +84,20 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def blake3_of(source: str | Path | bytes, threads: int = 1) -> str:
+    """Hexadecimal BLAKE3 digest of a file, or of bytes. A file is read, not mapped: mapped pages would count as this process's memory."""
+    from blake3 import blake3
+
+    digest = blake3(max_threads=threads)
+    if isinstance(source, bytes):
+        return digest.update(source).hexdigest()
+    buffer = memoryview(bytearray(_CHUNK))
+    with open(source, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
     """Write a dict of torch tensors; ``metadata`` is kept as one JSON string in the file's header."""
     from safetensors.torch import save_file
@@ -88,9 +107,30 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
 
 
+def settle(path: str | Path) -> None:
+    """Verify now what is ``put_off``: a file, or all files of a folder; for what is read by other means than :func:`open_tensors`."""
+    place = os.path.abspath(path)
+    for name in [name for name in put_off if name == place or name.startswith(place + os.sep)]:
+        put_off.pop(name)()
+
+
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file for reading tensor by tensor; a truncated or altered header is a :class:`ConfigError` with its name."""
+    """Open a safetensors file for reading tensor by tensor, verified first where that was put off; a truncated or altered header is a
+    :class:`ConfigError` with its name."""
+    settle(path)
+    with _opened(path) as file:
+        yield file
+
+
+def tensor_names(path: str | Path) -> list[str]:
+    """Names of the tensors of a file, which is not verified for that."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -33,6 +33,7 @@ from records import record, show, timed_row  # noqa: E402
 from turns import Process, run  # noqa: E402
 
 from quantgrid import config as configs  # noqa: E402
+from quantgrid.integrity import origin_of  # noqa: E402
 from quantgrid.pipeline import Plan  # noqa: E402
 from quantgrid.steps import Step  # noqa: E402
 
@@ -81,8 +82,8 @@ def prepare(options: argparse.Namespace, scratch: Path) -> Prepared:
 def contenders(prepared: Prepared, options: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], list[Process]]]:
     """Name -> one turn: the processes that it takes, one after another."""
     inputs, windows, log = prepared.quantize.inputs, prepared.calibrate.inputs["windows"], scratch / "log"
-    outputs = {"checkpoint": scratch / "model.safetensors", "manifest": scratch / "quantgrid.json", "error": scratch / "error.json"}
-    anew = scratch / "statistics.safetensors"
+    outputs = {name: scratch / origin_of(path).place for name, path in prepared.quantize.outputs.items()}
+    anew = scratch / origin_of(prepared.calibrate.outputs["statistics"]).place
     settings = ["--group-size", str(prepared.group_size), "--damping", str(DAMPING), "--threads", str(options.threads)]
     solver = [str(HERE / "gptq_solvers.py"), "--model", inputs["model"], "--statistics", inputs["statistics"], *settings, "--solver"]
     whole = ["--model", inputs["model"], "--windows", windows, "--output", str(scratch / "packed"), *settings]

@@ -27,6 +27,7 @@ from records import write_table  # noqa: E402
 from turns import Process, run  # noqa: E402
 
 from quantgrid import config as configs  # noqa: E402
+from quantgrid.integrity import origin_of, write_record  # noqa: E402
 from quantgrid.pipeline import Plan  # noqa: E402
 from quantgrid.steps import Step  # noqa: E402
 from workflow import Checkout  # noqa: E402
@@ -47,8 +48,7 @@ SIZES = {HIDDEN: [Size(hidden, 2, 4) for hidden in (64, 256, 512, 1024, 1536)],
          LAYERS: [Size(256, layers, 4) for layers in (2, 8, 16, 32, 64)],
          TOKENS: [Size(256, 2, windows) for windows in (1, 4, 16, 64, 128)]}
 ALPHAS = (1, 4, 8, 16)  # of the dry runs: as many times CELLS_PER_ALPHA cells
-FILES = {"model": "model", "windows": "windows", "transform": "transform", "reference": "reference", "statistics": "statistics",
-         "checkpoint": "quantized/model.safetensors", "manifest": "quantized/quantgrid.json", "error": "error.json", "result": "result.json"}
+DRAWN = ("model", "windows", "transform", "reference")  # inputs that no job makes
 
 
 def steps() -> dict[str, Step]:
@@ -71,7 +71,12 @@ def measured_jobs(size: Size, scratch: Path, jobs: dict[str, Step]) -> Iterator[
         folder, log = Path(place), scratch / "log"
         run([sys.executable, str(Path(__file__).with_name("random_models.py")), "--folder", place, *size.options()], 1, log)
         for name, step in jobs.items():
-            yield name, run(job(step, **{file: folder / FILES[file] for file in (*step.inputs, *step.outputs)}), 1, log)
+            places = {file: folder / "results" / origin_of(path).place for file, path in {**step.inputs, **step.outputs}.items()}
+            for file in (file for file in DRAWN if file in step.inputs and not places[file].exists()):
+                places[file].parent.mkdir(parents=True, exist_ok=True)
+                places[file].symlink_to(folder / file)
+                write_record(origin_of(places[file]).rule, [places[file]])
+            yield name, run(job(step, **places), 1, log)
 
 
 def measured_plans(scratch: Path) -> Iterator[tuple[int, Process]]:

@@ -24,6 +24,7 @@ from records import record, show, timed_row  # noqa: E402
 from turns import ALLOCATOR, Process, run  # noqa: E402
 
 from quantgrid import config as configs  # noqa: E402
+from quantgrid.integrity import origin_of  # noqa: E402
 from quantgrid.pipeline import Plan  # noqa: E402
 from quantgrid.steps import Step  # noqa: E402
 
@@ -65,7 +66,7 @@ def prepare(folder: Path) -> dict[str, Case]:
 def command(step: Step, folder: Path) -> list[str]:
     """The job of ``step``, with outputs in ``folder`` that are not there yet."""
     made = Path(tempfile.mkdtemp(dir=folder))
-    return job(step, **{name: made / Path(path).name for name, path in step.outputs.items()})
+    return job(step, **{name: made / origin_of(path).place for name, path in step.outputs.items()})
 
 
 def take_turns(cases: dict[str, Case], folder: Path, repeats: int, served: dict[str, str]) -> dict[str, list[Process]]:

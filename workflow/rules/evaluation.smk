@@ -6,6 +6,7 @@ rule evaluate_reference:
         unpack(PLAN.inputs("evaluate_reference")),
     output:
         reference=PLAN.pattern("evaluate_reference", "reference"),
+        digest=PLAN.digest("evaluate_reference"),
     log:
         f"{RESULTS}/logs/evaluate_reference/{{model}}/{{corpus}}/{{key}}.log",
     benchmark:
@@ -29,6 +30,7 @@ rule check_model:
         unpack(lambda w: GATES.inputs(w.model)),
     output:
         result=GATES.pattern,
+        digest=PLAN.digest("check_model"),
     log:
         f"{RESULTS}/logs/check_model/{{model}}.log",
     benchmark:
@@ -49,6 +51,7 @@ rule evaluate_perplexity:
         unpack(PLAN.inputs("evaluate_perplexity")),
     output:
         result=PLAN.pattern("evaluate_perplexity", "result"),
+        digest=PLAN.digest("evaluate_perplexity"),
     log:
         f"{RESULTS}/logs/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.log",
     benchmark:
@@ -72,6 +75,7 @@ rule measure_depth:
         unpack(PLAN.inputs("measure_depth")),
     output:
         result=PLAN.pattern("measure_depth", "result"),
+        digest=PLAN.digest("measure_depth"),
     log:
         f"{RESULTS}/logs/measure_depth/{CELL}/{{corpus}}/{{key}}.log",
     benchmark:
@@ -95,6 +99,7 @@ rule evaluate_tasks:
         unpack(PLAN.inputs("evaluate_tasks")),
     output:
         result=PLAN.pattern("evaluate_tasks", "result"),
+        digest=PLAN.digest("evaluate_tasks"),
     log:
         f"{RESULTS}/logs/evaluate_tasks/{CELL}/{{key}}.log",
     benchmark:

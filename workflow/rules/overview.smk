@@ -3,11 +3,13 @@
 
 rule evaluate_claims:
     input:
-        results=f"{RESULTS}/results.csv",
-        samples=collect(f"{RESULTS}/studies/{{study}}.items.parquet", study=STUDIES),
+        results=PLAN.pattern("collect_results", "csv"),
+        samples=collect(PLAN.pattern("collect_study", "items"), study=STUDIES),
         claims=local(CLAIMS),
+        digests=[PLAN.digest("collect_results"), *collect(PLAN.digest("collect_study"), study=STUDIES)],
     output:
-        claims=f"{RESULTS}/claims.csv",
+        claims=PLAN.pattern("evaluate_claims", "claims"),
+        digest=PLAN.digest("evaluate_claims"),
     log:
         f"{RESULTS}/logs/evaluate_claims.log",
     benchmark:
@@ -24,18 +26,20 @@ rule evaluate_claims:
 
 rule plot_pareto:
     input:
-        results=f"{RESULTS}/results.csv",
+        results=PLAN.pattern("collect_results", "csv"),
+        digest=PLAN.digest("collect_results"),
     output:
-        png=f"{RESULTS}/pareto.png",
-        pdf=f"{RESULTS}/pareto.pdf",
+        png=PLAN.pattern("plot_pareto", "png"),
+        pdf=PLAN.pattern("plot_pareto", "pdf"),
         svg=report(
-            f"{RESULTS}/pareto.svg",
+            PLAN.pattern("plot_pareto", "svg"),
             caption="../report/pareto.rst",
             category="Figures",
             subcategory="Whole run",
             labels={"figure": "perplexity against bits"},
         ),
-        csv=f"{RESULTS}/pareto.csv",
+        csv=PLAN.pattern("plot_pareto", "csv"),
+        digest=PLAN.digest("plot_pareto"),
     log:
         f"{RESULTS}/logs/plot_pareto.log",
     localrule: True
@@ -50,16 +54,17 @@ rule plot_pareto:
 
 rule plot_number_lines:
     output:
-        png=f"{RESULTS}/number-lines.png",
-        pdf=f"{RESULTS}/number-lines.pdf",
+        png=PLAN.pattern("plot_number_lines", "png"),
+        pdf=PLAN.pattern("plot_number_lines", "pdf"),
         svg=report(
-            f"{RESULTS}/number-lines.svg",
+            PLAN.pattern("plot_number_lines", "svg"),
             caption="../report/number-lines.rst",
             category="Figures",
             subcategory="Whole run",
             labels={"figure": "number lines of formats"},
         ),
-        csv=f"{RESULTS}/number-lines.csv",
+        csv=PLAN.pattern("plot_number_lines", "csv"),
+        digest=PLAN.digest("plot_number_lines"),
     log:
         f"{RESULTS}/logs/plot_number_lines.log",
     localrule: True
@@ -77,17 +82,19 @@ if LOSSES:
     rule plot_losses:
         input:
             losses=LOSSES,
+            digests=PLAN.digests(LOSSES),
         output:
-            png=f"{RESULTS}/learning.png",
-            pdf=f"{RESULTS}/learning.pdf",
+            png=PLAN.pattern("plot_losses", "png"),
+            pdf=PLAN.pattern("plot_losses", "pdf"),
             svg=report(
-                f"{RESULTS}/learning.svg",
+                PLAN.pattern("plot_losses", "svg"),
                 caption="../report/losses.rst",
                 category="Figures",
                 subcategory="Whole run",
                 labels={"figure": "losses of trainings"},
             ),
-            csv=f"{RESULTS}/learning.csv",
+            csv=PLAN.pattern("plot_losses", "csv"),
+            digest=PLAN.digest("plot_losses"),
         log:
             f"{RESULTS}/logs/plot_losses.log",
         localrule: True
@@ -104,13 +111,14 @@ if DISTRIBUTIONS:
 
     rule plot_distributions:
         input:
-            lambda w: DISTRIBUTIONS[w.model],
+            described=lambda w: DISTRIBUTIONS[w.model],
+            digests=lambda w: PLAN.digests(DISTRIBUTIONS[w.model]),
         output:
-            png=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.png", figure=FIGURES),
-            pdf=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.pdf", figure=FIGURES),
+            png=collect(PLAN.pattern("plot_distributions", "png"), figure=FIGURES, allow_missing=True),
+            pdf=collect(PLAN.pattern("plot_distributions", "pdf"), figure=FIGURES, allow_missing=True),
             svg=[
                 report(
-                    f"{RESULTS}/distributions/{{model}}/{figure}.svg",
+                    PLAN.pattern("plot_distributions", "svg").replace("{figure}", figure),
                     caption="../report/distributions.rst",
                     category="Figures",
                     subcategory="Inputs and weights",
@@ -118,7 +126,8 @@ if DISTRIBUTIONS:
                 )
                 for figure in FIGURES
             ],
-            csv=collect(f"{RESULTS}/distributions/{{{{model}}}}/{{figure}}.csv", figure=FIGURES),
+            csv=collect(PLAN.pattern("plot_distributions", "csv"), figure=FIGURES, allow_missing=True),
+            digest=PLAN.digest("plot_distributions"),
         log:
             f"{RESULTS}/logs/plot_distributions/{{model}}.log",
         localrule: True
@@ -127,7 +136,7 @@ if DISTRIBUTIONS:
         params:
             spec=PLAN.reporting_spec("plot_distributions"),
         shell:
-            'python "$QUANTGRID_SCRIPTS"/run_job.py plot_distributions --spec {params.spec:q} --distributions {input:q} --png {output.png:q}'
+            'python "$QUANTGRID_SCRIPTS"/run_job.py plot_distributions --spec {params.spec:q} --distributions {input.described:q} --png {output.png:q}'
             " --pdf {output.pdf:q} --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
 
 
@@ -136,17 +145,19 @@ if DEPTHS:
     rule plot_depth:
         input:
             depths=DEPTHS,
+            digests=PLAN.digests(DEPTHS),
         output:
-            png=f"{RESULTS}/depth.png",
-            pdf=f"{RESULTS}/depth.pdf",
+            png=PLAN.pattern("plot_depth", "png"),
+            pdf=PLAN.pattern("plot_depth", "pdf"),
             svg=report(
-                f"{RESULTS}/depth.svg",
+                PLAN.pattern("plot_depth", "svg"),
                 caption="../report/depth.rst",
                 category="Figures",
                 subcategory="Whole run",
                 labels={"figure": "error over depth"},
             ),
-            csv=f"{RESULTS}/depth.csv",
+            csv=PLAN.pattern("plot_depth", "csv"),
+            digest=PLAN.digest("plot_depth"),
         log:
             f"{RESULTS}/logs/plot_depth.log",
         localrule: True

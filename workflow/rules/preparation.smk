@@ -5,6 +5,7 @@
 rule fetch_model:
     output:
         folder=directory(PLAN.pattern("fetch_model", "folder")),
+        digest=PLAN.digest("fetch_model"),
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}/{{key}}.log",
     benchmark:
@@ -27,6 +28,7 @@ rule tokenize_corpus:
         unpack(PLAN.inputs("tokenize_corpus")),
     output:
         windows=PLAN.pattern("tokenize_corpus", "windows"),
+        digest=PLAN.digest("tokenize_corpus"),
     log:
         f"{RESULTS}/logs/tokenize_corpus/{{model}}/{{corpus}}/{{key}}.log",
     benchmark:
@@ -49,6 +51,7 @@ rule calibrate_model:
         unpack(PLAN.inputs("calibrate_model")),
     output:
         statistics=PLAN.pattern("calibrate_model", "statistics"),
+        digest=PLAN.digest("calibrate_model"),
     log:
         f"{RESULTS}/logs/calibrate_model/{{model}}/{{calibration}}/{{key}}.log",
     benchmark:

@@ -9,6 +9,7 @@ rule fit_transform:
     output:
         transform=PLAN.pattern("fit_transform", "transform"),
         losses=PLAN.pattern("fit_transform", "losses"),
+        digest=PLAN.digest("fit_transform"),
     log:
         f"{RESULTS}/logs/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
     benchmark:
@@ -32,6 +33,7 @@ rule describe_transform:
         unpack(PLAN.inputs("describe_transform")),
     output:
         distribution=PLAN.pattern("describe_transform", "distribution"),
+        digest=PLAN.digest("describe_transform"),
     log:
         f"{RESULTS}/logs/describe_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
     benchmark:
@@ -52,11 +54,13 @@ rule describe_transform:
 rule quantize_model:
     input:
         unpack(PLAN.inputs("quantize_model")),
-        gate=ancient(GATES.of_cell),  # decides whether, not what: a new one reruns nothing
+        gate=ancient(GATES.of_cell(GATES.pattern)),  # decides whether, not what: a new one reruns nothing
+        gate_digest=ancient(GATES.of_cell(GATES.digest)),
     output:
         checkpoint=(str if KEEP else temp)(PLAN.pattern("quantize_model", "checkpoint")),
         manifest=PLAN.pattern("quantize_model", "manifest"),
         error=PLAN.pattern("quantize_model", "error"),
+        digest=PLAN.digest("quantize_model"),
     log:
         f"{RESULTS}/logs/quantize_model/{CELL}/{{key}}.log",
     benchmark:
@@ -71,7 +75,7 @@ rule quantize_model:
         spec=PLAN.spec("quantize_model"),
     shell:
         'python "$QUANTGRID_SCRIPTS"/run_job.py quantize_model --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
-        " --statistics {input.statistics:q} --windows {input.windows:q}"
+        " --statistics {input.statistics:q} --windows {input.windows:q} --gate {input.gate:q}"
         " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
         " > {log:q} 2>&1"
 
@@ -79,12 +83,14 @@ rule quantize_model:
 rule train_model:
     input:
         unpack(PLAN.inputs("train_model")),
-        gate=ancient(GATES.of_cell),
+        gate=ancient(GATES.of_cell(GATES.pattern)),
+        gate_digest=ancient(GATES.of_cell(GATES.digest)),
     output:
         checkpoint=(str if KEEP else temp)(PLAN.pattern("train_model", "checkpoint")),
         manifest=PLAN.pattern("train_model", "manifest"),
         losses=PLAN.pattern("train_model", "losses"),
         error=PLAN.pattern("train_model", "error"),
+        digest=PLAN.digest("train_model"),
     log:
         f"{RESULTS}/logs/train_model/{CELL}/{{key}}.log",
     benchmark:
@@ -99,6 +105,6 @@ rule train_model:
         spec=PLAN.spec("train_model"),
     shell:
         'python "$QUANTGRID_SCRIPTS"/run_job.py train_model --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
-        " --statistics {input.statistics:q} --windows {input.windows:q}"
+        " --statistics {input.statistics:q} --windows {input.windows:q} --gate {input.gate:q}"
         " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --losses {output.losses:q} --error {output.error:q}"
         " > {log:q} 2>&1"

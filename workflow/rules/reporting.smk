@@ -5,10 +5,12 @@ rule collect_study:
     input:
         evaluations=lambda w: PLAN.study_inputs(w.study),
         # Not ancient, unlike a cell's gate: of what lies behind a job that runs again, Snakemake plans only what some other way leads to.
-        gates=lambda w: GATES.of_study(w.study),
+        gates=lambda w: GATES.of_study(GATES.pattern, w.study),
+        digests=lambda w: [*PLAN.digests(PLAN.study_inputs(w.study)), *GATES.of_study(GATES.digest, w.study)],
     output:
-        records=f"{RESULTS}/studies/{{study}}.csv",
-        samples=f"{RESULTS}/studies/{{study}}.items.parquet",
+        records=PLAN.pattern("collect_study", "records"),
+        samples=PLAN.pattern("collect_study", "items"),
+        digest=PLAN.digest("collect_study"),
     log:
         f"{RESULTS}/logs/collect_study/{{study}}.log",
     benchmark:
@@ -19,17 +21,19 @@ rule collect_study:
     params:
         spec=lambda w: PLAN.study_spec(w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py collect_study --spec {params.spec:q} --first {input.evaluations[0]:q} --records {output.records:q}'
-        " --items {output.samples:q} > {log:q} 2>&1"
+        'python "$QUANTGRID_SCRIPTS"/run_job.py collect_study --spec {params.spec:q} --first {input.evaluations[0]:q} --gate {input.gates:q}'
+        " --records {output.records:q} --items {output.samples:q} > {log:q} 2>&1"
 
 
 rule collect_results:
     input:
-        studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
+        studies=collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
+        digests=collect(PLAN.digest("collect_study"), study=STUDIES),
     output:
-        csv=f"{RESULTS}/results.csv",
-        parquet=f"{RESULTS}/results.parquet",
-        cells=f"{RESULTS}/cells.csv",
+        csv=PLAN.pattern("collect_results", "csv"),
+        parquet=PLAN.pattern("collect_results", "parquet"),
+        cells=PLAN.pattern("collect_results", "cells"),
+        digest=PLAN.digest("collect_results"),
     log:
         f"{RESULTS}/logs/collect_results.log",
     benchmark:
@@ -46,7 +50,8 @@ rule collect_results:
 
 rule list_steps:
     output:
-        steps=f"{RESULTS}/steps.csv",
+        steps=PLAN.pattern("list_steps", "steps"),
+        digest=PLAN.digest("list_steps"),
     log:
         f"{RESULTS}/logs/list_steps.log",
     localrule: True
@@ -60,17 +65,19 @@ rule list_steps:
 
 rule tabulate_study:
     input:
-        records=f"{RESULTS}/studies/{{study}}.csv",
+        records=PLAN.pattern("collect_study", "records"),
+        digest=PLAN.digest("collect_study"),
     output:
-        csv=f"{RESULTS}/tables/{{study}}.csv",
+        csv=PLAN.pattern("tabulate_study", "csv"),
         md=report(
-            f"{RESULTS}/tables/{{study}}.md",
+            PLAN.pattern("tabulate_study", "md"),
             caption="../report/table.rst",
             category="Tables",
             subcategory="Values",
             labels={"study": "{study}"},
         ),
-        tex=f"{RESULTS}/tables/{{study}}.tex",
+        tex=PLAN.pattern("tabulate_study", "tex"),
+        digest=PLAN.digest("tabulate_study"),
     log:
         f"{RESULTS}/logs/tabulate_study/{{study}}.log",
     benchmark:
@@ -87,18 +94,20 @@ rule tabulate_study:
 
 rule compare_study:
     input:
-        records=f"{RESULTS}/studies/{{study}}.csv",
-        samples=f"{RESULTS}/studies/{{study}}.items.parquet",
+        records=PLAN.pattern("collect_study", "records"),
+        samples=PLAN.pattern("collect_study", "items"),
+        digest=PLAN.digest("collect_study"),
     output:
-        csv=f"{RESULTS}/comparisons/{{study}}.csv",
+        csv=PLAN.pattern("compare_study", "csv"),
         md=report(
-            f"{RESULTS}/comparisons/{{study}}.md",
+            PLAN.pattern("compare_study", "md"),
             caption="../report/comparison.rst",
             category="Tables",
             subcategory="Differences",
             labels={"study": "{study}"},
         ),
-        tex=f"{RESULTS}/comparisons/{{study}}.tex",
+        tex=PLAN.pattern("compare_study", "tex"),
+        digest=PLAN.digest("compare_study"),
     log:
         f"{RESULTS}/logs/compare_study/{{study}}.log",
     benchmark:
@@ -115,18 +124,20 @@ rule compare_study:
 
 rule plot_study:
     input:
-        records=f"{RESULTS}/studies/{{study}}.csv",
+        records=PLAN.pattern("collect_study", "records"),
+        digest=PLAN.digest("collect_study"),
     output:
-        png=f"{RESULTS}/figures/{{study}}.png",
-        pdf=f"{RESULTS}/figures/{{study}}.pdf",
+        png=PLAN.pattern("plot_study", "png"),
+        pdf=PLAN.pattern("plot_study", "pdf"),
         svg=report(
-            f"{RESULTS}/figures/{{study}}.svg",
+            PLAN.pattern("plot_study", "svg"),
             caption="../report/figure.rst",
             category="Figures",
             subcategory="Studies",
             labels={"study": "{study}"},
         ),
-        csv=f"{RESULTS}/figures/{{study}}.csv",
+        csv=PLAN.pattern("plot_study", "csv"),
+        digest=PLAN.digest("plot_study"),
     log:
         f"{RESULTS}/logs/plot_study/{{study}}.log",
     benchmark:
@@ -143,19 +154,21 @@ rule plot_study:
 
 rule build_report:
     input:
-        results=f"{RESULTS}/results.csv",
-        studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
-        tables=collect(f"{RESULTS}/tables/{{study}}.csv", study=STUDIES),
-        comparisons=collect(f"{RESULTS}/comparisons/{{study}}.csv", study=COMPARED),
-        figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
-        losses=f"{RESULTS}/learning.svg" if LOSSES else [],
-        distributions=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.svg", model=DISTRIBUTIONS, figure=FIGURES),
-        claims=f"{RESULTS}/claims.csv",
-        pareto=f"{RESULTS}/pareto.svg",
-        lines=f"{RESULTS}/number-lines.svg",
-        depth=f"{RESULTS}/depth.svg" if DEPTHS else [],
+        results=PLAN.pattern("collect_results", "csv"),
+        studies=collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
+        tables=collect(PLAN.pattern("tabulate_study", "csv"), study=STUDIES),
+        comparisons=collect(PLAN.pattern("compare_study", "csv"), study=COMPARED),
+        figures=collect(PLAN.pattern("plot_study", "svg"), study=STUDIES),
+        losses=PLAN.pattern("plot_losses", "svg") if LOSSES else [],
+        distributions=collect(PLAN.pattern("plot_distributions", "svg"), model=DISTRIBUTIONS, figure=FIGURES),
+        claims=PLAN.pattern("evaluate_claims", "claims"),
+        pareto=PLAN.pattern("plot_pareto", "svg"),
+        lines=PLAN.pattern("plot_number_lines", "svg"),
+        depth=PLAN.pattern("plot_depth", "svg") if DEPTHS else [],
+        digests=REPORTED,
     output:
-        report=f"{RESULTS}/report.html",
+        report=PLAN.pattern("build_report", "report"),
+        digest=PLAN.digest("build_report"),
     log:
         f"{RESULTS}/logs/build_report.log",
     localrule: True
@@ -165,5 +178,5 @@ rule build_report:
         spec=PLAN.reporting_spec("build_report"),
     shell:
         'python "$QUANTGRID_SCRIPTS"/run_job.py build_report --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}'
-        " --figures {input.figures:q} --losses {input.losses:q} --distributions {input.distributions:q} --claims {input.claims:q}"
+        " --gate {input.comparisons:q} --figures {input.figures:q} --losses {input.losses:q} --distributions {input.distributions:q} --claims {input.claims:q}"
         " --pareto {input.pareto:q} --lines {input.lines:q} --depth {input.depth:q} --report {output.report:q} > {log:q} 2>&1"

@@ -5,6 +5,7 @@ A cell with an evaluation that failed is one row with its reason. Axes come from
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from ..errors import ConfigError
 from ..evaluation.protocols import of_mean
 from ..evaluation.significance import mean_and_error, paired_difference, perplexity, perplexity_difference
 from ..grid import Cell, baseline
+from ..integrity import read_verified
 from ..provenance import canonical, digest
-from ..storage import read_json, replacing
+from ..storage import replacing
 from .records import NUMBERS, check_one_protocol
 
 UNITS = {"negative_log_likelihood": "nats/token", "kl_divergence": "nats/token", "bits_per_weight": "bits", "stored_bits_per_weight": "bits",
@@ -35,16 +37,27 @@ def cell_key(cell: Cell) -> str:
     return digest(cell.axes)
 
 
-def read_evaluations(paths: Mapping[Cell, Mapping[str, str]], missing_allowed: bool = False) -> dict[Cell, dict[str, Mapping[str, Any]]]:
-    """Cell -> name of the evaluation -> its JSON; a missing file is a :class:`ConfigError` unless allowed."""
+def read_evaluations(paths: Mapping[Cell, Mapping[str, str]], missing_allowed: bool = False,
+                     damaged: dict[str, str] | None = None) -> dict[Cell, dict[str, Mapping[str, Any]]]:
+    """Cell -> name of the evaluation -> its JSON, verified.
+
+    A missing file is a :class:`ConfigError` unless allowed, one that is not as its step wrote it as well; with ``damaged`` such a file is left out,
+    and what is wrong with it put there by its path.
+    """
     found: dict[Cell, dict[str, Mapping[str, Any]]] = {}
     for cell, named in paths.items():
         found[cell] = {}
         for name, path in named.items():
-            if Path(path).is_file():
-                found[cell][name] = read_json(path)
-            elif not missing_allowed:
-                raise ConfigError(f"{path}: this evaluation is not there; the code may have changed while the workflow ran: run it again")
+            try:
+                found[cell][name] = json.loads(read_verified(path))
+            except FileNotFoundError:
+                if not missing_allowed:
+                    raise ConfigError(f"{path}: this evaluation is not there; the code may have changed while the workflow ran: run it "
+                                      "again") from None
+            except ConfigError as error:
+                if damaged is None:
+                    raise
+                damaged[path] = str(error)
     return found
 
 

@@ -30,7 +30,7 @@ def read_one(path: Path) -> dict[str, float]:
     """The three numbers of one benchmark file; :class:`ConfigError` if it is none."""
     try:
         table = pd.read_csv(path, sep="\t")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a benchmark file ({error}); delete it") from None
     if "s" not in table:
         raise ConfigError(f"{path}: not a benchmark file of Snakemake (no column 's'); delete it")

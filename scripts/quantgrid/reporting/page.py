@@ -13,7 +13,8 @@ from .. import grid, registry
 from ..architecture import layer_weights
 from ..evaluation.protocols import described
 from ..grid import Cell
-from . import collection, comparisons, costs, depth, distributions, number_lines, pareto, published
+from ..integrity import sound
+from . import collection, comparisons, depth, distributions, number_lines, pareto, published
 from .collection import cell_key, measured_tasks
 from .report import StudySection
 
@@ -29,19 +30,20 @@ def section(study: str, config: Mapping[str, Any], records: pd.DataFrame, figure
     files |= {f"{folder[:-1]}, {suffix.upper()}": base / folder / f"{study}.{suffix}" for folder, suffixes in BESIDE.items() for suffix in suffixes}
     links = {what: os.path.relpath(path, base) for what, path in files.items() if path.is_file()}
     compared = base / "comparisons" / f"{study}.csv"
-    found = comparisons.read(compared) if "compare" in spec and compared.is_file() else pd.DataFrame()
+    found = comparisons.read(compared) if "compare" in spec and sound(compared) else pd.DataFrame()
     return StudySection(spec, records, figure, links, None if found.empty else found, published.beside(records, spec, config, published.read()))
 
 
-def context(config: Mapping[str, Any], versions: Mapping[str, str], base: Path, evaluations: Sequence[Found],
+def context(config: Mapping[str, Any], versions: Mapping[str, str], benchmarks: Sequence[Mapping[str, Any]], evaluations: Sequence[Found],
             missing: Sequence[Mapping[str, Any]] = (), losses: str | Path | None = None, drawn: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Models with their provenance, corpora, trained mitigations, protocol and hashes from the ``evaluations`` of every study, versions, costs of
-    the jobs so far, the figure of the ``losses``, those of distributions that are ``drawn``, and the whole config."""
+    the jobs so far (``benchmarks``, those of ``costs.read``), the figure of the ``losses``, those of distributions that are ``drawn``, and the
+    whole config."""
     models = [{"name": name, "provenance": entry.get("note", ""), "source": entry.get("package") or entry.get("id") or entry.get("path") or
                f"{entry['source']}, {entry.get('name', name)}", **size(config, name)} for name, entry in config["models"].items()]
     corpora = [{"name": name, **{key: str(value) for key, value in entry.items()}} for name, entry in config["corpora"].items()]
     return {"title": config["report"]["title"], "models": models, "corpora": corpora, "training": trained(config), "config": dict(config),
-            "versions": dict(versions), "benchmarks": costs.read(base / "benchmarks"), "missing": list(missing), "losses": losses or "",
+            "versions": dict(versions), "benchmarks": list(benchmarks), "missing": list(missing), "losses": losses or "",
             "distributions": shown_distributions(drawn), "protocol": protocol(evaluations), "hashes": hashes(evaluations)}
 
 
@@ -108,7 +110,13 @@ def hashes(evaluations: Sequence[Found]) -> dict[str, str]:
     return {**models, **corpora, **tasks}
 
 
-def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Cells with an evaluation that does not exist, one entry each, in the form that the report lists."""
-    return [{"cell": cell_key(cell), **cell.axes, "reason": "not computed: " + ", ".join(name for name in named if name not in found[cell])}
-            for cell, named in wanted.items() if set(named) - set(found[cell])]
+def missing_cells(wanted: Mapping[Cell, Mapping[str, str]], found: Mapping[Cell, Mapping[str, Any]],
+                  damaged: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Cells with an evaluation that does not exist or is ``damaged`` (path -> what is wrong), one entry each, in the form that the report lists."""
+    entries = []
+    for cell, named in wanted.items():
+        absent = [name for name, path in named.items() if name not in found[cell] and path not in damaged]
+        reasons = [f"not computed: {', '.join(absent)}"] * bool(absent) + [damaged[path] for path in named.values() if path in damaged]
+        if reasons:
+            entries.append({"cell": cell_key(cell), **cell.axes, "reason": "; ".join(reasons)})
+    return entries

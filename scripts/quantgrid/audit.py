@@ -1,0 +1,117 @@
+"""Verification of a whole results folder: every record that lies there, and the files of a plan that have none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from .errors import ConfigError
+from .integrity import Damaged, Origin, cached_copies, faults, files_of, origin_of, origin_of_record, read_record, write_record
+from .pipeline import Plan
+from .shown_transforms import FIGURES
+from .steps import REPORTS
+
+TEMPORARY = ("quantize_model", "train_model")  # rules whose checkpoint is deleted once it is evaluated
+
+
+@dataclass
+class Audit:
+    """``whole`` files are as they were written, of ``damaged`` ones the error says what is wrong (by output, or by record where that cannot be
+    read), ``unrecorded`` jobs left files that nothing is known of (record -> outputs)."""
+
+    whole: int = 0
+    damaged: dict[str, Damaged] = field(default_factory=dict)
+    unrecorded: dict[str, list[str]] = field(default_factory=dict)
+
+
+def audit(plan: Plan, threads: int = 1) -> Audit:
+    """Verify every file of ``plan.results`` that has a record, of this plan or another, and find what the plan's jobs left without one."""
+    found = Audit()
+    for record in sorted(Path(plan.results, "digests").rglob("*.json")):
+        if job := origin_of_record(record, plan.results):
+            _verify_job(job, found, threads)
+    for record, outputs in planned(plan):
+        present = [path for path in outputs if os.path.lexists(path)]
+        if present and not os.path.lexists(record):
+            found.unrecorded[record] = outputs
+    return found
+
+
+def _verify_job(job: Origin, found: Audit, threads: int) -> None:
+    try:
+        recorded = read_record(job)
+        outputs = {(origin := origin_of(os.path.join(job.root, name))).output: origin for name in recorded if not _in_folder(job, name)}
+        outputs |= {folder.output: folder for name in recorded if (folder := _in_folder(job, name))}
+    except ConfigError as error:
+        found.damaged[job.record] = error
+        return
+    for output, origin in outputs.items():
+        if not os.path.lexists(output) and job.rule in TEMPORARY and output.endswith(".safetensors"):
+            continue
+        wrong = next(faults(origin, recorded, threads), None)
+        if wrong:
+            found.damaged[output] = wrong
+        else:
+            found.whole += len(files_of(output))
+
+
+def _in_folder(job: Origin, name: str) -> Origin | None:
+    """The folder that a recorded file lies in, where a job of the rule leaves a folder."""
+    folder = os.path.join(job.root, "/".join(name.split("/")[:3]))
+    return origin_of(folder) if job.rule == "fetch_model" else None
+
+
+def planned(plan: Plan) -> Iterator[tuple[str, list[str]]]:
+    """(record, outputs) of every job of a plan."""
+    for steps in plan.all_steps().values():
+        yield from ((step.digest, list(step.outputs.values())) for step in steps)
+    values = {"study": list(plan.studies), "model": list(plan.config["models"])}
+    for rule, outputs in REPORTS.items():
+        axis = next((name for name in values if f"{{{name}}}" in plan.digest(rule)), None)
+        for value in values[axis] if axis else [""]:
+            paths = [plan.pattern(rule, output) for output in outputs]
+            yield (plan.digest(rule).format(**{axis: value} if axis else {}),
+                   list(dict.fromkeys(path.format(**{axis: value} if axis else {}, figure=figure) for path, figure in product(paths, FIGURES))))
+
+
+def repair(found: Audit) -> list[str]:
+    """Delete what is damaged, its records, and its copies in a cache between workflows; returns the paths."""
+    deleted = []
+    for output in found.damaged:
+        records = [] if output.endswith(".json") and "/digests/" in output else [origin_of(output).record]
+        copies = [copy for file in files_of(output) for copy in cached_copies(file)]
+        for path in dict.fromkeys([*copies, output, *records]):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            elif os.path.lexists(path):
+                os.unlink(path)
+            else:
+                continue
+            deleted.append(path)
+    return deleted
+
+
+def adopt(found: Audit) -> list[str]:
+    """Record files as they are where a job left all of them (its checkpoint may have been deleted); returns the records.
+
+    A record is as old as the youngest of its files: what was made from them is no older, and is not made again.
+    """
+    written = []
+    for record, outputs in found.unrecorded.items():
+        rule = origin_of(outputs[0]).rule
+        needed = [path for path in outputs if not (rule in TEMPORARY and path.endswith(".safetensors"))]
+        if all(os.path.exists(path) for path in needed):
+            write_record(rule, [path for path in outputs if os.path.exists(path)])
+            age = max(_changed(path) for path in needed)
+            os.utime(record, ns=(age, age))
+            written.append(record)
+    return written
+
+
+def _changed(path: str) -> int:
+    stamp = os.path.join(path, ".snakemake_timestamp")
+    return os.lstat(stamp if os.path.exists(stamp) else path).st_mtime_ns
