@@ -31,7 +31,7 @@ CONFIG = {
     "compute": {"device": "cpu", "dtype": "float32"},
     "models": {"tiny": {"source": "local", "path": str(DATA / "tiny-llama")}},
     "corpora": {
-        "text": {"source": "local", "path": str(DATA / "smoke-calibration.txt"), "windows": 2, "window": 16},
+        "text": {"source": "local", "path": str(DATA / "smoke-calibration.txt"), "windows": 20, "window": 16},
         "docs": {"source": "local", "path": str(DATA / "smoke-evaluation.txt"), "windows": 2, "window": 16},
     },
     "calibrations": {"default": {"corpus": "text", "samples": 16}},

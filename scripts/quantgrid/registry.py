@@ -20,7 +20,7 @@ ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)
 SCALING_SITES = Option(["attention_input", "mlp_input"], choices=SITE_NAMES)
 STATISTIC = ("maximum", "mean", "rms")
 CENTER = Option("median", choices=("median", "mean", "midrange"))
-SHIFTED_SITES = Option(list(SITE_NAMES[:3]), choices=SITE_NAMES)  # shifting down_input costs accuracy (docs/transforms.md)
+SHIFTED_SITES = Option(list(SITE_NAMES[:3]), choices=SITE_NAMES)  # its mean costs accuracy at down_input (docs/transforms.md)
 ROTATIONS = {"rotations": Option(["R1", "R2", "R4"], choices=("R1", "R2", "R4")), "basis": Option("none", choices=("none", "activations", "weights"))}
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
 LEARNED = {"seeded": True, "learned": True}
