@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from plan_cases import content
 from quantgrid import storage
 from quantgrid.audit import adopt, audit, planned, repair
 from quantgrid.checkpoints import load_full_precision
@@ -107,7 +107,11 @@ def test_weights_are_verified_when_they_are_read_and_the_rest_of_a_model_at_once
 
 
 def plan_in(folder: Path) -> Plan:
-    return Plan(check({**content(), "results_dir": str(folder / "results")}))
+    """The plan of the smoke config, with results in ``folder``."""
+    content = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    for corpus in content["corpora"].values():
+        corpus["path"] = str(ROOT / corpus["path"])
+    return Plan(check({**content, "results_dir": str(folder / "results")}))
 
 
 def test_a_plan_names_the_record_and_the_outputs_of_every_job(tmp_path):
