@@ -55,12 +55,11 @@ def logger_options(passed_on: list[str]) -> list[str]:
     return ["--logger", "quantgrid"]
 
 
-def warm_start(profile: str, passed_on: list[str], marks: dict[str, str]) -> None:
-    """Start the process that jobs fork from, marked as one of this run; :class:`ConfigError` where jobs run elsewhere or with another Python."""
+def check_warm(profile: str, passed_on: list[str]) -> None:
+    """Raise :class:`ConfigError` where jobs run elsewhere or with another Python, so that they cannot be forked from a process here."""
     others = ELSEWHERE & {word.partition("=")[0] for word in passed_on}
     if profile != "default" or others:
         raise ConfigError(f"--warm is for jobs on this machine and in this environment, not with {others.pop() if others else f'profile {profile}'}")
-    warm.start({**KEEP_FREED, **marks})
 
 
 def clear_up(folder: str, snakemake: list[str]) -> None:
@@ -85,6 +84,8 @@ def main() -> None:
     known, passed_on = parser.parse_known_args()
     options = [] if "--workflow-profile" in passed_on else profile_options(known.profile, passed_on)
     try:
+        if known.warm:
+            check_warm(known.profile, passed_on)
         config = load(known.configfile)  # before Snakemake starts, whose own lines would stand around the message
     except ConfigError as error:
         raise SystemExit(f"quantgrid: {error}") from None
@@ -104,7 +105,7 @@ def main() -> None:
                 hold(results)
             clear_up(folder, [*snakemake, *snakefile])
             if known.warm:
-                warm_start(known.profile, passed_on, marks)
+                warm.start({**KEEP_FREED, **marks})
         except ConfigError as error:
             raise SystemExit(f"quantgrid: {error}") from None
     os.environ |= marks

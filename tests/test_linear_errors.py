@@ -16,6 +16,7 @@ from quantgrid.calibration import collect
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import load_full_precision
 from quantgrid.decoders import DecoderFolder
+from quantgrid.integrity import write_record
 from quantgrid.linear_errors import linear_errors
 from quantgrid.mitigations.gptq import gptq
 from quantgrid.mitigations.rtn import rtn
@@ -97,6 +98,9 @@ def test_the_command_names_what_is_missing_and_prints_a_row_for_each_cell_and_li
         write_tensors(Path(plan.calibrate_model("tiny", name).outputs["statistics"]), tensors)
     cell = next(cell for cell in plan.cells if cell.quantized)
     fit(fold_norms.primitives(), DecoderFolder(folder), None).save(plan.fit_transform(cell).outputs["transform"], {"status": "ok"})
+    for rule, step, output in [("fetch_model", plan.fetch_model("tiny"), "folder"), ("fit_transform", plan.fit_transform(cell), "transform"),
+                               *(("calibrate_model", plan.calibrate_model("tiny", name), "statistics") for name in plan.config["calibrations"])]:
+        write_record(rule, [step.outputs[output]])
     done = run_script("inspect_linears", *words)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]

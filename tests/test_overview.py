@@ -10,6 +10,7 @@ import yaml
 
 from in_process import run_script
 from quantgrid.errors import ConfigError
+from quantgrid.integrity import write_record
 from quantgrid.quantizer import fake_quantize, scheme
 from quantgrid.reporting import figures, number_lines, pareto
 from quantgrid.reporting.recommendation import recommend, text
@@ -131,6 +132,8 @@ def test_the_command_answers_from_a_results_folder(tmp_path):
     names = ["cell", *AXES, "status", "reason", "metric", "dataset", "value", "stderr", "count", "difference", "difference_stderr", "protocol"]
     records.reindex(columns=names).to_csv(tmp_path / "results.csv", index=False)
     items.to_parquet(tmp_path / "studies" / "s.items.parquet")
+    write_record("collect_results", [tmp_path / "results.csv"])
+    write_record("collect_study", [tmp_path / "studies" / "s.items.parquet"])
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"results_dir": str(tmp_path)}))
     words = ("--configfile", config, "--model", "m")
