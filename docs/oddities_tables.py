@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from quantgrid import config as configs
 from quantgrid.calibration import site_name
+from quantgrid.integrity import verify
 from quantgrid.pipeline import Plan
 from quantgrid.statistics import SiteStatistics, from_file
 
@@ -38,7 +39,9 @@ def markdown(heads: list[str], rows: list[list[str]], texts: int) -> str:
 
 def inputs(plan: Plan, calibration: str, layer: int) -> SiteStatistics:
     """Statistics of the input of a down projection."""
-    with safe_open(ROOT / plan.calibrate_model(MODEL, calibration).outputs["statistics"], "pt") as file:
+    statistics = ROOT / plan.calibrate_model(MODEL, calibration).outputs["statistics"]
+    verify(statistics)
+    with safe_open(statistics, "pt") as file:
         return from_file(file, site_name(layer, "down_input"))
 
 
@@ -73,6 +76,7 @@ def rotation_parts() -> str:
 
 def depth() -> str:
     """The relative error of the residual stream behind layers, what the layer adds and what it passes on: round to nearest / GPTQ."""
+    verify(ROOT / "results-oddities" / "depth.csv")
     found = pd.read_csv(ROOT / "results-oddities" / "depth.csv")
     found = found[found["model"] == MODEL].set_index(["format", "mitigation", "layer"])
     sides = {"int4": "weights and activations", "w4a16": "weights alone"}

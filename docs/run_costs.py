@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from quantgrid.integrity import verify
 from quantgrid.reporting.costs import read, summary
 
 SEED = r"-s\d+$"  # what a name with several seeds ends in
@@ -62,6 +63,7 @@ def solves(results: Path) -> str:
 
 def spread(results: Path) -> str:
     """Perplexity and KL divergence of names with several seeds: mean, standard deviation over seeds, range; nothing where there are none."""
+    verify(results / "results.csv")
     found = pd.read_csv(results / "results.csv", keep_default_na=False)
     found = found[found.metric.isin(["perplexity", "kl_divergence"]) & found["transform"].str.contains(SEED) & (found.status == "ok")]
     if found.empty:

@@ -1,7 +1,11 @@
-"""Bring the results of `make run` into the documents: `make docs`. Every number of the README and of docs/ comes through here."""
+"""Bring the results of `make run` into the documents: `make docs`. Every number of the README and of docs/ comes through here.
+
+What a job of the workflow left is verified before it is read (`quantgrid.integrity`): a damaged file ends the command.
+"""
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -20,7 +24,9 @@ from reference_cards import TABLES as CARDS  # noqa: E402
 from run_costs import costs, fits, solves, spread  # noqa: E402
 
 from quantgrid import config as configs  # noqa: E402
+from quantgrid import job  # noqa: E402
 from quantgrid.estimates import text as estimate  # noqa: E402
+from quantgrid.integrity import read_verified, verify  # noqa: E402
 from quantgrid.pipeline import Plan  # noqa: E402
 from quantgrid.reporting import depth, distributions, findings, number_lines, pareto  # noqa: E402
 
@@ -48,7 +54,7 @@ MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 def picture(source: Path, name: str) -> str:
     """A figure as a picture beside the documents, in few colours, and the Markdown that shows it."""
-    with Image.open(source) as full:
+    with Image.open(io.BytesIO(read_verified(source))) as full:
         full.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
     return f"![{name}]({name}.png)\n"
 
@@ -68,6 +74,7 @@ def trainings(results: Path, run: str) -> str:
 
 def claims(results: Path) -> str:
     """The findings with their verdicts, a column for each model: how many comparisons hold, and what speaks least for it."""
+    verify(results / "claims.csv")
     found = findings.read(results / "claims.csv")
     models = findings.models(found)
     lines = [f"| finding | in the paper | {' | '.join(models)} |", f"| {' | '.join([':--'] * (2 + len(models)))} |"]
@@ -94,7 +101,7 @@ def report(results: Path, run: str) -> str:
     """The report beside the documents, without links to files that are not there, and a line that names it with its size."""
     if not (results / "report.html").is_file():
         return ""
-    text = OUTSIDE.sub("", (results / "report.html").read_text(encoding="utf-8")).replace('<p class="note">Data: </p>', "")
+    text = OUTSIDE.sub("", read_verified(results / "report.html").decode()).replace('<p class="note">Data: </p>', "")
     target = DOCS / f"{run}-report.html"
     target.write_text(text, encoding="utf-8")
     size = target.stat().st_size / 1e6
@@ -114,11 +121,12 @@ def document(name: str, commit: str) -> None:
     parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
     parts += [report(results, run), claims(results)] if name in REPORTED else []
     for study, spec in content["studies"].items():
-        compared, table = results / "comparisons" / f"{study}.md", (results / "tables" / f"{study}.md").read_text()
+        compared, table = results / "comparisons" / f"{study}.md", read_verified(results / "tables" / f"{study}.md").decode()
         if name in REPORTED:  # a headline instead of the title that the table has
             told = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
             table = "\n\n".join([f"## {spec['title']}", *told, *([spec["description"]] if "description" in spec else []), table.partition("\n\n")[2]])
-        parts += [table, compared.read_text() if compared.is_file() else "", picture(results / "figures" / f"{study}.png", f"{run}-{study}")]
+        parts += [table, read_verified(compared).decode() if compared.is_file() else ""]
+        parts.append(picture(results / "figures" / f"{study}.png", f"{run}-{study}"))
     for figure, caption in WHOLE.items() if name in REPORTED else ():
         if (results / f"{figure}.png").is_file():
             parts += [f"## {figure.replace('-', ' ').capitalize()}\n", f"{caption}\n", picture(results / f"{figure}.png", f"{run}-{figure}")]
@@ -149,6 +157,17 @@ def benchmarks(name: str, commit: str) -> None:
     between("performance.md", name, "\n".join(text))
 
 
+def front_page(tables: Path, readme: Path, commit: str) -> None:
+    """Put tables of the default run into the README between their marks; nothing where that run was not made."""
+    if not tables.is_dir():
+        return
+
+    def table(found: re.Match) -> str:
+        return f"<!-- table: {found[1]} -->\n{read_verified(tables / f'{found[1]}.md').decode()}<!-- end -->\n"
+
+    readme.write_text(COMMIT.sub(f"computed at commit {commit}", MARKED.sub(table, readme.read_text())))
+
+
 def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     for name in RUNS:
@@ -163,11 +182,8 @@ def main() -> None:
     if (ROOT / "results-oddities" / "tables").is_dir():
         for mark, table in ODDITIES.items():
             between("oddities.md", mark, table())
-    tables, readme = ROOT / "results" / "tables", ROOT / "README.md"
-    if tables.is_dir():
-        text = MARKED.sub(lambda found: f"<!-- table: {found[1]} -->\n{(tables / f'{found[1]}.md').read_text()}<!-- end -->\n", readme.read_text())
-        readme.write_text(COMMIT.sub(f"computed at commit {commit}", text))
+    front_page(ROOT / "results" / "tables", ROOT / "README.md", commit)
 
 
 if __name__ == "__main__":
-    main()
+    job.run(main)

@@ -3,7 +3,8 @@
     python scripts/run_workflow.py --configfile config/config.yaml --cores 2 [--profile NAME | --warm] [--table STUDY | --figure STUDY]
         [snakemake options]
 
-A run holds the lock of its results folder (`quantgrid.locks`): a second one ends with the name of the first. A driver that is killed leaves jobs
+A run holds the lock of its results folder (`quantgrid.locks`): a second one ends with the name of the first. Options by which Snakemake runs no job,
+such as --report and --summary, need no lock. A driver that is killed leaves jobs
 that go on writing, here or in a Slurm queue, and a lock of Snakemake that nobody holds: `quantgrid.drivers` ends the jobs and lifts the lock.
 """
 
@@ -18,7 +19,7 @@ import psutil
 from quantgrid import warm
 from quantgrid.allocator import KEEP_FREED
 from quantgrid.config import load, read
-from quantgrid.drivers import DRIVER, FOLDER, LOCKS, check_machine, drivers_of, end_orphans, note_driver
+from quantgrid.drivers import DRIVER, FOLDER, HELD, LOCKS, check_machine, drivers_of, end_orphans, note_driver
 from quantgrid.errors import ConfigError, unknown_name
 from quantgrid.locks import hold
 from quantgrid.shared_cache import CACHED_RULES
@@ -27,6 +28,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Options of Snakemake by which jobs run on other machines or in other environments.
 ELSEWHERE = {"--sdm", "--software-deployment-method", "--deployment-method", "--deployment", "--use-conda", "--use-apptainer", "--use-singularity",
              "--use-envmodules", "--executor", "-e", "--workflow-profile", "--profile"}
+DRY = {"-n", "--dry-run", "--dryrun"}
+# Options by which Snakemake tells of the workflow and leaves the results folder as it is.
+TELLING = {"--report", "--summary", "-S", "--detailed-summary", "-D", "--list-rules", "--list", "-l",
+           "--list-target-rules", "--lt", "--list-changes", "--lc", "--list-input-changes", "--li",
+           "--list-params-changes", "--lp", "--list-untracked", "--lu", "--list-conda-envs", "--lint", "--dag",
+           "--rulegraph", "--filegraph", "--d3dag", "--print-compilation", "--version", "-v"}
 PROFILES, LOGGER = ROOT / "workflow" / "profiles", ROOT / "workflow" / "logger"
 
 
@@ -41,15 +48,19 @@ def profile_options(name: str, passed_on: list[str]) -> list[str]:
     return options
 
 
+def asked(options: set[str], passed_on: list[str]) -> bool:
+    """Whether one of ``options`` is among the words for Snakemake, with a value behind ``=`` or without."""
+    return any(word.partition("=")[0] in options for word in passed_on)
+
+
 def stored_elsewhere(profile: str, passed_on: list[str]) -> bool:
     """Whether files lie in object storage, where the folder of results is no folder that could be locked."""
-    named = any(word.partition("=")[0] == "--default-storage-provider" for word in passed_on)
-    return named or "default-storage-provider" in read(PROFILES / profile / "config.yaml")
+    return asked({"--default-storage-provider"}, passed_on) or "default-storage-provider" in read(PROFILES / profile / "config.yaml")
 
 
 def logger_options(passed_on: list[str]) -> list[str]:
     """quantgrid's own logger, where Python finds it, unless another one or a report is asked for."""
-    if {"--logger", "--report"} & set(passed_on):
+    if asked({"--logger", "--report"}, passed_on):
         return []
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LOGGER), str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
     return ["--logger", "quantgrid"]
@@ -74,6 +85,22 @@ def clear_up(folder: str, snakemake: list[str]) -> None:
         raise ConfigError(f"this folder is locked by a run that is going on (process {processes}); wait for it, or end it with Ctrl-C or kill -INT")
 
 
+def prepare(known: argparse.Namespace, passed_on: list[str], results: str, marks: dict[str, str],
+            snakemake: list[str]) -> None:
+    """Lock the results folder, name it in ``marks``, clear up, start the server of ``--warm``.
+
+    Raises :class:`ConfigError` where another run goes on. `--unlock` needs no lock, but clears up as well: a run that
+    goes on keeps its lock.
+    """
+    unlocks = asked({"--unlock"}, passed_on)
+    if not unlocks and not stored_elsewhere(known.profile, passed_on):
+        hold(results)
+        marks[HELD] = os.path.abspath(results)
+    clear_up(marks[FOLDER], snakemake)
+    if known.warm and not unlocks:
+        warm.start({**KEEP_FREED, **marks})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--configfile", default="config/config.yaml")
@@ -94,18 +121,14 @@ def main() -> None:
         if study not in studies:
             raise SystemExit(f"quantgrid: {known.configfile}: {unknown_name('study', study, studies)}")
     targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [f"{results}/figures/{known.figure}.png"] * bool(known.figure)
-    folder = os.getcwd()
-    marks = {FOLDER: folder, DRIVER: str(os.getpid())}
+    marks = {FOLDER: os.getcwd(), DRIVER: str(os.getpid()), HELD: ""}
     snakemake = [sys.executable, "-m", "snakemake", *targets, "--configfile", known.configfile]
     snakefile = ["--snakefile", str(ROOT / "Snakefile")]  # last of what is added here: it takes one word, others would take a target that follows
-    if not {"-n", "--dry-run", "--dryrun"} & set(passed_on):
+    if not asked(DRY, passed_on):
         options += logger_options(passed_on)
+    if not asked(DRY | TELLING, passed_on):
         try:
-            if not stored_elsewhere(known.profile, passed_on):
-                hold(results)
-            clear_up(folder, [*snakemake, *snakefile])
-            if known.warm:
-                warm.start({**KEEP_FREED, **marks})
+            prepare(known, passed_on, results, marks, [*snakemake, *snakefile])
         except ConfigError as error:
             raise SystemExit(f"quantgrid: {error}") from None
     os.environ |= marks

@@ -13,7 +13,7 @@ import pytest
 from in_process import run_script
 from quantgrid.drivers import LOCKS, SLURM_LOGS, STARTED, cancel_queued, check_machine, note_driver, queued
 from quantgrid.errors import ConfigError
-from quantgrid.locks import LOCK
+from quantgrid.locks import LOCK, NOTE
 from workflow import ROOT, Checkout
 
 
@@ -86,3 +86,7 @@ def test_a_target_is_one_whatever_is_said_before_it(tmp_path):
     done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path.name for path in (checkout.folder / "results-smoke").iterdir() if path.is_file()} == {"steps.csv", LOCK}, "the note is gone"
+    for target, said in (("results-smoke/steps.csv", "Nothing to be done"), ("no-such-target", "MissingRuleException")):  # no onstart
+        done = subprocess.run([*command[:-1], target], cwd=checkout.folder, capture_output=True, text=True, timeout=600)
+        assert said in done.stdout + done.stderr
+        assert not (checkout.folder / "results-smoke" / NOTE).exists()

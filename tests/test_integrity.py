@@ -122,10 +122,10 @@ def test_a_plan_names_the_record_and_the_outputs_of_every_job(tmp_path):
 
 def test_repair_deletes_what_is_damaged_and_adoption_records_what_is_whole(tmp_path):
     plan = plan_in(tmp_path)
-    jobs = {record: outputs for record, outputs in planned(plan) if "/tokenize_corpus/" in record or "/plot_study/" in record}
+    jobs = {record: outputs for record, outputs in planned(plan) if "/describe_transform/" in record or "/plot_study/" in record}
     for outputs in jobs.values():
         for path in outputs:
-            storage.write_text(path, "content")
+            storage.write_text(path, "{}")
     found = audit(plan)
     assert set(found.unrecorded) == set(jobs) and not found.damaged
     assert set(adopt(found)) == set(jobs)
@@ -136,6 +136,38 @@ def test_repair_deletes_what_is_damaged_and_adoption_records_what_is_whole(tmp_p
     assert [*found.damaged] == [outputs[0]] and found.whole == sum(map(len, jobs.values())) - 1
     assert repair(found) == [outputs[0], record] and not Path(outputs[0]).exists()
     assert not audit(plan).damaged
+
+
+@pytest.mark.parametrize(("rule", "output"), [("fit_transform", "transform"), ("evaluate_perplexity", "result"), ("quantize_model", "manifest")])
+def test_a_file_of_another_step_or_none_that_can_be_read_is_not_adopted(tmp_path, rule, output):
+    """Copied into the place of another without a record: damage that `make verify` names and a repair deletes."""
+    plan = plan_in(tmp_path)
+    own, other = list(plan.all_steps()[rule])[:2]
+    for path in own.outputs.values():
+        about = {"axes": dict(own.wildcards)}
+        if path.endswith(".safetensors"):
+            storage.write_tensors(path, {"a": torch.ones(1)}, about)
+        else:
+            storage.write_json(path, about)
+    assert not audit(plan).damaged
+    path = Path(own.outputs[output])
+    copied = path.read_bytes().replace(own.key.encode(), other.key.encode())
+    for content, wrong in ((copied, "the file of another step"), (copied[:9], "cannot be read"), (b"[]", "cannot be read")):
+        path.write_bytes(content)
+        found = audit(plan)
+        assert [*found.damaged] == [str(path)] and wrong in str(found.damaged[str(path)]) and "\n" not in str(found.damaged[str(path)])
+        assert adopt(found) == [] and not Path(own.digest).exists()
+    assert repair(found) == [str(path)] and not audit(plan).damaged
+
+
+def test_a_results_folder_below_a_folder_named_digests_is_repaired_as_any_other(tmp_path):
+    plan = plan_in(tmp_path / "digests")
+    path = left(Path(plan.results), "checks/m.json", "{}")
+    record = origin_of(path).record
+    path.write_text("[]")
+    assert repair(audit(plan)) == [str(path), record]
+    Path(record).write_text("{")
+    assert repair(audit(plan)) == [record]
 
 
 def test_steps_from_before_there_were_records_are_counted_once(tmp_path):

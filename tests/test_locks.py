@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytest
 import yaml
 
 import bad_inputs
+import run_workflow
 from quantgrid import locks
+from quantgrid.drivers import DRIVER, FOLDER, HELD
 from quantgrid.errors import ConfigError
 from workflow import ROOT
 
@@ -106,6 +109,51 @@ def test_a_driver_that_becomes_snakemake_is_protected_by_its_note(tmp_path):
         locks.hold(tmp_path)
     note(tmp_path, process=parent.pid, started=parent.create_time() - 3600)  # another process had its number
     locks.hold(tmp_path)
+
+
+def test_a_driver_waits_for_a_run_that_looks_at_its_note_and_lets_go(tmp_path, monkeypatch):
+    note(tmp_path, process=os.getpid())
+    looking = locks.FileLock(tmp_path / locks.LOCK, thread_local=False)
+    looking.acquire()
+    threading.Timer(0.2, looking.release).start()
+    locks.hold(tmp_path)
+    locks._let_go(tmp_path, os.getpid())
+    note(tmp_path, process=os.getpid())
+    looking.acquire()
+    monkeypatch.setattr(locks, "PASSING", 0.1)
+    with pytest.raises(ConfigError, match="in use by a run that .* does not name"):  # not by this process
+        locks.hold(tmp_path)
+    looking.release()
+
+
+@pytest.mark.parametrize(
+    ("words", "held"),
+    [
+        ([], True),
+        (["--touch"], True),
+        (["--report-after-run"], True),
+        (["--report"], False),
+        (["--report=page.html"], False),
+        (["--unlock"], False),
+        (["--summary"], False),
+        (["--lint", "json"], False),
+        (["--dag=dot"], False),
+        (["-n"], False),
+    ],
+)
+def test_snakemake_is_named_the_folder_that_a_run_holds_and_other_options_hold_none(tmp_path, monkeypatch, words, held):
+    config = {"results_dir": str(tmp_path / "results"), "studies": {}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_workflow, "load", lambda path: config)
+    monkeypatch.setattr(run_workflow, "clear_up", lambda folder, snakemake: None)
+    monkeypatch.setattr(os, "execv", lambda program, command: None)
+    monkeypatch.setattr(sys, "argv", ["run_workflow.py", "--cores", "1", *words])
+    for name in (HELD, FOLDER, DRIVER, "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    run_workflow.main()
+    assert os.environ[HELD] == (str(tmp_path / "results") if held else "")
+    assert os.environ[DRIVER] == str(os.getpid())
+    assert (tmp_path / "results" / locks.NOTE).exists() == held
 
 
 def test_a_note_of_another_machine_counts_on_a_file_system_that_machines_share(tmp_path, monkeypatch):

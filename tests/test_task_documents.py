@@ -34,7 +34,6 @@ def requests(tmp_path: Path, document: dict[str, Any], **entry: Any) -> list[tup
     (CHOICES, {"delimiter": ": \n  "}, [("The capital is:", " \n  Rome"), ("The capital is:", " \n  Oslo")]),
     ({**CHOICES, "query": "  x = \n", "choices": ["  1\n", "\t2"]}, {"delimiter": ""}, [("  x = \n", "  1\n"), ("  x = \n", "\t2")]),
     ({**CHOICES, "query": "  x =", "choices": [" 1 ", "2"]}, {"whitespace": "lm-eval"}, [("  x =", " 1"), ("  x =", " 2")]),
-    (CHOICES, {"whitespace": "lm-eval", "delimiter": "\nA:\n"}, [("The capital is\nA:", " Rome"), ("The capital is\nA:", " Oslo")]),
     ({**CHOICES, "query": "{{gold}} [0]", "choices": ["1", "[2]"]}, {}, [("{{gold}} [0]", " 1"), ("{{gold}} [0]", " [2]")]),
     ({**CHOICES, "query": "7", "choices": ["7", "8"]}, {}, [("7", " 7"), ("7", " 8")]),
     (CODE, {}, [("def f():\n", "    return 1\n")]),
@@ -117,6 +116,7 @@ def test_lines_that_cannot_be_scored_are_refused(tmp_path: Path, name: str):
     ({"shots": 5}, r"tasks\.t\.shots: 5; examples and filters are for source: lm_eval"),
     ({"filter": "x"}, r"tasks\.t\.filter: 'x'"),
     ({"whitespace": "strip"}, r"tasks\.t\.whitespace: unknown convention 'strip'.*Accepted: exact, lm-eval"),
+    ({"whitespace": "lm-eval", "delimiter": "\n"}, r"tasks\.t\.delimiter: '\\n'; whitespace: lm-eval always puts one space .*leave delimiter out"),
 ])
 def test_settings_without_effect_are_refused(tmp_path: Path, entry: dict[str, Any], message: str):
     path = write_lines(tmp_path / "t.jsonl", CHOICES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,28 +10,38 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from .errors import ConfigError
+from .errors import ConfigError, shortened
 from .integrity import Damaged, Origin, cached_copies, faults, files_of, origin_of, origin_of_record, read_record, write_record
 from .pipeline import Plan
 from .shown_transforms import FIGURES
 from .steps import REPORTS
+from .storage import read_json, read_metadata
 
 TEMPORARY = ("quantize_model", "train_model")  # rules whose checkpoint is deleted once it is evaluated
+REMEDY = "delete it and run again (`make verify REPAIR=1` does the deleting)"
+READERS = {".json": read_json, ".safetensors": read_metadata}  # of files that may name the axes of their step
 
 
 @dataclass
 class Audit:
-    """``whole`` files are as they were written, of ``damaged`` ones the error says what is wrong (by output, or by record where that cannot be
-    read), ``unrecorded`` jobs left files that nothing is known of (record -> outputs)."""
+    """Findings in the folder ``results``.
 
+    ``whole`` files are as they were written, of ``damaged`` ones the error says what is wrong (by output, or by record
+    where that cannot be read), ``unrecorded`` jobs left files that nothing is known of (record -> outputs).
+    """
+
+    results: str
     whole: int = 0
     damaged: dict[str, Damaged] = field(default_factory=dict)
     unrecorded: dict[str, list[str]] = field(default_factory=dict)
 
 
 def audit(plan: Plan, threads: int = 1) -> Audit:
-    """Verify every file of ``plan.results`` that has a record, of this plan or another, and find what the plan's jobs left without one."""
-    found = Audit()
+    """Verify every file of ``plan.results`` that has a record, of this plan or another, and find what the plan's jobs left without one.
+
+    A file without a record is damaged where it names other axes than its path does, or cannot be read.
+    """
+    found = Audit(plan.results)
     for record in sorted(Path(plan.results, "digests").rglob("*.json")):
         if job := origin_of_record(record, plan.results):
             _verify_job(job, found, threads)
@@ -38,7 +49,22 @@ def audit(plan: Plan, threads: int = 1) -> Audit:
         present = [path for path in outputs if os.path.lexists(path)]
         if present and not os.path.lexists(record):
             found.unrecorded[record] = outputs
+            found.damaged |= {path: wrong for path in present if (wrong := _foreign(path))}
     return found
+
+
+def _foreign(path: str) -> Damaged | None:
+    """The fault of a file that is of another step than its path says, as far as a JSON or safetensors file names its axes."""
+    reader = READERS.get(os.path.splitext(path)[1])
+    if reader is None or not os.path.isfile(path):
+        return None
+    try:
+        axes = reader(path).get("axes")
+    except (ConfigError, ValueError, AttributeError) as error:
+        return Damaged(f"{path}: cannot be read ({shortened(str(error))}); {REMEDY}")
+    if axes is None or axes == dict(origin_of(path).axes):
+        return None
+    return Damaged(f"{path}: the file of another step ({shortened(json.dumps(axes))}); {REMEDY}")
 
 
 def _verify_job(job: Origin, found: Audit, threads: int) -> None:
@@ -82,7 +108,7 @@ def repair(found: Audit) -> list[str]:
     """Delete what is damaged, its records, and its copies in a cache between workflows; returns the paths."""
     deleted = []
     for output in found.damaged:
-        records = [] if output.endswith(".json") and "/digests/" in output else [origin_of(output).record]
+        records = [] if Path(found.results, "digests") in Path(output).parents else [origin_of(output).record]
         copies = [copy for file in files_of(output) for copy in cached_copies(file)]
         for path in dict.fromkeys([*copies, output, *records]):
             if os.path.isdir(path) and not os.path.islink(path):
@@ -96,7 +122,7 @@ def repair(found: Audit) -> list[str]:
 
 
 def adopt(found: Audit) -> list[str]:
-    """Record files as they are where a job left all of them (its checkpoint may have been deleted); returns the records.
+    """Record files as they are where a job left all of them (its checkpoint may have been deleted) and none is damaged; returns the records.
 
     A record is as old as the youngest of its files: what was made from them is no older, and is not made again.
     """
@@ -104,7 +130,7 @@ def adopt(found: Audit) -> list[str]:
     for record, outputs in found.unrecorded.items():
         rule = origin_of(outputs[0]).rule
         needed = [path for path in outputs if not (rule in TEMPORARY and path.endswith(".safetensors"))]
-        if all(os.path.exists(path) for path in needed):
+        if all(os.path.exists(path) for path in needed) and not found.damaged.keys() & set(outputs):
             write_record(rule, [path for path in outputs if os.path.exists(path)])
             age = max(_changed(path) for path in needed)
             os.utime(record, ns=(age, age))

@@ -1,6 +1,7 @@
 """Drivers of the workflow in a folder: those that run, jobs that a killed one left behind, on this machine and in a Slurm queue.
 
-Every process that `run_workflow.py` starts carries the folder and the process id of its driver in its environment. A file beside
+Every process that `run_workflow.py` starts carries the folder and the process id of its driver in its environment, and
+the results folder that the driver holds (`quantgrid.locks`), empty where it holds none. A file beside
 Snakemake's lock says on which machine the last driver was started: a lock of another machine is never lifted from here.
 """
 
@@ -17,7 +18,7 @@ import psutil
 
 from .errors import ConfigError
 
-FOLDER, DRIVER = "QUANTGRID_FOLDER", "QUANTGRID_DRIVER"
+FOLDER, DRIVER, HELD = "QUANTGRID_FOLDER", "QUANTGRID_DRIVER", "QUANTGRID_HELD"
 LOCKS, STARTED, SLURM_LOGS = Path(".snakemake/locks"), Path(".snakemake/quantgrid-driver"), Path(".snakemake/slurm_logs")
 
 

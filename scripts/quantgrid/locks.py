@@ -52,6 +52,7 @@ LOCAL = {
     "xfs",
     "zfs",
 }
+PASSING = 2.0  # seconds in which another run that looks at the folder has read the note and let go of the lock
 _held: dict[Path, FileLock] = {}
 
 
@@ -63,10 +64,12 @@ def hold(results: str | Path) -> None:
     lock = FileLock(folder / LOCK, thread_local=False, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=PASSING if _names_this_process(_note(folder)) else 0)
     except Timeout:
+        note = _note(folder)
+        holder = _described(None if _names_this_process(note) else note)
         raise ConfigError(
-            f"{results} is in use by {_described(_note(folder))}; wait for that run, or end it with Ctrl-C or kill -INT"
+            f"{results} is in use by {holder}; wait for that run, or end it with Ctrl-C or kill -INT"
         ) from None
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS):
@@ -103,7 +106,7 @@ def _check_note(folder: Path, results: str | Path) -> None:
             file=sys.stderr,
         )
     elif note["machine"] == socket.gethostname():
-        if note["process"] != os.getpid() and _lives(note):
+        if _lives(note) and not _names_this_process(note):
             raise ConfigError(
                 f"{results} is in use by {_described(note)}; wait for that run, or end it with Ctrl-C or kill -INT"
             )
@@ -161,6 +164,11 @@ def _lives(note: dict[str, Any]) -> bool:
         return abs(psutil.Process(note["process"]).create_time() - note["started"]) < 5
     except (psutil.Error, ValueError, OverflowError):
         return False
+
+
+def _names_this_process(note: dict[str, Any] | None) -> bool:
+    """Whether this process wrote the note, perhaps as the program that it was before an exec."""
+    return bool(note) and (note["machine"], note["process"]) == (socket.gethostname(), os.getpid()) and _lives(note)
 
 
 def file_system(folder: Path) -> str:

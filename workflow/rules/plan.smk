@@ -12,6 +12,7 @@ sys.path.insert(0, SCRIPTS)
 
 from quantgrid.allocator import KEEP_FREED
 from quantgrid.config import check, read
+from quantgrid.drivers import DRIVER, HELD
 from quantgrid.errors import ConfigError
 from quantgrid.estimates import CPU, GPU, Estimate
 from quantgrid.gates import Gates
@@ -29,6 +30,8 @@ os.environ.update(
 
 try:
     if workflow.is_main_process:
+        if os.environ.get(DRIVER) == str(os.getpid()) and os.environ.get(HELD):
+            hold(os.environ[HELD])  # before onstart, which Snakemake leaves out where nothing is to be done
         for written in workflow.configfiles:  # as Snakemake reads them, the last of several equal keys wins
             read(os.path.relpath(written))
     PLAN = Plan(check(config))

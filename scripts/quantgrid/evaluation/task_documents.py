@@ -2,7 +2,8 @@
 
 White space is part of a task. ``whitespace: exact`` (the default) takes every text as the file has it and puts
 ``delimiter`` between the two parts: nothing where one context has one continuation, one space where something is
-chosen. ``whitespace: lm-eval`` is the convention of lm-eval's own tasks: answers are stripped and follow one space.
+chosen. ``whitespace: lm-eval`` is the convention of lm-eval's own tasks: answers are stripped and follow one space;
+a ``delimiter`` is refused with it.
 Standard library only: local tasks are read whole while the workflow is planned.
 """
 
@@ -52,9 +53,11 @@ def delimiter_of(entry: Mapping[str, Any], layout: str) -> tuple[str, str]:
 
     The text is the same either way; lm-eval counts the characters of an answer without what it puts before it.
     """
+    if entry.get("whitespace") == "lm-eval":
+        return "", " "
     delimiter = entry.get("delimiter", LAYOUTS[layout].delimiter)
     behind = delimiter.rstrip()
-    return behind, " " if entry.get("whitespace") == "lm-eval" else delimiter[len(behind):]
+    return behind, delimiter[len(behind):]
 
 
 def read_documents(entry: Mapping[str, Any], where: str = "task") -> list[dict[str, Any]]:
@@ -101,6 +104,10 @@ def _check_entry(entry: Mapping[str, Any], layout: str, where: str) -> None:
         raise ConfigError(f"{where}.metric: {unknown_name('metric', metric, METRICS[layout])}")
     if entry.get("whitespace", "exact") not in WHITESPACE:
         raise ConfigError(f"{where}.whitespace: {unknown_name('convention', entry['whitespace'], WHITESPACE)}")
+    if entry.get("whitespace") == "lm-eval" and "delimiter" in entry:
+        raise ConfigError(f"{where}.delimiter: {entry['delimiter']!r:.60}; whitespace: lm-eval always puts one space "
+                          "before an answer; leave delimiter out and write such a text at the end of each query, or leave "
+                          "whitespace out")
     for key in ("shots", "filter"):
         if entry.get(key):
             raise ConfigError(f"{where}.{key}: {entry[key]!r}; examples and filters are for source: lm_eval, a local "
