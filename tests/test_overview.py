@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from quantgrid.errors import ConfigError
+from quantgrid.integrity import write_record
 from quantgrid.quantizer import fake_quantize, scheme
 from quantgrid.reporting import figures, number_lines, pareto
 from quantgrid.reporting.recommendation import recommend, text
@@ -134,6 +135,8 @@ def test_the_command_answers_from_a_results_folder(tmp_path):
     names = ["cell", *AXES, "status", "reason", "metric", "dataset", "value", "stderr", "count", "difference", "difference_stderr", "protocol"]
     records.reindex(columns=names).to_csv(tmp_path / "results.csv", index=False)
     items.to_parquet(tmp_path / "studies" / "s.items.parquet")
+    write_record("collect_results", [tmp_path / "results.csv"])
+    write_record("collect_study", [tmp_path / "studies" / "s.items.parquet"])
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"results_dir": str(tmp_path)}))
     command = [sys.executable, str(ROOT / "scripts" / "recommend.py"), "--configfile", str(config), "--model", "m"]
@@ -141,3 +144,6 @@ def test_the_command_answers_from_a_results_folder(tmp_path):
     assert done.returncode == 0 and "5 recipes" in done.stdout and done.stdout.splitlines()[2].startswith(("1*", "1 ")), done.stderr
     done = subprocess.run([*command, "--bits", "3"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("recommend: BITS")
+    (tmp_path / "results.csv").write_text((tmp_path / "results.csv").read_text().replace("4.", "3.", 1))
+    done = subprocess.run([*command, "--bits", "4.6"], capture_output=True, text=True)
+    assert done.returncode == 1 and "results.csv: its content has changed: not what collect_results wrote" in done.stderr
