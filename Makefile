@@ -11,11 +11,15 @@ BIN := $(VENV)/bin
 PROFILE ?= default
 PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
+# Two processes; the tests of one file stay together, because they share what they need. One thread each: there is a core for each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BENCH ?= fake_quantize low_rank online_rotation learning evaluation jobs sequential gptq grid gpu
+INSTALL := python -m pip install --quiet --disable-pip-version-check
+HASHED := --require-hashes --no-deps
 # Another profile than the default says itself how many cores there are.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 
-.PHONY: run test stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused verify docs graph lint help
+.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused verify docs graph lint lock help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -48,8 +52,16 @@ clean-unused: $(VENV)/.installed  ## files of cells and steps that CONFIG no lon
 verify: $(VENV)/.installed  ## every file of CONFIG's results held against the record of its content; REPAIR=1 deletes what is damaged, ADOPT=1 records what has no record
 	@$(BIN)/python scripts/verify_results.py --configfile $(CONFIG) $(if $(REPAIR),--repair,$(if $(ADOPT),--adopt))
 
-test: $(VENV)/.installed-dev  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: lint  ## linters and the tests of every change: units, the smoke run with golden numbers, one real model; 10 minutes on 2 cores
+	$(PYTEST) -m "not slow and not damage and not nightly" $(ARGS)
+
+test-all: test test-slow  ## make test and everything that it leaves out, apart from test-nightly; 45 minutes on 2 cores
+
+test-slow: $(VENV)/.installed-dev  ## the part of test-all that test leaves out: whole products of cases, faults, kills, Slurm, a browser
+	$(PYTEST) -m "(slow or damage) and not nightly" $(ARGS)
+
+test-nightly: $(VENV)/.installed-dev  ## what takes longer still: the smoke run through 30 kills at random moments
+	$(PYTEST) -m nightly $(ARGS)
 
 stress: $(VENV)/.installed-dev  ## the smoke run through 30 kills at random moments, with the same results in the end
 	$(BIN)/python tests/kill_at_random.py $(ARGS)
@@ -68,20 +80,32 @@ lint: $(VENV)/.installed-dev  ## ruff, snakefmt, snakemake --lint
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-$(VENV)/.installed: envs/requirements.txt
+# Everything by its sha256 first. Then torch by its exact version alone, with the CUDA libraries that its builds for GPUs ask for: which build
+# an index has for a machine differs, so no list of hashes is right on all of them.
+$(VENV)/.installed: envs/requirements.txt envs/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantgrid needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	$(BIN)/$(INSTALL) $(HASHED) -r envs/requirements.lock
+	$(BIN)/$(INSTALL) -r envs/requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed envs/requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed envs/requirements-dev.txt envs/requirements-dev.lock envs/requirements-slurm.lock
+	$(BIN)/$(INSTALL) $(HASHED) -r envs/requirements-dev.lock -r envs/requirements-slurm.lock
+	$(BIN)/$(INSTALL) -r envs/requirements-dev.txt
 	@touch $@
 
-$(PEERS)/.installed $(GPTQMODEL)/.installed: .venv-%/.installed: envs/requirements-%.txt
+$(PEERS)/.installed $(GPTQMODEL)/.installed: .venv-%/.installed: envs/requirements-%.txt envs/requirements-%.lock
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(@D)/bin/$(INSTALL) $(HASHED) -r envs/requirements-$*.lock
+	$(@D)/bin/$(INSTALL) -r $<
 	@touch $@
+
+lock: $(VENV)/.installed-dev  ## envs/*.lock from the versions in envs/*.txt: run it after an edit of one of those
+	for name in $(basename $(wildcard envs/*.txt)); do \
+	  { echo "# Made by \`make lock\` from $$(basename $$name).txt: the same versions with the sha256 of every file that the index has of them, without torch."; \
+	    grep -v '^-r' $$name.txt | $(BIN)/uv pip compile - --quiet --no-deps --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	      --no-emit-find-links --no-emit-package torch --python-version 3.11; } > $$name.lock.new && mv $$name.lock.new $$name.lock || exit 1; \
+	done
 
 docs: $(VENV)/.installed  ## the results of the default run into README.md and docs/
 	$(BIN)/python docs/update.py

@@ -53,7 +53,8 @@ rule figures:
 
 
 onstart:
-    # Before the first job: the largest jobs of this run beside the machine; what cannot fit stops here.
+    # Before the first job: one run at a time in the results folder; the largest jobs of this run beside the machine, what cannot fit stops here.
+    take_lock()
     preflight(workflow.dag.needrun_jobs(), workflow.local_exec)
 
 

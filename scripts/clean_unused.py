@@ -9,6 +9,7 @@ import os
 from quantgrid.config import load
 from quantgrid.drivers import require_no_run
 from quantgrid.job import run
+from quantgrid.locks import hold
 from quantgrid.pipeline import Plan
 from quantgrid.unused import delete, unused
 
@@ -20,14 +21,19 @@ def main() -> None:
     given = parser.parse_args()
     plan = Plan(load(given.configfile))
     found = unused(plan)
-    for place in found:
+    for place in (place for place in found if place.files):
         print(f"{place.size / 2**20:10.2f} MiB  {len(place.files):4d} files  {plan.results}/{place.place}")
+    if foreign := [file for place in found for file in place.foreign]:
+        print(f"{len(foreign)} files beside them are left alone, of which no record says that quantgrid wrote them, such as {foreign[0]}\n"
+              "(results from before there were records: `make verify ADOPT=1` with the config that made them)")
     print(f"{sum(place.size for place in found) / 2**20:10.2f} MiB  {sum(len(place.files) for place in found):4d} files that {given.configfile} "
           "no longer plans")
     if not given.delete:
         print("nothing is deleted; `make clean-unused YES=1` deletes them" if found else "nothing to delete")
         return
     require_no_run(os.getcwd())
+    if os.path.isdir(plan.results):
+        hold(plan.results)
     delete(found, plan.results)
     print("deleted")
 

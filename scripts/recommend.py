@@ -9,6 +9,7 @@ from quantgrid import config as configs
 from quantgrid.errors import ConfigError
 from quantgrid.integrity import verify
 from quantgrid.job import run
+from quantgrid.paths import results_folder
 from quantgrid.reporting.collection import read
 from quantgrid.reporting.recommendation import recommend, text
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
     parser.add_argument("--top", type=int, default=20, help="how many recipes to show")
     asked = parser.parse_args()
-    folder = Path(configs.read(asked.configfile).get("results_dir", configs.DEFAULTS["results_dir"]))
+    folder = Path(results_folder(configs.read(asked.configfile)))
     results, items = folder / "results.csv", sorted(folder.glob("studies/*.items.parquet"))
     if not results.is_file() or not items:
         raise ConfigError(f"{folder}: no results yet; `make run CONFIG={asked.configfile}` makes them")

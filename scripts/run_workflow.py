@@ -3,8 +3,8 @@
     python scripts/run_workflow.py --configfile config/config.yaml --cores 2 [--profile NAME | --warm] [--table STUDY | --figure STUDY]
         [snakemake options]
 
-A driver that is killed leaves jobs that go on writing, here or in a Slurm queue, and a lock that nobody holds: `quantgrid.drivers` ends
-them before Snakemake starts, and its lock is lifted.
+A run holds the lock of its results folder (`quantgrid.locks`): a second one ends with the name of the first. A driver that is killed leaves jobs
+that go on writing, here or in a Slurm queue, and a lock of Snakemake that nobody holds: `quantgrid.drivers` ends the jobs and lifts the lock.
 """
 
 import argparse
@@ -17,9 +17,10 @@ import psutil
 
 from quantgrid import warm
 from quantgrid.allocator import KEEP_FREED
-from quantgrid.config import read
+from quantgrid.config import load, read
 from quantgrid.drivers import DRIVER, FOLDER, LOCKS, check_machine, drivers_of, end_orphans, note_driver
 from quantgrid.errors import ConfigError, unknown_name
+from quantgrid.locks import hold
 from quantgrid.shared_cache import CACHED_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,12 @@ def profile_options(name: str, passed_on: list[str]) -> list[str]:
     return options
 
 
+def stored_elsewhere(profile: str, passed_on: list[str]) -> bool:
+    """Whether files lie in object storage, where the folder of results is no folder that could be locked."""
+    named = any(word.partition("=")[0] == "--default-storage-provider" for word in passed_on)
+    return named or "default-storage-provider" in read(PROFILES / profile / "config.yaml")
+
+
 def logger_options(passed_on: list[str]) -> list[str]:
     """quantgrid's own logger, where Python finds it, unless another one or a report is asked for."""
     if {"--logger", "--report"} & set(passed_on):
@@ -48,12 +55,11 @@ def logger_options(passed_on: list[str]) -> list[str]:
     return ["--logger", "quantgrid"]
 
 
-def warm_start(profile: str, passed_on: list[str], marks: dict[str, str]) -> None:
-    """Start the process that jobs fork from, marked as one of this run; :class:`ConfigError` where jobs run elsewhere or with another Python."""
+def check_warm(profile: str, passed_on: list[str]) -> None:
+    """Raise :class:`ConfigError` where jobs run elsewhere or with another Python, so that they cannot be forked from a process here."""
     others = ELSEWHERE & {word.partition("=")[0] for word in passed_on}
     if profile != "default" or others:
         raise ConfigError(f"--warm is for jobs on this machine and in this environment, not with {others.pop() if others else f'profile {profile}'}")
-    warm.start({**KEEP_FREED, **marks})
 
 
 def clear_up(folder: str, snakemake: list[str]) -> None:
@@ -76,11 +82,14 @@ def main() -> None:
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()
+    options = [] if "--workflow-profile" in passed_on else profile_options(known.profile, passed_on)
     try:
-        config = read(known.configfile)
+        if known.warm:
+            check_warm(known.profile, passed_on)
+        config = load(known.configfile)  # before Snakemake starts, whose own lines would stand around the message
     except ConfigError as error:
         raise SystemExit(f"quantgrid: {error}") from None
-    results, studies = os.path.normpath(config.get("results_dir", "results")), config.get("studies") or {}
+    results, studies = config["results_dir"], config["studies"]
     for study in filter(None, (known.table, known.figure)):
         if study not in studies:
             raise SystemExit(f"quantgrid: {known.configfile}: {unknown_name('study', study, studies)}")
@@ -89,13 +98,14 @@ def main() -> None:
     marks = {FOLDER: folder, DRIVER: str(os.getpid())}
     snakemake = [sys.executable, "-m", "snakemake", *targets, "--configfile", known.configfile]
     snakefile = ["--snakefile", str(ROOT / "Snakefile")]  # last of what is added here: it takes one word, others would take a target that follows
-    options = [] if "--workflow-profile" in passed_on else profile_options(known.profile, passed_on)
     if not {"-n", "--dry-run", "--dryrun"} & set(passed_on):
         options += logger_options(passed_on)
         try:
+            if not stored_elsewhere(known.profile, passed_on):
+                hold(results)
             clear_up(folder, [*snakemake, *snakefile])
             if known.warm:
-                warm_start(known.profile, passed_on, marks)
+                warm.start({**KEEP_FREED, **marks})
         except ConfigError as error:
             raise SystemExit(f"quantgrid: {error}") from None
     os.environ |= marks

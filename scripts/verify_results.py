@@ -13,6 +13,7 @@ from quantgrid.config import load
 from quantgrid.drivers import require_no_run
 from quantgrid.errors import ConfigError
 from quantgrid.job import run
+from quantgrid.locks import hold
 from quantgrid.pipeline import Plan
 
 
@@ -26,6 +27,8 @@ def main() -> None:
     plan = Plan(load(asked.configfile))
     if asked.repair or asked.adopt:
         require_no_run(os.getcwd())
+        if os.path.isdir(plan.results):
+            hold(plan.results)
     found = audit(plan, os.cpu_count() or 1)
     for wrong in found.damaged.values():
         print(wrong)

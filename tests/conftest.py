@@ -1,23 +1,50 @@
-"""Fixtures shared by the tests of the workflow."""
+"""Fixtures shared by the tests of the workflow, and the order in which files of tests start."""
 
 from __future__ import annotations
 
-import pytest
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
 
-from workflow import RESULT_FILES, Checkout, one_cell
+import pytest
+from filelock import FileLock
+
+from workflow import RESULT_FILES, WARM, Checkout, one_cell
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as usual, also where a shell started the tests in the background and so let them ignore it: jobs inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files with runs of the workflow first: they are the longest, and none should be left over for one process at the end."""
+    workflow = {item.path for item in items if item.get_closest_marker("workflow")}
+    items.sort(key=lambda item: item.path not in workflow)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of this test run, made by the first of its processes that asks for it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    finished = folder.with_name(f"{name}.finished")
+    with FileLock(f"{folder}.lock"):
+        if not finished.exists():
+            make(folder)
+            finished.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout in which the smoke config ran from nothing to its report."""
-    checkout = Checkout.make(tmp_path_factory.mktemp("smoke") / "quantgrid")
-    checkout.run("smoke")
-    return checkout
+    """A checkout in which the smoke config ran from nothing to its report. Tests outside of test_workflow.py read it or take a copy."""
+    return Checkout(made_once(tmp_path_factory, "smoke", lambda folder: Checkout.make(folder).run("smoke", *WARM)))
 
 
 @pytest.fixture(scope="session")
 def one_cell_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a run on this machine leaves of the smoke config made one cell."""
-    checkout = one_cell(Checkout.make(tmp_path_factory.mktemp("one-cell") / "quantgrid"))
-    checkout.run("smoke")
-    return checkout.contents("results-smoke", *RESULT_FILES)
+    folder = made_once(tmp_path_factory, "one-cell", lambda folder: one_cell(Checkout.make(folder)).run("smoke", *WARM))
+    return Checkout(folder).contents("results-smoke", *RESULT_FILES)

@@ -18,8 +18,8 @@ def content() -> dict[str, Any]:
     return {
         "seed": 3, "compute": {"device": "cpu", "dtype": "float32"},
         "models": {"tiny": {"source": "local", "path": TINY}, "big": {"source": "hub", "id": "a/b", "revision": "main", "shape": dict(SHAPE)}},
-        "corpora": {"text": {"source": "builtin", "part": "calibration", "window": 64, "windows": 8},
-                    "short": {"source": "builtin", "part": "calibration", "window": 32, "windows": 8},
+        "corpora": {"text": {"source": "builtin", "part": "calibration", "window": 64, "windows": 24},
+                    "short": {"source": "builtin", "part": "calibration", "window": 32, "windows": 24},
                     "docs": {"source": "builtin", "part": "evaluation", "window": 64, "windows": 4},
                     "more": {"source": "builtin", "part": "evaluation", "window": 32, "windows": 4}},
         "calibrations": {"default": {"corpus": "text"}, "other": {"corpus": "short"}},

@@ -71,12 +71,14 @@ def test_table_and_figure_of_growth(tmp_path):
     assert all(axis in drawn for axis in growth.COSTS)
 
 
+@pytest.mark.slow
 def test_jobs_of_a_size_are_measured(tmp_path):
     found = dict(growth.measured_jobs(Size(64, 1, 2), tmp_path, growth.steps()))
     assert list(found) == list(growth.ALL)
     assert all(done.processor_seconds > 0 and done.peak_mb > 100 for done in found.values())
 
 
+@pytest.mark.slow
 def test_dry_runs_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "ALPHAS", (1,))
     ((cells, done),) = growth.measured_plans(tmp_path)
@@ -106,6 +108,7 @@ def test_without_a_gpu_nothing_is_measured_in_its_place(tmp_path):
     assert all(row["reached"] == "not measured: no CUDA device" and not row["milliseconds"] and not row["device"] for row in rows)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_way_of_a_gpu_on_the_cpu(tmp_path):
     rows = gpu_rows(tmp_path, "--device", "cpu", "--small", "--repeats", "1", "--threads", "1", "--peers", "nowhere")

@@ -90,6 +90,7 @@ def damaged_is_noticed(checkout: Checkout, cache: Path) -> None:
     assert entry.read_bytes() == content and entry.is_relative_to(cache) and len(checkout.contents(RESULTS, errors)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_second_checkout_takes_from_the_cache_and_another_option_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cache = tmp_path / "cache"

@@ -6,8 +6,6 @@ import csv
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from in_process import run_script
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
 from quantgrid.evaluation.protocols import of_perplexity, of_task
@@ -409,10 +408,6 @@ def test_the_same_metric_under_two_protocols_stays_two_rows(tmp_path):
     assert (collection.merge(saved(tmp_path, one, two)).metric == "accuracy").sum() == 2
     two[FULL] = {"perplexity.docs": perplexity(FULL, axes={"key": "another"}, versions={"python": "4"}, seed=4)}  # who measured is no part of it
     assert (collection.merge(saved(tmp_path, one, two)).metric == "perplexity").sum() == 1
-
-
-def run_script(name: str, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *options], capture_output=True, text=True)
 
 
 def test_the_scripts_collect_what_the_plan_names(tmp_path):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from in_process import run_script
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
 from quantgrid.reporting import comparisons, table_writers
 from quantgrid.reporting.paired import estimate, holm
 from test_tables import BASELINE, record
-from workflow import ROOT
 
 WINDOWS, LOSS = 16, "negative_log_likelihood"
 SPREAD = np.random.default_rng(0).normal(2.0, 0.5, WINDOWS)  # of windows, shared by all cells
@@ -75,7 +73,7 @@ def test_where_all_counterparts_failed_the_job_succeeds_and_says_so(tmp_path):
     items.to_parquet(tmp_path / "items.parquet")
     paths = [option for name, file in (("records", "records.csv"), ("items", "items.parquet"), ("csv", "c.csv"), ("md", "c.md"), ("tex", "c.tex"))
              for option in (f"--{name}", str(tmp_path / file))]
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "compare_study.py"), "--spec", json.dumps(spec()), *paths], check=True)
+    assert run_script("compare_study", "--spec", json.dumps(spec()), *paths).returncode == 0
     assert comparisons.read(tmp_path / "c.csv").empty and (tmp_path / "c.md").read_text() == comparisons.NOTHING
 
 

@@ -165,5 +165,5 @@ def test_a_docstring_is_read_without_running_its_file(tmp_path: Path):
 def test_a_corpus_of_docstrings_names_its_libraries():
     made = plan_cases.plan({**plan_cases.content(), "corpora": {
         name: {"source": "library_docs" if name == "docs" else "builtin", "part": "evaluation" if name in ("docs", "more") else "calibration",
-               "window": 64, "windows": 4} for name in ("text", "short", "docs", "more")}})
+               "window": 64, "windows": 24} for name in ("text", "short", "docs", "more")}})
     assert made.tokenize_corpus("tiny", "docs").spec["libraries"]["scipy"] == version("scipy")

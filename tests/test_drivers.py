@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from in_process import run_script
 from quantgrid.drivers import LOCKS, SLURM_LOGS, STARTED, cancel_queued, check_machine, note_driver, queued
 from quantgrid.errors import ConfigError
+from quantgrid.locks import LOCK
 from workflow import ROOT, Checkout
 
 
@@ -71,11 +73,11 @@ def test_slurm_is_asked_only_where_jobs_have_been_and_has_to_answer(tmp_path, mo
 
 
 def test_an_unknown_profile_is_named(tmp_path):
-    command = [sys.executable, ROOT / "scripts" / "run_workflow.py", "--configfile", ROOT / "config" / "smoke.yaml"]
-    done = subprocess.run([*command, "--profile", "slrum", "-n"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0 and "'slrum'" in done.stderr and "slurm" in done.stderr and "Traceback" not in done.stderr
+    done = run_script("run_workflow", "--configfile", ROOT / "config" / "smoke.yaml", "--profile", "slrum", "-n", folder=tmp_path)
+    assert done.returncode != 0 and "'slrum'" in done.stderr and "slurm" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_target_is_one_whatever_is_said_before_it(tmp_path):
     """`make run PROFILE=gpus ARGS=...`: no option that the command adds takes the target for its own value."""
@@ -83,4 +85,4 @@ def test_a_target_is_one_whatever_is_said_before_it(tmp_path):
     command = [sys.executable, "scripts/run_workflow.py", "--configfile", "config/smoke.yaml", "--profile", "gpus", "results-smoke/steps.csv"]
     done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [path.name for path in (checkout.folder / "results-smoke").iterdir() if path.is_file()] == ["steps.csv"]
+    assert {path.name for path in (checkout.folder / "results-smoke").iterdir() if path.is_file()} == {"steps.csv", LOCK}, "the note is gone"

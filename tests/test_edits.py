@@ -13,7 +13,7 @@ import pytest
 
 from workflow import ROOT, Checkout
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 Plan = dict[str, set[str]]
 METHODS = [(transform, mitigation) for transform in ("none", "smoothquant") for mitigation in ("rtn", "gptq", "low-rank")]
 QUANTIZED = {f"{transform}/{mitigation}/int4" for transform, mitigation in METHODS} | {"none/rtn/fp4"}
@@ -178,8 +178,7 @@ def test_a_comment_a_new_order_and_an_edit_taken_back_rerun_nothing(finished: Ch
 def test_without_kept_checkpoints_another_window_quantizes_again(finished: Checkout, tmp_path):
     """Checkpoints are deleted once they are evaluated, so a later evaluation makes them again, and what else reads them follows; transforms and
     statistics stay."""
-    checkout = Checkout(tmp_path / "quantgrid")
-    shutil.copytree(finished.folder, checkout.folder, symlinks=True)
+    checkout = finished.copy(tmp_path / "quantgrid")
     shutil.rmtree(checkout.folder / "results-edits" / "quantized")
     config = checkout.config("edits") | {"keep_checkpoints": False}
     config["corpora"]["docs"]["window"] = 64

@@ -55,3 +55,21 @@ def test_every_rule_that_runs_a_script_names_an_environment_that_exists():
     plan = (ROOT / "workflow" / "rules" / "plan.smk").read_text()
     named = re.findall(r'"\.\./\.\./envs/(\w+)\.yaml"', plan)
     assert sorted(named) == ["cpu", "gpu"] and all((ENVS / f"{name}.yaml").is_file() for name in named)
+
+
+@pytest.mark.parametrize("path", sorted(ENVS.glob("*.txt")), ids=lambda path: path.stem)
+def test_every_pin_but_torch_has_its_hashes_in_a_lock_file_that_names_no_index(path):
+    """``make lock`` after an edit of a requirements file. torch has no hashes: an index for CPUs and one for GPUs give other builds."""
+    entries = re.split(r"\n(?=\S)", path.with_suffix(".lock").read_text().strip())[1:]
+    locked = {match[1]: match[2] for entry in entries if (match := PIN.match(entry.split(" ")[0]))}
+    assert locked == {name: version for name, version in pins(path).items() if name != "torch"}
+    assert all(re.fullmatch(r"\S+ (\\\n    --hash=sha256:[0-9a-f]{64} ?)+", entry) for entry in entries)
+
+
+def test_the_audit_of_a_forge_covers_every_requirements_file_with_pinned_tools():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "audit.yml").read_text())
+    job = workflow["jobs"]["audit"]
+    assert set(job["strategy"]["matrix"]["requirements"]) == {path.stem for path in ENVS.glob("*.txt")}
+    assert "schedule" in workflow[True] and workflow["permissions"] == {"contents": "read"}  # YAML reads `on` as true
+    assert all(re.search(r"@v\d+\.\d+\.\d+$", step["uses"]) for step in job["steps"] if "uses" in step)
+    assert any(re.search(r"pip install pip-audit==[\d.]+$", step.get("run", "")) for step in job["steps"])

@@ -56,11 +56,13 @@ def test_solvers_cost_what_they_do():
 
 
 def test_trainings_tasks_and_depth_count():
+    corpora = deepcopy(CONTENT["corpora"])
+    corpora["text"]["windows"] = 18  # of which 16 are held out
     entry = {"method": "optimized_rotation", "steps": 7, "batch_size": 2}
-    trained = estimate(transforms={"t": entry}, study={"transforms": ["t"]})
+    trained = estimate(transforms={"t": entry}, study={"transforms": ["t"]}, corpora=corpora)
     assert operations(trained, UNIT, "fit_transform") == pytest.approx(6 * LINEARS * 7 * 2 * 64)
     finish = {"method": "finetune_blocks", "steps": 7, "batch_size": 2}
-    finished = estimate(mitigations={"f": finish}, study={"mitigations": ["f"]})
+    finished = estimate(mitigations={"f": finish}, study={"mitigations": ["f"]}, corpora=corpora)
     assert operations(finished, UNIT, "train_model") == pytest.approx(6 * LINEARS * 7 * 2 * 64)
     assert finished.disk() == estimate().disk()
     cloze = {"cloze": {"source": "builtin", "kind": "cloze", "items": 10}}

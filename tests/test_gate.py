@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from in_process import Done, run_script
 from quantgrid import corpora
 from quantgrid.config import check
 from quantgrid.errors import ConfigError
@@ -20,7 +19,7 @@ from quantgrid.gates import Gates
 from quantgrid.pipeline import Plan
 from quantgrid.provenance import canonical
 from quantgrid.storage import read_json, write_json
-from workflow import Checkout
+from workflow import WARM, Checkout
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = {"corpus": "docs", "window": 64, "stride": 64, "windows": 8, "text_sha256": "ab", "join": "\n\n", "selection": "sequential"}
@@ -107,14 +106,13 @@ def windows(folder: Path, name: str, tokens: torch.Tensor) -> str:
     return str(path)
 
 
-def run_check(folder: Path, calibration: torch.Tensor, evaluation: torch.Tensor, perplexity: float) -> subprocess.CompletedProcess:
+def run_check(folder: Path, calibration: torch.Tensor, evaluation: torch.Tensor, perplexity: float) -> Done:
     write_json(folder / "measured.json", measured(perplexity))
     spec = {"model": "m", "calibrations": ["text"], "evaluations": ["docs"], "published": [["docs", 9.76]]}
     paths = {"calibrations": windows(folder, "text", calibration), "evaluations": windows(folder, "docs", evaluation),
              "measured": str(folder / "measured.json"), "result": str(folder / "result.json")}
     options = [option for name, path in paths.items() for option in (f"--{name}", path)]
-    command = [sys.executable, str(ROOT / "scripts" / "check_model.py"), "--spec", canonical(spec), *options]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_script("check_model", "--spec", canonical(spec), *options)
 
 
 def test_the_job_refuses_both_in_one_message_and_passes_what_is_sound(tmp_path):
@@ -129,6 +127,7 @@ def test_the_job_refuses_both_in_one_message_and_passes_what_is_sound(tmp_path):
     assert found["shared_windows"] == {"text, docs": 0} and found["published"]["docs"]["published"] == 9.76
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_wrong_checkpoint_stops_before_anything_is_quantized(tmp_path):
     checkout = Checkout.make(tmp_path / "quantgrid")
@@ -139,7 +138,7 @@ def test_a_wrong_checkpoint_stops_before_anything_is_quantized(tmp_path):
              "evaluate": {"perplexity": ["docs"], "tasks": []}}
     content.update(studies={name: study}, results_dir="results-gate", report={})
     checkout.write_config(content, "gate")
-    output = checkout.run("gate", ok=False)
+    output = checkout.run("gate", *WARM, ok=False)
     assert "models.reference-1m-planted.published.docs: full precision measures" in output and "Instruct" in output
     assert not list((checkout.folder / "results-gate").glob("quantized/reference-1m-planted/none/rtn/**/quantgrid.json"))
     assert not list((checkout.folder / "results-gate").glob("tables/*"))

@@ -17,9 +17,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from kill_at_random import kills
-from workflow import RESULT_FILES, Checkout, running_jobs
+from workflow import RESULT_FILES, WARM, Checkout, running_jobs
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 RESULTS = "results-smoke"
 
 
@@ -43,7 +43,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     checkout = Checkout.make(tmp_path_factory.mktemp("uninterrupted") / "quantgrid")
     checkout.write_config(small(checkout.config()), "smoke")
-    checkout.run("smoke")
+    checkout.run("smoke", *WARM)
     return checkout
 
 
@@ -107,6 +107,14 @@ def test_three_kills_at_random_moments_leave_the_same_bytes(uninterrupted: Check
     assert len(killed) == 3
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(10800)
+def test_thirty_kills_of_the_whole_smoke_run_leave_the_same_bytes(smoke: Checkout, tmp_path: Path):
+    """`make stress`, against the results of a run with a warm start."""
+    checkout = Checkout.make(tmp_path / "quantgrid")
+    assert len([*kills(checkout, "smoke", 30, 1, 20, smoke.contents(RESULTS, *RESULT_FILES), RESULTS)]) == 30
+
+
 def test_nan_in_one_model_fails_its_cells_alone(uninterrupted: Checkout, tmp_path: Path):
     """The cells of the broken model are results with a reason; those of the sound one, the tables and the report are there."""
     checkout = fresh(uninterrupted, tmp_path / "quantgrid")
@@ -120,7 +128,7 @@ def test_nan_in_one_model_fails_its_cells_alone(uninterrupted: Checkout, tmp_pat
     config["models"]["broken"] = {"source": "local", "path": "broken"}
     config["studies"]["methods"]["models"] = ["reference-1m-planted", "broken"]
     checkout.write_config(config, "smoke")
-    output = checkout.run("smoke")
+    output = checkout.run("smoke", *WARM)
     assert "the result is a failure: " in output and re.search(r"cells \(\d+ failed\)", output), "said while it runs, not in the report alone"
     rows = list(csv.DictReader((checkout.folder / RESULTS / "results.csv").open()))
     assert {row["status"] for row in rows if row["model"] == "reference-1m-planted"} == {"ok"}

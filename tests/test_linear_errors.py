@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from in_process import run_script
 from quantgrid import config as configs
 from quantgrid.architecture import LINEARS, SITE_OF
 from quantgrid.calibration import collect
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.checkpoints import load_full_precision
 from quantgrid.decoders import DecoderFolder
+from quantgrid.integrity import write_record
 from quantgrid.linear_errors import linear_errors
 from quantgrid.mitigations.gptq import gptq
 from quantgrid.mitigations.rtn import rtn
@@ -84,10 +84,9 @@ def test_the_command_names_what_is_missing_and_prints_a_row_for_each_cell_and_li
                "mitigations": {"gptq-later": {"method": "gptq", "calibration": "later"}, "gptq-seq": {"method": "gptq", "propagation": "sequential"}},
                "evaluate": {"perplexity": ["docs"]}, "studies": {"s": study}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "scripts/inspect_linears.py", "--configfile", str(tmp_path / "config.yaml"), "--model", "tiny", "--study", "s",
-               "--layers", "0", "1", "--linears", "q", "down"]
-    missing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert missing.returncode and "not there yet; run the config first" in missing.stderr and "Traceback" not in missing.stderr
+    words = ("--configfile", tmp_path / "config.yaml", "--model", "tiny", "--study", "s", "--layers", 0, 1, "--linears", "q", "down")
+    missing = run_script("inspect_linears", *words)
+    assert missing.returncode and "not there yet; run the config first" in missing.stderr
     plan = Plan(configs.check(content))
     folder = Path(plan.fetch_model("tiny").outputs["folder"])
     folder.parent.mkdir(parents=True)
@@ -99,7 +98,10 @@ def test_the_command_names_what_is_missing_and_prints_a_row_for_each_cell_and_li
         write_tensors(Path(plan.calibrate_model("tiny", name).outputs["statistics"]), tensors)
     cell = next(cell for cell in plan.cells if cell.quantized)
     fit(fold_norms.primitives(), DecoderFolder(folder), None).save(plan.fit_transform(cell).outputs["transform"], {"status": "ok"})
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    for rule, step, output in [("fetch_model", plan.fetch_model("tiny"), "folder"), ("fit_transform", plan.fit_transform(cell), "transform"),
+                               *(("calibrate_model", plan.calibrate_model("tiny", name), "statistics") for name in plan.config["calibrations"])]:
+        write_record(rule, [step.outputs[output]])
+    done = run_script("inspect_linears", *words)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
     assert rows[0] == ["transform", "mitigation", "linear", "weight", "default", "later"]

@@ -118,7 +118,7 @@ def smoke(**study):
 
 def test_what_trains_rounds_every_linear():
     with pytest.raises(ConfigError, match="rounds every linear; use a format without 'linears'"):
-        TransformedModel(Recipe(None, CellSchemes(scheme("int4"), INT4, linears=("o",)), None, None), None)
+        TransformedModel(Recipe(None, CellSchemes(scheme("int4"), INT4, linears=("o",)), None, None), None, "range")
 
 
 def test_a_config_chooses_linears_and_refuses_what_it_cannot():

@@ -318,16 +318,16 @@ def test_outliers_come_back_from_disk_and_weigh_what_is_accounted():
 
 
 def test_columns_beyond_32767_come_back():
-    solved = sparse_outliers(weight_of(m=2, n=40000)[None], stack([SimpleNamespace(**vars(wide_statistics()))]), INT4, rank=1)
+    solved = sparse_outliers(weight_of(m=2, n=40000)[None], wide_statistics(), INT4, rank=1)
     weight, _, _ = roundtrip(solved)
     assert torch.equal(weight, solved.dequantized()[0]) and int((solved.outliers.positions % 40000).max()) > 32767
 
 
 def wide_statistics():
-    """Statistics of 40,000 channels without a second moment of that size: only its diagonal is looked at."""
-    one = torch.ones(40000, dtype=torch.float64)
-    return SimpleNamespace(count=1, mean=one, second_moment=torch.ones(1, dtype=torch.float64).expand(40000, 40000), mean_absolute=one, minimum=-one,
-                           maximum=one, samples=one[None], estimated=False)
+    """Statistics of one layer of 40,000 channels. Only the diagonal of the second moment is read, so it is one number, expanded."""
+    one = torch.ones(1, 40000, dtype=torch.float64)
+    return SimpleNamespace(count=1, mean=one, second_moment=torch.ones(1, dtype=torch.float64).expand(1, 40000, 40000), mean_absolute=one,
+                           minimum=-one, maximum=one, samples=one[None], estimated=False)
 
 
 # -- singular domain ---------------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from workflow import Checkout, refusing_slurm
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 TAG = "v9.9.9"
 SNAKEFILE = f"""
 configfile: "config.yaml"

@@ -11,7 +11,7 @@ import pytest
 
 from workflow import Checkout, one_cell
 
-pytestmark = [pytest.mark.workflow, pytest.mark.skipif(not find_spec("moto"), reason="moto is not installed")]
+pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.skipif(not find_spec("moto"), reason="moto is not installed")]
 RESULTS, BUCKET = "results-smoke", "tests"
 PREFIX = ("--default-storage-prefix", f"s3://{BUCKET}/quantgrid")
 WITHIN = f"quantgrid/{RESULTS}/"

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 
+from in_process import run_script
 from quantgrid.errors import ConfigError
 from quantgrid.integrity import write_record
 from quantgrid.quantizer import fake_quantize, scheme
 from quantgrid.reporting import figures, number_lines, pareto
 from quantgrid.reporting.recommendation import recommend, text
 from quantgrid.reporting.records import AXES
-from workflow import ROOT
 
 WINDOWS = np.random.default_rng(0).normal(3.0, 0.4, 32)
 CELLS = {  # transform, mitigation, granularity, format, bits, loss above full precision
@@ -139,10 +136,10 @@ def test_the_command_answers_from_a_results_folder(tmp_path):
     write_record("collect_study", [tmp_path / "studies" / "s.items.parquet"])
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"results_dir": str(tmp_path)}))
-    command = [sys.executable, str(ROOT / "scripts" / "recommend.py"), "--configfile", str(config), "--model", "m"]
-    done = subprocess.run([*command, "--bits", "4.6"], capture_output=True, text=True)
+    words = ("--configfile", config, "--model", "m")
+    done = run_script("recommend", *words, "--bits", "4.6")
     assert done.returncode == 0 and "5 recipes" in done.stdout and done.stdout.splitlines()[2].startswith(("1*", "1 ")), done.stderr
-    done = subprocess.run([*command, "--bits", "3"], capture_output=True, text=True)
+    done = run_script("recommend", *words, "--bits", "3")
     assert done.returncode == 1 and done.stderr.startswith("recommend: BITS")
     (tmp_path / "results.csv").write_text((tmp_path / "results.csv").read_text().replace("4.", "3.", 1))
     done = subprocess.run([*command, "--bits", "4.6"], capture_output=True, text=True)

@@ -25,10 +25,10 @@ SHAPE = {"architecture": "LlamaForCausalLM", "hidden_size": 2048, "intermediate_
 CONTENT = {
     "models": {name: {"source": "hub", "id": "a/b", "revision": "main", "shape": {**SHAPE, "layers": layers}}
                for name, layers in (("small", 3), ("deep", 30))},
-    "corpora": {"text": {"source": "builtin", "part": "calibration", "window": 64, "windows": 10},
+    "corpora": {"text": {"source": "builtin", "part": "calibration", "window": 64, "windows": 20},
                 "docs": {"source": "builtin", "part": "evaluation", "window": 64, "windows": 5}},
     "calibrations": {"default": {"corpus": "text"}},
-    "transforms": {"trained": {"method": "optimized_rotation"}, "fixed": {"method": "random_hadamard"}},
+    "transforms": {"trained": {"method": "optimized_rotation", "batch_size": 4}, "fixed": {"method": "random_hadamard"}},
     "mitigations": {"low": {"method": "low_rank", "rank": 4}},
     "evaluate": {"perplexity": ["docs"]},
     "studies": {"s": {"models": ["small", "deep"], "transforms": ["none"], "mitigations": ["rtn"], "granularities": ["channel"],
@@ -51,8 +51,8 @@ def test_every_rule_is_there_with_its_largest_model():
                           "evaluate_perplexity"}
     assert {found[job].model for job in ("fetch_model", "calibrate_model", "quantize_model")} == {"deep"}
     shape = plan_shape(30)
-    assert found["calibrate_model"] == Need("calibrate_model", "deep", peak_mb("calibrate_model", shape, 640, 8 * 64) << 20,
-                                            disk_bytes("calibrate_model", shape, 640))
+    assert found["calibrate_model"] == Need("calibrate_model", "deep", peak_mb("calibrate_model", shape, 1280, 8 * 64) << 20,
+                                            disk_bytes("calibrate_model", shape, 1280))
     assert found["calibrate_model"].disk == 4 * 30 * (3 * 2048**2 + 8192**2), "float32 second moments"
 
 

@@ -81,6 +81,7 @@ def test_both_slurm_profiles_differ_by_gpus_alone():
     assert content("gpus")["set-resources"] == with_gpu["set-resources"]
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 @pytest.mark.parametrize("name", ["slurm", "slurm-gpu", "gpus"])
 def test_a_dry_run_gives_every_job_its_memory_and_those_with_a_model_their_card(name, tmp_path):
@@ -108,6 +109,7 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str) -> 
     return {re.search(r"--comment \w*rule_(\w+)", line)[1]: line for line in calls}
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 @pytest.mark.parametrize("profile", ["slurm", "slurm-gpu"])
 def test_the_steps_of_a_cell_are_one_slurm_job_with_one_card_and_the_sum_of_their_times(tmp_path, monkeypatch, profile):

@@ -74,6 +74,7 @@ def reference(folder: Path, windows: torch.Tensor) -> tuple[torch.Tensor, torch.
     return hidden, model.lm_head.weight.detach(), (hidden @ model.lm_head.weight.detach().T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(TRANSFORMS))
 def test_every_transform_leaves_the_logits_as_they_were(method: str, folder: Path, statistics: Path, reference, windows, tmp_path: Path, monkeypatch):
     """Quantizers off, weights kept in float32: 1e-3 absolute on logits of magnitude 10 to 30, through transformers in float32."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from in_process import Done, run_script
 from plan_cases import content
 from quantgrid import grid
 from quantgrid.config import check
@@ -68,10 +67,9 @@ def test_a_study_with_cells_that_the_results_lack_is_refused():
         of_study(merged, config, "methods")
 
 
-def command(tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
+def command(tmp_path: Path, *options: str) -> Done:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content()))
-    program = [sys.executable, ROOT / "scripts" / "redraw_figures.py", "--configfile", tmp_path / "config.yaml", "--folder", tmp_path / "out"]
-    return subprocess.run([*program, *options], cwd=ROOT, capture_output=True, text=True)
+    return run_script("redraw_figures", "--configfile", tmp_path / "config.yaml", "--folder", tmp_path / "out", *options, folder=ROOT)
 
 
 def test_the_command_names_what_is_wrong(tmp_path):

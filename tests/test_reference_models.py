@@ -22,9 +22,11 @@ from quantgrid.reference.publishing import publish
 from quantgrid.reference.text import VOCABULARY
 from quantgrid.reference.training import Trainer, first_steps, new_model
 from quantgrid.storage import read_tensors, sha256_of
+from selection import others_slow
 
 SHIPPED = sorted(path.name for path in BUILTIN.iterdir())  # reference-12m takes hours and is trained by those who want it
 TRAINED = [name for name in FAMILY if name in SHIPPED]
+PLANTED = [name for name in TRAINED if FAMILY[name].planting is not None]
 TINY = Reference(Size(32, 64, 2, 4, 2, 8), Training(steps=6, rate=1e-3, batch=2, window=16, warm_up=2))
 WINDOWS = torch.randint(4096, (20, 16), generator=torch.Generator().manual_seed(0))
 
@@ -46,6 +48,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_the_first_steps_of_the_smallest_fall_as_recorded():
     """On NumPy's docstrings, from the recipe; other processors round products otherwise, so the losses agree in two digits."""
     recorded = list(csv.DictReader((BUILTIN / SMALLEST / "first-steps.csv").open()))
@@ -134,13 +137,13 @@ def test_publishing_writes_models_with_their_cards(tmp_path, monkeypatch):
 
 
 def test_what_ships_is_of_the_family():
-    planted = [f"{name}-planted" for name in TRAINED if FAMILY[name].planting is not None]
+    planted = [f"{name}-planted" for name in PLANTED]
     assert SMALLEST in TRAINED and planted
     assert sorted([*TRAINED, *planted]) == SHIPPED
     assert sum(file.stat().st_size for file in BUILTIN.rglob("*") if file.is_file()) < 60e6
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", others_slow(SHIPPED, lambda name: name == f"{SMALLEST}-planted"))
 def test_a_shipped_model_is_what_its_card_says(name):
     """Its checksums; far below the bigrams of all its text; and on the first evaluation windows as good as on all of them."""
     for file in ("model.safetensors", "tokenizer.json"):
@@ -173,7 +176,7 @@ def test_the_curve_of_a_shipped_model_is_of_its_recipe(name):
     assert float(rows[-1]["held_out_loss"]) < float(rows[0]["training_loss"]) - 3
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if FAMILY[name].planting is not None])
+@pytest.mark.parametrize("name", others_slow(PLANTED, lambda name: name == SMALLEST))
 def test_planted_outliers_are_those_of_the_card_and_of_the_same_function(name):
     reference = FAMILY[name]
     weights, planted = (read_tensors(BUILTIN / folder / "model.safetensors") for folder in (name, f"{name}-planted"))

@@ -168,6 +168,7 @@ def driven(page, text, script):
     return json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_sort_and_filter_in_a_browser(tmp_path):
@@ -193,6 +194,7 @@ const result = document.createElement("pre"); result.id = "seen"; result.textCon
 </script></body>"""
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_findings_sort_by_verdict_and_filter_by_its_words(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from quantgrid.drivers import queued
 from workflow import RESULT_FILES, ROOT, Checkout, one_cell
 
-pytestmark = [pytest.mark.workflow, pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
 RESULTS = "results-smoke"
 OPTIONS = ("--jobs", "4", "--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "5")
 CONFIGURATION = [Path("/etc/slurm") / name for name in ("slurm.conf", "gres.conf")]

@@ -30,6 +30,7 @@ runpy.run_path = run_and_tell
 RULES = ("calibrate_model", "fit_transform", "quantize_model", "evaluate_reference", "evaluate_perplexity")
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 @pytest.mark.parametrize(("threads", "options"), [(1, []), (2, []), ({"default": 1, "calibrate_model": 2}, []),
                                                   ({"default": 2, "quantize_model": 1}, ["--warm"])])

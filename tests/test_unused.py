@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from in_process import Done, run_script
 from quantgrid.config import check
+from quantgrid.integrity import write_record
 from quantgrid.pipeline import Plan
-from quantgrid.unused import delete, unused
+from quantgrid.steps import REPORTS
+from quantgrid.unused import STUDY_RULES, delete, unused
 from workflow import ROOT
 
 STUDY_FILES = ("studies/{}.csv", "studies/{}.items.parquet", "tables/{}.csv", "tables/{}.md", "comparisons/{}.md",
@@ -44,11 +45,14 @@ def results_of(plan: Plan) -> set[Path]:
     for rule, steps in plan.all_steps().items():
         for step in steps:
             made |= {write(Path(path, "config.json") if rule == "fetch_model" else path) for path in step.outputs.values()}
+            made.add(Path(write_record(rule, step.outputs.values())))
             axes = [step.wildcards[name] for name in ("model", "transform", "mitigation", "granularity", "format", "target", "corpus", "calibration")
                     if name in step.wildcards]
             made |= {write(Path(plan.results, "logs", rule, *axes, f"{step.key}.log")),
                      write(Path(plan.results, "benchmarks", rule, *axes, f"{step.key}.tsv"))}
     made |= {write(Path(plan.results, name.format(study))) for study in plan.studies for name in STUDY_FILES}
+    made |= {Path(write_record(rule, [plan.pattern(rule, output).format(study=study) for output in REPORTS[rule]]))
+             for study in plan.studies for rule in STUDY_RULES}
     whole = ("results.csv", "claims.csv", "pareto.svg", "report.html", "logs/collect_results.log", "benchmarks/collect_results/all.tsv",
              "checks/reference-1m-planted.json", "logs/check_model/reference-1m-planted.log", "benchmarks/check_model/reference-1m-planted.tsv")
     made |= {write(Path(plan.results, name)) for name in whole}
@@ -75,7 +79,7 @@ def test_a_removed_cell_and_its_steps_are_listed_and_deleted_and_no_other_file(c
     assert listed(found) == before - kept and listed(found)
     assert {axis for place in found for axis in place.place.split("/")} >= {"smoothquant", "transforms", "quantized", "evaluations", "logs"}
     assert all("smoothquant" in place.place for place in found)
-    assert sum(place.size for place in found) == len("content") * len(before - kept)
+    assert sum(place.size for place in found) == sum(path.stat().st_size for path in before - kept)
     delete(found, plan.results)
     assert {path for path in Path(plan.results).rglob("*") if path.is_file()} == kept
     assert not [path for path in Path(plan.results).rglob("*") if path.is_dir() and not any(path.iterdir())]
@@ -97,34 +101,52 @@ def test_an_edited_option_leaves_the_old_key_unused_and_a_removed_study_its_tabl
 def test_files_of_nobody_are_left_alone_and_links_are_not_followed(config, tmp_path):
     plan = plan_of(config)
     results, shared = Path(plan.results), write(tmp_path / "shared" / "weights")
-    names = ("notes.md", "tables/methods-notes.txt", "quantized/README", "logs/my.log", "elsewhere/0123456789.json")
+    names = ("notes.md", "tables/methods-notes.txt", "quantized/README", "logs/my.log", "elsewhere/0123456789.json", "tables/mine.csv",
+             "models/m/0123456789/weights.bin", "quantized/m/none/rtn/channel/int4/0123456789/notes.txt", "figures/mine.png",
+             "evaluations/m/none/rtn/channel/int4/error/0123456789.json", "calibration/m/default/0123456789/notes.txt")
     mine = [write(results / name) for name in names]
     link = results / "calibration" / "m" / "default" / "0123456789" / "statistics.safetensors"
-    link.parent.mkdir(parents=True)
     os.symlink(shared, link)
+    record = Path(write_record("calibrate_model", [link]))
     half = write(results / "corpora" / "m" / "docs" / ".0123456789.4711.safetensors")
+    fetching = write(results / "models" / "m" / ".0123456789.4711" / "model.safetensors")
     found = unused(plan)
-    assert listed(found) == {link, half}
+    assert listed(found) == {link, half, record, fetching}
+    assert {file for place in found for file in place.foreign} == set(mine[5:])
     delete(found, plan.results)
     assert shared.exists() and not link.is_symlink() and all(path.exists() for path in mine)
 
 
-def command(config: dict, tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
+def test_another_config_that_shares_the_folder_keeps_what_no_record_names(config):
+    """Files of a colleague's quantgrid from before there were records are left, and said."""
+    plan = plan_of(config)
+    old = [write(Path(plan.results, f"evaluations/m/none/rtn/channel/int4/error/{key}.json")) for key in ("0123456789", "abcdefabcd")]
+    write_record("quantize_model", [old[0]])
+    found = unused(plan)
+    assert old[0] in listed(found) and old[1] not in listed(found)
+    damaged = Path(plan.results, "digests/quantize_model/m/none/rtn/channel/int4/0123456789.json")
+    damaged.write_text("{")
+    assert old[0] not in listed(unused(plan)), "a record that cannot be read says nothing"
+
+
+def command(config: dict, tmp_path: Path, *options: str) -> Done:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "clean_unused.py"), "--configfile", "config.yaml", *options], cwd=tmp_path,
-                          capture_output=True, text=True)
+    return run_script("clean_unused", "--configfile", "config.yaml", *options, folder=tmp_path)
 
 
 
 def test_the_command_lists_first_deletes_when_told_and_never_beside_a_run(config, tmp_path):
     plan = plan_of(config)
     old = write(Path(plan.results, "evaluations/reference-1m-planted/gone/rtn/channel/int4/error/0123456789.json"))
+    write_record("quantize_model", [old])
+    foreign = write(old.with_name("abcdefabcd.json"))
     first = command(config, tmp_path)
     assert first.returncode == 0 and "evaluations/reference-1m-planted/gone/rtn/channel/int4/error/0123456789" in first.stdout
     assert "nothing is deleted" in first.stdout and old.exists()
+    assert f"1 files beside them are left alone, of which no record says that quantgrid wrote them, such as {foreign}" in first.stdout
     lock = write(tmp_path / ".snakemake" / "locks" / "0.input.lock")
     refused = command(config, tmp_path, "--delete")
     assert refused.returncode != 0 and "a run is going on" in refused.stderr and "Traceback" not in refused.stderr and old.exists()
     lock.unlink()
-    assert command(config, tmp_path, "--delete").stdout.endswith("deleted\n") and not old.exists()
+    assert command(config, tmp_path, "--delete").stdout.endswith("deleted\n") and not old.exists() and foreign.exists()
     assert "0 files" in command(config, tmp_path, "--delete").stdout

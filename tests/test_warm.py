@@ -15,6 +15,7 @@ import psutil
 import pytest
 from prepared import job_server
 
+from in_process import run_script
 from quantgrid import warm
 from quantgrid.drivers import marked_processes
 from workflow import RESULT_FILES, ROOT, Checkout, one_cell
@@ -24,7 +25,7 @@ CLIENT = "import sys; from quantgrid import warm; sys.argv = sys.argv[2:]; raise
 Served = dict[str, str]  # the environment by which jobs find their server
 
 
-def wait_for(done: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_for(done: Callable[[], object], what: str, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, what
@@ -138,11 +139,11 @@ def test_a_job_that_no_server_is_there_for_runs_in_its_own_process(served: Serve
 @pytest.mark.parametrize("options, named", [(["--profile", "slurm"], "profile slurm"), (["--sdm", "conda"], "--sdm"), (["--sdm=conda"], "--sdm"),
                                             (["--executor=slurm"], "--executor")])
 def test_a_warm_start_is_refused_where_jobs_are_others(tmp_path: Path, options: list[str], named: str):
-    command = [sys.executable, str(ROOT / "scripts" / "run_workflow.py"), "--configfile", str(ROOT / "config" / "smoke.yaml"), "--warm", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run_script("run_workflow", "--configfile", ROOT / "config" / "smoke.yaml", "--warm", *options, folder=tmp_path)
     assert done.returncode == 1 and f"not with {named}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
     made = {}

@@ -6,19 +6,19 @@ import csv
 import json
 import math
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from quantgrid.shown_transforms import FIGURES
-from workflow import ROOT, Checkout
+from workflow import ROOT, WARM, Checkout
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(1800)]  # the first waits for the smoke run
 RESULTS = "results-smoke"
 GOLDEN = Path(__file__).parent / "data" / "golden-smoke.csv"
 EXAMPLE = ROOT / "docs" / "examples" / "scaled_hadamard.py"
@@ -34,6 +34,12 @@ def axes(row: dict[str, str]) -> tuple[str, ...]:
 
 def cells_of(jobs: list[tuple[str, dict[str, str]]], rule: str) -> set[tuple[str, str, str]]:
     return {(w["transform"], w["mitigation"], w["format"]) for name, w in jobs if name == rule}
+
+
+def processor_seconds() -> float:
+    """Seconds that processes started here have computed: those on a clock depend on what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
@@ -72,7 +78,7 @@ def test_claims_are_judged_on_every_model(smoke: Checkout):
     found = list(csv.DictReader((smoke.folder / RESULTS / "claims.csv").open()))
     verdicts = {row["claim"]: row["verdict"] for row in found}
     assert set(verdicts.values()) <= {"holds", "does not hold", "undecided", "not measured"} and verdicts["finer-groups-cost"] == "holds"
-    assert verdicts["two-steps-add-up"] in ("holds", "undecided") and verdicts["larger-models"] == "not measured"
+    assert {verdicts[claim] for claim in ("two-steps-add-up", "larger-models")} == {"not measured"}, "no published entries, no larger model"
     assert all(float(row["low"]) <= float(row["effect"]) <= float(row["high"]) for row in found if row["effect"])
 
 
@@ -196,8 +202,7 @@ def test_one_table_by_itself(smoke: Checkout, tmp_path: Path):
 
 def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_path: Path):
     """The documented example becomes part of tables and figures, and no cell that existed is computed again."""
-    checkout = Checkout(tmp_path / "quantgrid")
-    shutil.copytree(smoke.folder, checkout.folder, symlinks=True)
+    checkout = smoke.copy(tmp_path / "quantgrid")
     library = checkout.folder / "scripts" / "quantgrid"
     shutil.copy(EXAMPLE, library / "transforms" / EXAMPLE.name)
     line = next(line for line in EXAMPLE.read_text().splitlines() if line.strip().startswith('"scaled_hadamard": Method('))
@@ -207,7 +212,7 @@ def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_
     config["studies"]["methods"]["also"].append({"transforms": ["scaled_hadamard"], "mitigations": ["gptq"]})
     checkout.write_config(config, "smoke")
     assert cells_of(checkout.planned("smoke"), "quantize_model") == {("scaled_hadamard", "gptq", "int4")}
-    checkout.run("smoke")
+    checkout.run("smoke", *WARM)
     assert "scaled_hadamard" in (checkout.folder / RESULTS / "tables" / "methods.csv").read_text()
     assert "scaled_hadamard" in (checkout.folder / RESULTS / "figures" / "methods.csv").read_text()
     value = {row["transform"]: float(row["value"]) for row in rows(checkout) if row["metric"] == "perplexity" and row["mitigation"] == "gptq"}
@@ -234,26 +239,25 @@ def test_logs_open_with_what_runs_and_close_with_what_it_cost(smoke: Checkout):
 
 def test_figures_come_back_from_records_or_results_csv_alone_without_torch(smoke: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Models, statistics, checkpoints and evaluations deleted, and torch not to be had."""
-    checkout = Checkout(tmp_path / "quantgrid")
-    shutil.copytree(smoke.folder, checkout.folder, symlinks=True)
+    checkout = smoke.copy(tmp_path / "quantgrid")
     before = checkout.contents(RESULTS, "figures/*")
     for path in (checkout.folder / RESULTS).iterdir():
-        if path.is_dir() and path.name not in ("studies", "logs", "benchmarks"):
+        if path.is_dir() and path.name not in ("studies", "digests", "logs", "benchmarks"):
             shutil.rmtree(path)
     (tmp_path / "without" / "torch").mkdir(parents=True)
     (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('this test does without torch')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
-    begin = time.monotonic()
+    begin = processor_seconds()
     output = checkout.run("smoke", "figures")
-    assert time.monotonic() - begin < 60 and set(re.findall(r"^[\d:]+  \d+/\d+ steps.*: (\w+)", output, re.MULTILINE)) == {"plot_study", "figures"}
+    assert processor_seconds() - begin < 60 and set(re.findall(r"^[\d:]+  \d+/\d+ steps.*: (\w+)", output, re.MULTILINE)) == {"plot_study", "figures"}
     assert checkout.contents(RESULTS, "figures/*") == before
     only = tmp_path / "only"
     only.mkdir()
     shutil.copy(checkout.folder / RESULTS / "results.csv", only)
     command = ["scripts/redraw_figures.py", "--configfile", "config/smoke.yaml", "--results", only / "results.csv", "--folder", only]
-    begin = time.monotonic()
+    begin = processor_seconds()
     subprocess.run([sys.executable, *command], cwd=checkout.folder, check=True)
-    assert time.monotonic() - begin < 60
+    assert processor_seconds() - begin < 60
     assert {f"figures/{path.name}": path.read_bytes() for path in only.iterdir() if path.name != "results.csv"} == before
 
 

@@ -18,6 +18,7 @@ LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "results*", ".snakemake", "_
 # What has to be the same bytes however a run went: no times, no dates.
 RESULT_FILES = ("evaluations/**/*.json", "results.csv", "cells.csv", "steps.csv", "studies/*.csv", "tables/*", "comparisons/*", "figures/*",
                 "claims.csv", "checks/*", "pareto.*", "number-lines.*", "depth.*")
+WARM = ["--warm"] * (sys.platform == "linux")  # the start that takes least time, where there is one
 LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 
 
@@ -31,6 +32,10 @@ class Checkout:
     def make(cls, folder: Path) -> Checkout:
         shutil.copytree(ROOT, folder, ignore=LEFT_OUT, symlinks=True)
         return cls(folder)
+
+    def copy(self, folder: Path) -> Checkout:
+        """A second checkout with the results of this one."""
+        return Checkout(shutil.copytree(self.folder, folder, symlinks=True))
 
     def config(self, name: str = "smoke") -> dict[str, Any]:
         return yaml.safe_load((self.folder / "config" / f"{name}.yaml").read_text())

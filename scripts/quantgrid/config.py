@@ -1,27 +1,26 @@
 """Reading and checking a config: every mistake that a config can show is named in one message, before any job exists.
 
-First the JSON schema (``workflow/schemas/config.schema.yaml``): unknown keys, wrong types. Then what no schema knows: names that
+First the JSON schema (:mod:`.schema_mistakes`): unknown keys, wrong types, numbers out of range. Then what no schema knows: names that
 must exist, options of methods, cells that contradict themselves, folders.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import grid, inputs, layouts, registry, schemes, shown_transforms
+from . import grid, inputs, layouts, paths, registry, schemes, shown_transforms
+from .documents import read_yaml
 from .errors import ConfigError, unknown_name
 from .granularities import cell_schemes
+from .schema_mistakes import schema_mistakes
 from .task_presets import TASK_PRESETS, expanded
 
-SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
+MOST_MISTAKES = 20  # that one message lists
 DEFAULTS: dict[str, Any] = {
-    "results_dir": "results", "seed": 0, "threads": 1, "keep_checkpoints": False, "transforms": {}, "mitigations": {}, "formats": {}, "tasks": {},
+    "results_dir": paths.RESULTS, "seed": 0, "threads": 1, "keep_checkpoints": False, "transforms": {}, "mitigations": {}, "formats": {}, "tasks": {},
     "compute": {"device": "auto", "dtype": "auto"}, "evaluation": {"batch_size": 8, "task_limit": None, "depth_windows": 4},
     "evaluate": {"perplexity": [], "tasks": [], "depth": []}, "report": {"title": "quantgrid", "distributions": []},
 }
@@ -30,12 +29,7 @@ CALIBRATION_DEFAULTS = {"samples": 256, "skip_first": 0}
 
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a YAML file, unchecked; :class:`ConfigError` where it is no mapping."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: the config is not a mapping; it holds the keys models, corpora, calibrations, studies, ...")
     return content
@@ -48,7 +42,9 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def check(content: Mapping[str, Any]) -> dict[str, Any]:
     """``content`` with defaults filled in; raises one :class:`ConfigError` that lists all mistakes, a line each."""
-    if mistakes := list(dict.fromkeys(_schema_mistakes(content))):
+    if mistakes := list(dict.fromkeys(schema_mistakes(content))):
+        raise ConfigError(_listed(mistakes))
+    if mistakes := list(_path_mistakes(content)):
         raise ConfigError(_listed(mistakes))
     config = _with_defaults(content)
     for found in (_name_mistakes, _study_mistakes, inputs.mismatches):  # each needs what the one before has checked
@@ -58,7 +54,10 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed(mistakes: list[str]) -> str:
-    return mistakes[0] if len(mistakes) == 1 else f"{len(mistakes)} mistakes in the config:\n  " + "\n  ".join(mistakes)
+    if len(mistakes) == 1:
+        return mistakes[0]
+    more = [f"... and {len(mistakes) - MOST_MISTAKES} more"] * (len(mistakes) > MOST_MISTAKES)
+    return f"{len(mistakes)} mistakes in the config:\n  " + "\n  ".join([*mistakes[:MOST_MISTAKES], *more])
 
 
 def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,51 +77,8 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
         study.setdefault("title", name.replace("_", " "))
     threads = config["threads"]
     config["threads"] = {"default": DEFAULTS["threads"], **(threads if isinstance(threads, dict) else {"default": threads})}
-    config["results_dir"] = os.path.normpath(config["results_dir"])
+    config["results_dir"] = paths.results_folder(config)
     return config
-
-
-@cache
-def _validator() -> Any:
-    import yaml
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import extend
-
-    whole = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)  # 4.0 is none: torch refuses it too
-    return extend(Draft202012Validator, type_checker=whole)(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
-
-
-def _schema_mistakes(content: Any) -> Iterator[str]:
-    if not isinstance(content, Mapping):
-        yield "the config is not a mapping; it holds the keys models, corpora, calibrations, studies, ..."
-        return
-    for error in sorted(_validator().iter_errors(content), key=lambda error: list(map(str, error.absolute_path))):
-        where = ".".join(map(str, error.absolute_path)) or "config"
-        yield from _explained(error, where)
-
-
-def _explained(error: Any, where: str) -> Iterator[str]:
-    """One line for each thing that a schema error says."""
-    if "propertyNames" in error.absolute_schema_path:
-        yield f"{where}: {error.instance!r} is not accepted as a name; expected a text of letters, digits, '.', '_' and '-' (a number in quotes)"
-    elif error.validator == "additionalProperties":
-        accepted = list(error.schema.get("properties", {}))
-        for key in (key for key in error.instance if key not in accepted):
-            yield f"{where}: {unknown_name('key', key, accepted)}"
-    elif error.validator == "required":
-        missing = [key for key in error.validator_value if key not in error.instance]
-        yield f"{where}: the key{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} {'are' if len(missing) > 1 else 'is'} missing"
-    elif error.validator == "enum":
-        close = get_close_matches(str(error.instance), [str(value) for value in error.validator_value], n=1)
-        hint = f" - did you mean '{close[0]}'?" if close else "."
-        yield f"{where}: {error.instance!r} is not accepted{hint} Accepted: {', '.join(map(str, error.validator_value))}"
-    elif error.validator == "type":
-        wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        yield f"{where}: {error.instance!r} is of the wrong type; expected {' or '.join(wanted)}"
-    elif error.validator == "pattern":
-        yield f"{where}: {error.instance!r} is not accepted; expected {error.schema['description']}"
-    else:
-        yield f"{where}: {error.message}"
 
 
 def _collected(check: Callable[[], Any]) -> Iterator[str]:
@@ -151,6 +107,7 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             if corpus not in config["corpora"]:
                 yield f"models.{name}.published: {unknown_name('corpus', corpus, config['corpora'])}"
     yield from inputs.mistakes(config)
+    yield from _alike(config)
     for study, content in config["studies"].items():
         for axis, name, key in grid.names_in(content):
             yield from _collected(lambda axis=axis, name=name, where=f"studies.{study}.{key}": grid.entry_names(config, axis, name, where))
@@ -163,7 +120,27 @@ def _name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     for name in config["report"]["distributions"]:
         yield from _collected(lambda name=name: grid.entry_names(config, "transforms", name, shown_transforms.KEY))
     yield from _leaks(config)
-    yield from _collected(lambda: _check_writable(config["results_dir"]))
+    yield from _collected(lambda: paths.check_writable(config["results_dir"]))
+
+
+def _path_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+    """Mistakes in what the config names as files and folders, found before anything looks for them."""
+    yield from _collected(lambda: paths.results_folder(content))
+    for kind in ("models", "corpora", "tasks"):
+        for name, entry in content.get(kind, {}).items():
+            if "path" in entry:
+                yield from _collected(lambda path=entry["path"], where=f"{kind}.{name}.path": paths.expanded(path, where))
+
+
+def _alike(config: Mapping[str, Any]) -> Iterator[str]:
+    """Names of one kind that differ in upper and lower case alone: one folder on file systems that tell no difference."""
+    for kind in ("models", "corpora", "calibrations", "transforms", "mitigations", "formats", "tasks", "studies"):
+        builtin = grid.known_names(config, kind) - set(config[kind]) if kind in grid.AXES else set()
+        names = [*sorted(builtin), *(each for name in config[kind] for each in grid.expanded_names(config, kind, name))]
+        seen: dict[str, str] = {}
+        for name in names:
+            if (other := seen.setdefault(name.lower(), name)) != name:
+                yield f"{kind}.{name}: differs from '{other}' in upper and lower case alone, which some file systems take for one; rename it"
 
 
 def _leaks(config: Mapping[str, Any]) -> Iterator[str]:
@@ -186,7 +163,7 @@ def _check_method(config: Mapping[str, Any], axis: str, name: str, entry: Mappin
     where = f"{axis}.{name}"
     method = registry.method(axis, entry["method"], f"{where}.method")
     if name in registry.METHODS[axis] and entry["method"] != name:
-        raise ConfigError(f"{where}: the name of a method stands for that method; give this entry a name of its own")
+        raise ConfigError(f"{where}: '{name}' is the name of a built-in method; rename this entry")
     if not method.seeded and {"seed", "seeds"} & set(entry):
         raise ConfigError(f"{where}: method '{entry['method']}' draws nothing at random, so it takes neither 'seed' nor 'seeds'")
     if {"seed", "seeds"} <= set(entry):
@@ -203,7 +180,7 @@ def _check_format(name: str, entry: Mapping[str, Any]) -> None:
     if preset not in schemes.PRESETS:
         raise ConfigError(f"{where}.preset: {unknown_name('preset', preset, schemes.PRESETS)}")
     if name in schemes.PRESETS and preset != name:
-        raise ConfigError(f"{where}: the name of a preset stands for that preset; give this entry a name of its own")
+        raise ConfigError(f"{where}: '{name}' is the name of a built-in preset; rename this entry")
     block = schemes.PRESETS[preset]["block"]
     found = {} if preset == grid.FULL_PRECISION else cell_schemes(entry, f"group-{block}" if block else "channel", where)
     if not any(found.get(tensor) for tensor in ("weight", "activation", "key_value")):
@@ -216,13 +193,6 @@ def _check_format(name: str, entry: Mapping[str, Any]) -> None:
         if block and any(scheme and scheme["group_size"] != block for scheme in candidates):
             raise ConfigError(f"{where}.{tensor}: preset '{preset}' has blocks of {block} by definition; for other groups start from a preset "
                               "without blocks, such as int4 or fp4, and set its scale_format")
-
-
-def _check_writable(folder: str) -> None:
-    path = Path(folder)
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"results_dir: '{folder}' cannot be written ({existing} is not a writable folder)")
 
 
 def _check_compare(wanted: Mapping[str, Any] | None, cells: Iterable[grid.Cell], study: str) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from . import library_docs
 from .corpus_files import CHAT, read_hub, read_local
 from .errors import ConfigError, unknown_name
+from .hub import with_commit
 from .library_docs import PARTS, unrepeated
 from .model_shapes import positions_in, require_positions
 from .storage import read_metadata, read_tensors, write_tensors
@@ -127,6 +128,8 @@ def tokenize(entry: Mapping[str, Any], tokenizer_folder: str | Path, seed: int =
     positions = positions_in(tokenizer_folder)
     require_positions(entry, positions, where, f"the model in {tokenizer_folder}")
     tokenizer = load_tokenizer(tokenizer_folder)
+    if entry["source"] == "hub":
+        entry = with_commit(entry, where)
     documents = documents_of(entry, where)
     texts = _texts(entry, documents, where, tokenizer)
     ids = token_ids(tokenizer, join(entry, texts))
@@ -147,7 +150,7 @@ def tokenize(entry: Mapping[str, Any], tokenizer_folder: str | Path, seed: int =
 
 def _text_info(entry: Mapping[str, Any], documents: list[Located], texts: list[str]) -> dict[str, Any]:
     """What a corpus is made of. ``text_sha256`` is that of the conversations where a template renders them: models render differently."""
-    keys = ("source", "part", "path", "id", "name", "split", "field", "revision", "render")
+    keys = ("source", "part", "path", "id", "name", "split", "field", "revision", "commit", "render")
     options = {key: entry[key] for key in keys if entry.get(key) is not None}
     source = join(entry, texts)
     if entry.get("render") == CHAT:

@@ -80,8 +80,8 @@ def read_hub(entry: Mapping[str, Any], where: str) -> list[Located]:
     count = entry.get("documents")
     try:
         dataset = load_dataset(entry["id"], entry.get("name"), split=entry.get("split", "train"),
-                               revision=entry.get("revision"), data_files=entry.get("data_files"),
-                               streaming=count is not None)
+                               revision=entry.get("commit") or entry.get("revision"),
+                               data_files=entry.get("data_files"), streaming=count is not None)
         rows = list(islice(dataset, count))
     except KeyError as missing:
         raise ConfigError(f"{where}: no {missing}; a hub corpus needs 'id', and 'field' names the column of the "

@@ -16,18 +16,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .architecture import LINEARS, SITES
-from .errors import ConfigError
+from .errors import ConfigError, shortened
 from .schemes import PRESETS, QuantScheme, activation_scheme, scheme
 
-ACCEPTED = "tensor, channel, group-N (N a number, such as group-64), native"
+ACCEPTED = "tensor, channel, group-N (N a number of at most nine digits, such as group-64), native"
 
 
 def parse_granularity(name: str, where: str = "granularity") -> tuple[str, int | None]:
     """(``tensor`` | ``channel`` | ``group``, group size or None) of a granularity's name."""
     if name in ("tensor", "channel"):
         return name, None
-    if (found := re.fullmatch(r"group-([1-9]\d*)", str(name))) is None:
-        raise ConfigError(f"{where}: unknown granularity '{name}'. Accepted: {ACCEPTED}")
+    if (found := re.fullmatch(r"group-([1-9][0-9]{0,8})", str(name))) is None:
+        raise ConfigError(f"{where}: unknown granularity '{shortened(str(name))}'. Accepted: {ACCEPTED}")
     return "group", int(found[1])
 
 

@@ -98,9 +98,9 @@ def _listed(names: str | list[str]) -> list[str]:
 
 def entry_names(config: Mapping[str, Any], axis: str, given: str, where: str) -> list[str]:
     """The names that ``given``, at the config key ``where``, stands for: itself, or one per seed where its entry lists ``seeds``."""
-    entry = config.get(axis, {}).get(given) or {}
-    if "seeds" in entry:
-        return [f"{given}-s{seed}" for seed in entry["seeds"]]
+    names = expanded_names(config, axis, given)
+    if names != [given]:
+        return names
     if axis == "granularities":
         if given != "native":
             parse_granularity(given, where)
@@ -109,6 +109,12 @@ def entry_names(config: Mapping[str, Any], axis: str, given: str, where: str) ->
     if given not in known:
         raise ConfigError(f"{where}: {unknown_name(AXES[axis], given, known)}")
     return [given]
+
+
+def expanded_names(config: Mapping[str, Any], axis: str, given: str) -> list[str]:
+    """The names of an entry: its own, or one per seed where it lists ``seeds``."""
+    seeds = (config.get(axis, {}).get(given) or {}).get("seeds")
+    return [given] if seeds is None else [f"{given}-s{seed}" for seed in seeds]
 
 
 def known_names(config: Mapping[str, Any], axis: str) -> set[str]:
@@ -131,7 +137,7 @@ def entry(config: Mapping[str, Any], axis: str, name: str) -> dict[str, Any]:
     """The config entry behind a name; a method or preset used by its own name needs none, a seeded name gets its seed."""
     entries = config.get(axis, {})
     base, _, seed = name.rpartition("-s")
-    if name not in entries and base in entries and seed.isdigit() and int(seed) in entries[base].get("seeds", ()):
+    if name not in entries and base in entries and name in expanded_names(config, axis, base):
         return {**{key: value for key, value in entries[base].items() if key != "seeds"}, "seed": int(seed)}
     if axis == "formats":
         return {"preset": name, **entries.get(name, {})}

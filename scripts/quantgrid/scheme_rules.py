@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .errors import ConfigError, unknown_name
+from .errors import ConfigError, shown, text_hint, unknown_name
 from .formats import ELEMENT_FORMATS, SCALE_FORMATS
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ GRANULARITIES = ("tensor", "channel", "group")
 E8M0_RULES = ("floor", "even", "rceil", "four_thirds")
 GLOBAL_SCALES = ("none", "tensor", "token", "static")
 RANGES = ("minmax", "mse", "exhaustive", "percentile")
+LARGEST, MOST_STEPS, LARGEST_SEED = 10**9, 10_000, 2**63 - 1
 _LARGEST_SEARCHED_BITS = 8
 
 
@@ -39,21 +40,21 @@ def _check_names(scheme: QuantScheme) -> None:
 
 def _check_numbers(scheme: QuantScheme) -> None:
     group_size, bits = scheme.group_size, scheme.element_format.bits
-    if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1):
-        raise ConfigError(f"group_size is {group_size!r}: a positive integer is accepted")
+    if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int) or not 1 <= group_size <= LARGEST):
+        raise ConfigError(f"group_size is {shown(group_size)}: a positive integer of at most {LARGEST} is accepted{text_hint(group_size)}")
     if not isinstance(scheme.symmetric, bool):
-        raise ConfigError(f"symmetric is {scheme.symmetric!r}: true or false is accepted")
+        raise ConfigError(f"symmetric is {shown(scheme.symmetric)}: true or false is accepted")
     default = 2 ** (bits - 1) - 1
     if scheme.qmax is not None and scheme.qmax not in (default, default + 0.5):
-        raise ConfigError(f"qmax is {scheme.qmax!r}: '{scheme.element}' accepts {default} or {default + 0.5}")
+        raise ConfigError(f"qmax is {shown(scheme.qmax)}: '{scheme.element}' accepts {default} or {default + 0.5}")
     for field, low, high in (("clip_ratio", 0, 1), ("percentile", 0, 100), ("mse_grid", 0, 1), ("mse_norm", 0, math.inf)):
         value = getattr(scheme, field)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high or value == math.inf:
-            raise ConfigError(f"{field} is {value!r}: a number above {low} and at most {high} is accepted")
-    for field, low in (("mse_steps", 1), ("seed", 0)):
+            raise ConfigError(f"{field} is {shown(value)}: a number above {low} and at most {high} is accepted{text_hint(value)}")
+    for field, low, high in (("mse_steps", 1, MOST_STEPS), ("seed", 0, LARGEST_SEED)):
         value = getattr(scheme, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ConfigError(f"{field} is {value!r}: an integer of at least {low} is accepted")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(f"{field} is {shown(value)}: an integer of at least {low} and at most {high} is accepted{text_hint(value)}")
 
 
 def _check_element(scheme: QuantScheme) -> None:

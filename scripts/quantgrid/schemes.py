@@ -217,7 +217,7 @@ def _override(preset: dict, overrides: dict, global_scale: str) -> dict:
 def _spell_out_groups(overrides: dict) -> dict:
     """``group-64`` and a ``group_size`` alone, spelt out as granularity and group size."""
     spelt, granularity, group_size = dict(overrides), overrides.get("granularity"), overrides.get("group_size")
-    named = re.fullmatch(r"group-(\d+)", granularity) if isinstance(granularity, str) else None
+    named = re.fullmatch(r"group-([0-9]{1,9})", granularity) if isinstance(granularity, str) else None
     if named:
         if group_size not in (None, int(named[1])):
             raise ConfigError(f"granularity '{granularity}' contradicts group_size {group_size}")

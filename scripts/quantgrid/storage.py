@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .documents import parse_json
 from .errors import ConfigError, NumericalFailure
 
 _CHUNK = 1 << 20  # bytes: fits the cache of a core
@@ -60,9 +61,9 @@ def read_json(path: str | Path, advice: str = "delete it and run again", largest
     if (size := os.stat(path).st_size) > largest:
         raise ConfigError(f"{path}: {size} bytes, at most {largest} are read; {advice}")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, nested too deeply
-        raise ConfigError(f"{path}: not a JSON file ({error}); {advice}") from None
+        content = parse_json(Path(path).read_bytes(), str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {advice}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no JSON object but a {type(content).__name__}; {advice}")
     return content

@@ -1,7 +1,8 @@
-"""What lies in a results folder though no step of the config leads there any more. Standard library only.
+"""Stale files of a results folder: outputs no longer produced by any step of the config.
 
-A file belongs to the workflow if it lies in a folder that steps, studies, logs or benchmarks write to, and carries a key or the name of a
-study; nothing else is ever named. It is unused if its key, with the axes before it, is of no planned step, or its study is not in the config.
+A place is a key with the axes before it, or a study, in a folder that steps, studies, logs or benchmarks write to. It is unused if no planned
+step has that key, or its study is not in the config. Of an unused place quantgrid deletes the files that its records name (:mod:`.integrity`),
+those records, logs and benchmarks, and what Snakemake and killed jobs leave beside them; every other file is somebody else's.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import ConfigError
+from .integrity import NOT_OURS, origin_of_record, read_record
 from .pipeline import Plan
 from .steps import OUTPUTS
 
 KEYED = re.compile(r"\.?([0-9a-f]{10})(\..*)?")  # a key, with a suffix, or in the temporary name of a file that a killed job was writing
 STUDY_FILE = re.compile(r"(.+?)(?:\.items\.parquet|\.(?:csv|md|tex|png|pdf|svg|log|tsv|json))")  # a study and what may follow its name
+TEMPORARY = re.compile(r"\..+\.[0-9]+\.[a-z]+")  # of `storage.replacing`, in the folder of a key
+FETCHING = re.compile(r"\.[0-9a-f]{10}\.[0-9]+")  # the folder of a model that a killed job was fetching
+LEFT = {*NOT_OURS, "training.safetensors"}  # what Snakemake, and a training that was interrupted, leave there
+LOGS = {"logs": ".log", "benchmarks": ".tsv"}
 STEP_FOLDERS = sorted({pattern.split("/")[0] for outputs in OUTPUTS.values() for pattern in outputs.values()})
 RECORD_FOLDERS = ("logs", "benchmarks", "digests")
 STUDY_FOLDERS = ("studies", "tables", "comparisons", "figures")
@@ -25,11 +32,12 @@ STUDY_RULES = ("collect_study", "tabulate_study", "compare_study", "plot_study")
 
 @dataclass(frozen=True)
 class Unused:
-    """One place below the results folder: what it is called up to its key or study, its files, and their bytes."""
+    """One place below the results folder: its name up to the key or study, its files, their bytes, and ``foreign`` files beside them."""
 
     place: str
     files: tuple[Path, ...]
     size: int
+    foreign: tuple[Path, ...] = ()
 
 
 def unused(plan: Plan) -> list[Unused]:
@@ -40,7 +48,36 @@ def unused(plan: Plan) -> list[Unused]:
         place = _place(file.relative_to(results).parts)
         if place and place not in used:
             found.setdefault(place, []).append(file)
-    return [Unused(place, tuple(files), sum(file.lstat().st_size for file in files)) for place, files in sorted(found.items())]
+    written = recorded(results) if found else set()
+    return [_sorted_out(place, files, {file for file in files if _is_own(file.relative_to(results), written)})
+            for place, files in sorted(found.items())]
+
+
+def _sorted_out(place: str, files: list[Path], own: set[Path]) -> Unused:
+    """The files of a place that are quantgrid's ``own``, and the others."""
+    kept = tuple(file for file in files if file in own)
+    return Unused(place, kept, sum(file.lstat().st_size for file in kept), tuple(file for file in files if file not in own))
+
+
+def recorded(results: Path) -> set[str]:
+    """Paths below the results folder of all files that records name, and of the records."""
+    found: set[str] = set()
+    for record in (results / "digests").rglob("*.json"):
+        if job := origin_of_record(record, results):
+            try:
+                found |= {record.relative_to(results).as_posix(), *read_record(job)}
+            except ConfigError:
+                continue  # a damaged record says nothing; `make verify` names it
+    return found
+
+
+def _is_own(file: Path, written: set[str]) -> bool:
+    """Whether quantgrid, or Snakemake for it, wrote a file of an unused place (path below the results folder)."""
+    folder = file.parts[0]
+    if folder in LOGS:
+        return file.suffix == LOGS[folder] and file.parts[1] in (*OUTPUTS, *STUDY_RULES)
+    left = file.name in LEFT or TEMPORARY.fullmatch(file.name) or any(map(FETCHING.fullmatch, file.parts[:-1]))
+    return file.as_posix() in written or (folder in STEP_FOLDERS and bool(left))
 
 
 def used_places(plan: Plan) -> set[str]:

@@ -11,10 +11,11 @@ SCRIPTS = os.path.join(checkout(workflow.current_basedir), "scripts")
 sys.path.insert(0, SCRIPTS)
 
 from quantgrid.allocator import KEEP_FREED
-from quantgrid.config import check
+from quantgrid.config import check, read
 from quantgrid.errors import ConfigError
 from quantgrid.estimates import CPU, GPU, Estimate
 from quantgrid.gates import Gates
+from quantgrid.locks import hold
 from quantgrid.pipeline import Plan
 from quantgrid.preflight import crowded, in_memory, made_again, needs, require_room
 from quantgrid.shown_transforms import FIGURES
@@ -27,11 +28,14 @@ os.environ.update(
 )
 
 try:
+    if workflow.is_main_process:
+        for written in workflow.configfiles:  # as Snakemake reads them, the last of several equal keys wins
+            read(os.path.relpath(written))
     PLAN = Plan(check(config))
     EVALUATIONS = PLAN.all_evaluations()
     ESTIMATE = Estimate(PLAN)
 except ConfigError as error:
-    raise WorkflowError(str(error)) from None
+    sys.exit(f"quantgrid: {error}")  # a WorkflowError would come with a line of this file
 
 RESULTS = PLAN.results
 GATES = Gates(PLAN)
@@ -76,6 +80,19 @@ def preflight(jobs, local):
         require_room(found, RESULTS, in_memory(PLAN, local))
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
+
+
+def take_lock():
+    """Hold the lock of the results folder, once per driver; there is none in object storage."""
+    try:
+        if workflow.is_main_process and not workflow.storage_settings.default_storage_provider:
+            hold(RESULTS)
+    except ConfigError as error:
+        sys.exit(f"quantgrid: {error}")
+
+
+if not workflow.modifier.is_main_snakefile() and not workflow.output_settings.dryrun:
+    take_lock()  # Snakemake runs no onstart of a module
 
 
 wildcard_constraints:

@@ -47,8 +47,9 @@ def of_mean(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def weights_of(model: str | Path) -> dict[str, Any]:
-    """What a canonical model folder says of its weights: ``weights_sha256`` {file: digest}."""
-    return {"weights_sha256": read_json(Path(model) / "provenance.json")["weights_sha256"]}
+    """Identity of the weights in a canonical model folder: ``weights_sha256`` {file: digest} and, of a hub model, the ``commit``."""
+    provenance = read_json(Path(model) / "provenance.json")
+    return {key: provenance[key] for key in ("weights_sha256", "commit") if key in provenance}
 
 
 def differences(one: str, other: str, same_model: bool = True) -> list[str]:

@@ -22,22 +22,16 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from .. import corpora
-from ..architecture import LINEARS, SITES, ModelShape, layer_tensors, linear_module
+from ..architecture import LINEARS, SITES, layer_tensors, linear_module
 from ..calibration import layer_inputs
 from ..cell_schemes import CellSchemes
 from ..checkpoints import load_full_precision
 from ..decoders import DecoderFolder, DecoderLayer
 from ..linear import SiteInput, compute_device
+from ..resources import KEPT, kept_bytes
 from ..transforms.composition import InputMap, Parameters, Transform
 from ..workplace import Workplace
 from .straight_through import StraightThrough, round_weight
-
-KEPT = 1 << 32  # bytes
-
-
-def kept_bytes(shape: ModelShape) -> int:
-    """Bytes that all layers keep of one token for the way back, weights not counted: measured on SmolLM2-135M, rounded up."""
-    return 4 * shape.layers * (16 * shape.hidden_size + 8 * shape.intermediate_size)
 
 
 class Folding:

@@ -2,7 +2,7 @@
 
 An objective has ``count`` items to draw batches from, numbered from 0, and others on which start and end of a training are ``compared``: the
 last windows, which no batch holds. ``pieces(values, batch)`` yields the summands of the loss one after another: each is sent back before the
-next is made, so that no more than one layer, or the windows of ``PIECE`` tokens, is held at a time.
+next is made, so that no more than one layer, or the windows of ``resources.PIECE`` tokens, is held at a time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from ..architecture import LINEARS
 from ..errors import ConfigError
+from ..resources import PIECE
 from ..transforms.composition import Parameters
 from .network import Folding, Network
 
-PIECE = 1024  # tokens whose logits exist at a time, or one window
 CACHE = 1 << 29  # bytes of full-precision probabilities kept for the next time that their window comes
 
 

@@ -27,7 +27,7 @@ def names(config: Mapping[str, Any], axis: str, value: str) -> set[str]:
     if axis != "format" or plain(entry):
         found.add(entry.get(key, value).lower())
     base, _, seed = value.rpartition("-s")
-    return found | ({base.lower()} if seed.isdigit() and base in config.get(plural, {}) else set())
+    return found | ({base.lower()} if seed.isdecimal() and base in config.get(plural, {}) else set())
 
 
 def plain(entry: Mapping[str, Any]) -> bool:

@@ -95,7 +95,7 @@ def order(records: pd.DataFrame, axis: str, spec: Mapping[str, Any]) -> dict[str
 def coarseness(granularity: str) -> tuple[bool, bool, int]:
     """What granularities are sorted by: tensor, channel, large groups, small groups."""
     size = granularity.rpartition("-")[2]
-    return granularity != "tensor", granularity not in ("tensor", "channel"), -int(size) if size.isdigit() else 0
+    return granularity != "tensor", granularity not in ("tensor", "channel"), -int(size) if size.isdecimal() else 0
 
 
 def check_axes(names: Sequence[str], key: str) -> list[str]:
