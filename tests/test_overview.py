@@ -142,5 +142,5 @@ def test_the_command_answers_from_a_results_folder(tmp_path):
     done = run_script("recommend", *words, "--bits", "3")
     assert done.returncode == 1 and done.stderr.startswith("recommend: BITS")
     (tmp_path / "results.csv").write_text((tmp_path / "results.csv").read_text().replace("4.", "3.", 1))
-    done = subprocess.run([*command, "--bits", "4.6"], capture_output=True, text=True)
+    done = run_script("recommend", *words, "--bits", "4.6")
     assert done.returncode == 1 and "results.csv: its content has changed: not what collect_results wrote" in done.stderr
