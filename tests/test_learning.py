@@ -15,6 +15,7 @@ from learned_cases import HELD_OUT, LEARNED, VARIED, Given, Interrupted, interru
 from quantgrid.architecture import SITES
 from quantgrid.cell_schemes import CellSchemes
 from quantgrid.errors import ConfigError, NumericalFailure
+from quantgrid.learning import objectives
 from quantgrid.learning.network import Folding, Network
 from quantgrid.learning.objectives import AllLayers, EndToEnd, FourthPower, OneLayer, divided, squared_error
 from quantgrid.learning.session import Session
@@ -121,7 +122,7 @@ def test_gradients_reach_every_parameter(name, objective, given):
         hidden = net.embedded(net.windows)
         trainables = Trainables(parameters, learned_kinds(begun, [0] if objective == "layer" else None))
         batch = [0, 1, 2]
-        wanted = {"end_to_end": lambda: EndToEnd(net, HELD_OUT), "layer_wise": lambda: AllLayers(net, HELD_OUT, "relative"),
+        wanted = {"end_to_end": lambda: EndToEnd(net, HELD_OUT), "layer_wise": lambda: AllLayers(net, HELD_OUT),
                   "layer": lambda: OneLayer(net, HELD_OUT, 0, hidden, net.full_precision_layer(0, hidden), "squared")}[objective]()
     descend(trainables, wanted, batch)
     for name, form in zip(trainables.kinds, trainables.forms):
@@ -151,7 +152,7 @@ def test_a_cell_that_rounds_weights_alone_is_trained_with_rounded_weights(given)
 def test_pieces_give_the_gradient_of_their_sum(given):
     made = given(VARIED[1])
     begun = start(made, "optimized_rotation_scaling")
-    wanted = AllLayers(network(made, begun, schemes()), HELD_OUT, "relative")
+    wanted = AllLayers(network(made, begun, schemes()), HELD_OUT)
     ours, plain = (Trainables(begun.parameters, learned_kinds(begun)) for _ in range(2))
     loss = descend(ours, wanted, [0, 2])
     whole = sum(wanted.pieces(plain.values(), [0, 2]))
@@ -258,7 +259,7 @@ def test_the_layer_wise_error_vanishes_without_rounding(given):
     made = given(VARIED[1])
     begun = start(made, "optimized_rotation_scaling")
     values = learned_values(shaken(begun))
-    exact, rounded = (sum(AllLayers(network(made, begun, wanted), HELD_OUT, "relative").pieces(values, [0, 1])).item()
+    exact, rounded = (sum(AllLayers(network(made, begun, wanted), HELD_OUT).pieces(values, [0, 1])).item()
                       for wanted in (NOTHING, schemes()))
     assert 0 <= exact < 1e-8 < 1e-4 < rounded
 
@@ -328,7 +329,7 @@ def test_a_start_that_is_better_is_kept(given):
 @pytest.mark.parametrize("name", [name for name in LEARNED if name != "data_free_rotation"])
 def test_where_nothing_is_rounded_nothing_is_learned(name, given):
     begun, done = learned(given(VARIED[1]), name, NOTHING, steps=5)
-    assert {end["kept"] for end in done.ends.values()} == {"start"} and done.losses.count("\n") == 1
+    assert {end["kept"] for end in done.ends.values()} == {"untrained"} and done.losses.count("\n") == 1
     assert all(torch.equal(done.transform.parameters[parameter], tensor) for parameter, tensor in begun.parameters.items())
 
 
@@ -355,6 +356,23 @@ def test_every_item_comes_before_any_comes_again():
     assert sorted(chain(*drawn[:3])) == sorted(chain(*drawn[3:])) == list(range(6)) and drawn[:3] != drawn[3:]
     assert settings.batch(6, 4) == drawn[4] and Settings(6, 2, RATES, seed=4).batch(6, 0) != drawn[0]
     assert sorted(Settings(2, 99, RATES).batch(3, 1)) == [0, 1, 2]
+
+
+def test_what_is_compared_is_the_same_in_pieces(given, monkeypatch):
+    """Windows held out are taken some at a time: the sum of their pieces is the loss of all at once."""
+    made = given(VARIED[1])
+    begun = start(made, "optimized_rotation")
+    net = network(made, begun, schemes(), round_weights=True)
+    hidden = net.embedded(net.windows)
+    wanted = net.full_precision_layer(0, hidden)
+    for objective in (AllLayers(net, HELD_OUT), EndToEnd(net, HELD_OUT), *(OneLayer(net, HELD_OUT, 0, hidden, wanted, error)
+                                                                         for error in ("squared", "relative"))):
+        found = []
+        for piece in (1 << 20, 48):
+            monkeypatch.setattr(objectives, "PIECE", piece)
+            with torch.no_grad():
+                found.append([value.item() for value in objective.pieces(learned_values(begun), objective.compared)])
+        assert len(found[1]) > len(found[0]) and sum(found[1]) == pytest.approx(sum(found[0]), rel=1e-5)
 
 
 # -- interruption --------------------------------------------------------------------------------------------------------------------------

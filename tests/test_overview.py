@@ -141,3 +141,6 @@ def test_the_command_answers_from_a_results_folder(tmp_path):
     assert done.returncode == 0 and "5 recipes" in done.stdout and done.stdout.splitlines()[2].startswith(("1*", "1 ")), done.stderr
     done = run_script("recommend", *words, "--bits", "3")
     assert done.returncode == 1 and done.stderr.startswith("recommend: BITS")
+    (tmp_path / "results.csv").write_text((tmp_path / "results.csv").read_text().replace("4.", "3.", 1))
+    done = run_script("recommend", *words, "--bits", "4.6")
+    assert done.returncode == 1 and "results.csv: its content has changed: not what collect_results wrote" in done.stderr

@@ -487,13 +487,13 @@ def test_ten_thousand_cells_expand_within_seconds():
     axes = {axis: list(config[axis]) for axis in ("transforms", "mitigations", "formats")}
     config["report"] = {}
     config["studies"] = {"large": {**axes, "models": ["big"], "granularities": ["channel"]}}
-    begun = time.perf_counter()
+    begun = time.process_time()
     checked = check(config)
     assert len(expand_studies(checked)) == 10_001
-    expanded = time.perf_counter()
+    expanded = time.process_time()
     assert len(set(Plan(checked).all_evaluations())) == 20_002
-    planned = time.perf_counter()
-    assert expanded - begun < 10 and planned - expanded < 40  # 0.5 s and 4 s on a quiet machine
+    planned = time.process_time()
+    assert expanded - begun < 10 and planned - expanded < 40  # seconds of a processor: 0.5 and 4
 
 
 def test_trainings_read_windows_and_leave_losses():

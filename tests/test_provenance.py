@@ -9,10 +9,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from plan_cases import content, plan
 from quantgrid import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -322,3 +324,18 @@ def test_the_digest_is_short_hexadecimal_and_follows_the_content_alone():
     assert provenance.digest({"a": 1, "b": 2}) == provenance.digest({"b": 2, "a": 1}) == "43258cff78"
     assert provenance.digest({"a": 1}) != provenance.digest({"a": 1.0}) and len(provenance.digest({}, 16)) == 16
     assert set(provenance.digest("text")) <= set("0123456789abcdef")
+
+
+def test_packages_that_compute_in_some_methods_alone_are_named_by_these():
+    """Of the numerics that not every job uses: geoopt moves learned rotations, scipy finds singular vectors."""
+    assert provenance.solvers("fit_transform", "transforms.optimized_rotation") == ("geoopt",)
+    assert provenance.solvers("train_model", "mitigations.finetune_blocks") == ("geoopt",)
+    assert provenance.solvers("quantize_model", "mitigations.low_rank") == ("scipy",)
+    assert provenance.solvers("fit_transform", "transforms.none") == provenance.solvers("tokenize_corpus") == ()
+
+
+def test_versions_of_these_packages_are_in_the_keys():
+    steps = plan(content()).steps
+    found = {step.spec["mitigation"]["method"]: step.spec["versions"] for step in steps["quantize_model"].values()}
+    assert found["low_rank"]["scipy"] == version("scipy") and "scipy" not in found["rtn"]
+    assert all(step.spec["versions"]["geoopt"] == version("geoopt") for step in steps["train_model"].values()) and steps["train_model"]

@@ -221,8 +221,8 @@ def _check_trainings(config: Mapping[str, Any], cells: Iterable[grid.Cell]) -> N
                               f"'{calibration}' leaves the first ones out (skip_first); give it a calibration that does not")
         corpus = config["calibrations"][calibration]["corpus"]
         entry.pop("calibration", None)
-        options, windows = method.resolve(entry, f"{axis}.{name}")["options"], config["corpora"][corpus]["windows"]
-        if windows < (needed := options["held_out"] + options["batch_size"]):
+        options, windows = method.resolve(entry, f"{axis}.{name}")["options"], config["corpora"][corpus].get("windows")
+        if windows is not None and windows < (needed := options["held_out"] + options["batch_size"]):
             raise ConfigError(f"{axis}.{name}: '{entry['method']}' trains on batches of {options['batch_size']} windows and holds "
                               f"{options['held_out']} out, and corpus '{corpus}' has {windows}; set its 'windows' to at least {needed}")
 

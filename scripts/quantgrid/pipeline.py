@@ -16,7 +16,7 @@ from . import grid, library_docs, planned, registry, shown_transforms
 from .granularities import searched
 from .grid import Cell, without_note
 from .model_shapes import folder_of
-from .provenance import canonical, code_hash, digest, fingerprint, versions
+from .provenance import canonical, code_hash, digest, fingerprint, solvers, versions
 from .rule_lookups import RuleLookUps
 from .steps import COMPUTING, DIGESTS, OUTPUTS, Step, once
 
@@ -54,7 +54,8 @@ class Plan(RuleLookUps):
         known = (rule, *wildcards.values(), canonical(spec))
         if known not in self._known:
             upstream = {name: f"{step.key}/{output}" for name, (step, output) in reads.items()}
-            full = {**spec, "code": code_hash(rule, *modules), "versions": versions(*packages), "upstream": upstream}
+            full = {**spec, "code": code_hash(rule, *modules), "versions": versions(*packages, *solvers(rule, *modules)),
+                    "upstream": upstream}
             wildcards = {**wildcards, "key": digest(full)}
             step = Step(rule, wildcards, {**full, "axes": wildcards}, {name: step.outputs[output] for name, (step, output) in reads.items()},
                         {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()},

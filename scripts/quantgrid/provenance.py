@@ -20,6 +20,7 @@ from typing import Any
 _MODEL_FILES = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 LIBRARY = Path(__file__).resolve().parent
 SCRIPTS = LIBRARY.parent
+SOLVERS = ("geoopt", "scipy")  # packages that compute results in some methods alone: their versions belong in the keys of these
 _LEFT_OUT = {"registry", "methods", "presets", "grid", "pipeline", "provenance", "config", "integrity", "steps"}
 
 
@@ -55,16 +56,19 @@ def _strip_docstrings(tree: ast.AST) -> ast.AST:
 
 
 @cache
-def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
-    """(hash of the syntax tree, quantgrid modules imported anywhere in it) of one file."""
+def _parsed(path: Path) -> tuple[str, frozenset[Path], frozenset[str]]:
+    """(hash of the syntax tree, quantgrid modules and other packages imported anywhere in it) of one file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[Path] = set()
+    packages: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             imported |= _targets(path, node)
+            packages |= {node.module.partition(".")[0]} if node.module and not node.level else set()
         elif isinstance(node, ast.Import):
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
             imported |= {file for alias in node.names if (file := _module_file(alias.name))}
-    return hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest(), frozenset(imported)
+    return hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest(), frozenset(imported), frozenset(packages)
 
 
 def _targets(path: Path, node: ast.ImportFrom) -> set[Path]:
@@ -88,18 +92,31 @@ def _module_file(dotted: str) -> Path | None:
     return file if file.is_file() else None
 
 
-@cache
-def code_hash(script: str, *modules: str) -> str:
-    """Hash of a script (by rule name), of further library modules (dotted below quantgrid) and of everything they import."""
+def _closure(script: str, *modules: str) -> tuple[dict[str, str], frozenset[str]]:
+    """(path -> hash, other packages) of a script, of further library modules and of everything they import."""
     pending = [SCRIPTS / f"{script}.py", *(LIBRARY.joinpath(*module.split(".")).with_suffix(".py") for module in modules)]
     hashes: dict[str, str] = {}
+    packages: set[str] = set()
     while pending:
         path = pending.pop()
         name = str(path.relative_to(SCRIPTS))
         if name not in hashes:
-            hashes[name], imported = _parsed(path)
+            hashes[name], imported, others = _parsed(path)
             pending.extend(imported)
-    return digest(hashes, 16)
+            packages |= others
+    return hashes, frozenset(packages)
+
+
+@cache
+def code_hash(script: str, *modules: str) -> str:
+    """Hash of a script (by rule name), of further library modules (dotted below quantgrid) and of everything they import."""
+    return digest(_closure(script, *modules)[0], 16)
+
+
+@cache
+def solvers(script: str, *modules: str) -> tuple[str, ...]:
+    """Those of :data:`SOLVERS` that a script, further library modules or anything they import uses."""
+    return tuple(package for package in SOLVERS if package in _closure(script, *modules)[1])
 
 
 def fingerprint(path: str | Path, whole_below: int = 64 << 20) -> dict[str, str]:

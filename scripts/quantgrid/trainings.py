@@ -1,7 +1,8 @@
 """Outcomes of the trainings behind a cell, as its results record them: whether each part kept its start.
 
 A training is that of the cell's ``transform`` or of its ``mitigation``; its parts are ``all`` of the parameters or
-the decoder layers. Each part has its loss at ``start`` and ``end``, and ``kept``: ``learned`` or ``start``. A cell of
+the decoder layers. Each part has its loss at ``start`` and ``end``, and ``kept``: ``learned``, ``start``, or
+``untrained`` where no step was taken (``steps: 0``, or nothing is rounded). A cell of
 which a training kept the start in all parts is what the transform or mitigation starts from, under another name:
 tables, figures, claims and recommendations mark it.
 """

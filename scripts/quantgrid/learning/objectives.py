@@ -38,6 +38,12 @@ def squared_error(found: Tensor, wanted: Tensor, error: str) -> Tensor:
     return ((found - wanted).square().sum(dims) / wanted.square().sum(dims).clamp(min=torch.finfo(wanted.dtype).tiny)).mean()
 
 
+def together(items: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """``items``, windows of ``tokens`` each, in pieces of at most ``PIECE`` tokens or one window."""
+    size = max(1, PIECE // tokens)
+    return (list(items[start : start + size]) for start in range(0, len(items), size))
+
+
 def divided(windows: int, held_out: int) -> tuple[int, range]:
     """``count`` and ``compared`` of an objective whose items are ``windows``, the last ``held_out`` of them left out of the training.
 
@@ -58,9 +64,7 @@ class EndToEnd:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
-        together = max(1, PIECE // self.network.windows.shape[1])
-        for start in range(0, len(batch), together):
-            items = list(batch[start : start + together])
+        for items in together(batch, self.network.windows.shape[1]):
             windows = self.network.windows[items]
             logits = self.network.logits(windows, values).float()
             if self.loss == "cross_entropy":
@@ -88,21 +92,22 @@ class EndToEnd:
 
 
 class AllLayers:
-    """Mean over the layers of the error of each one's output, every layer fed with what the full-precision model feeds it."""
+    """Mean over the layers of the ``relative`` error of each one's output, every layer fed with what the full-precision model feeds it."""
 
-    def __init__(self, network: Network, held_out: int, error: str):
-        self.network, self.error = network, error
+    def __init__(self, network: Network, held_out: int):
+        self.network = network
         self.count, self.compared = divided(len(network.windows), held_out)
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
         network, layers = self.network, len(self.network.layers)
-        hidden = network.embedded(network.windows[list(batch)])
-        for index in range(layers):
-            wanted = network.full_precision_layer(index, hidden)
-            entered, out = network.ends(hidden, values)
-            found = network.layer(index, entered, values)
-            yield squared_error(found if out["back"] is None else found @ out["back"], wanted, self.error) / layers
-            hidden = wanted
+        for items in together(batch, network.windows.shape[1]):
+            share, hidden = len(items) / len(batch) / layers, network.embedded(network.windows[items])
+            for index in range(layers):
+                wanted = network.full_precision_layer(index, hidden)
+                entered, out = network.ends(hidden, values)
+                found = network.layer(index, entered, values)
+                yield squared_error(found if out["back"] is None else found @ out["back"], wanted, "relative") * share
+                hidden = wanted
 
 
 class OneLayer:
@@ -113,7 +118,11 @@ class OneLayer:
         self.count, self.compared = divided(len(inputs), held_out)
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
-        yield squared_error(self.network.layer(self.index, self.inputs[list(batch)], values), self.wanted[list(batch)], self.error)
+        energy = self.wanted[list(batch)].square().sum()
+        for items in together(batch, self.inputs.shape[1]):
+            wanted = self.wanted[items]
+            share = len(items) / len(batch) if self.error == "relative" else wanted.square().sum() / energy
+            yield squared_error(self.network.layer(self.index, self.inputs[items], values), wanted, self.error) * share
 
 
 class FourthPower:

@@ -46,6 +46,7 @@ class Session:
     def resume(self, part: str, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
         """(steps done, start loss) of ``part``; (0, None) unless it was interrupted. Parameters and moments are put back."""
         if self._interrupted.get("part") != part:
+            self.rows = [row for row in self.rows if row[0] != part]  # of a part that begins again
             return 0, None
         with torch.no_grad():
             for number, parameter in enumerate(trainables.parameters()):
@@ -70,9 +71,9 @@ class Session:
                        for name, value in entry.items()}
             self._write({"part": part, "step": row[0], "start": start}, {**free, **moments})
 
-    def finish(self, part: str, parameters: Parameters, start: float, end: float) -> None:
-        """A part is done, with the parameters that it leaves."""
-        self.ends[part] = {"start": start, "end": end, "kept": "learned" if end < start else "start"}
+    def finish(self, part: str, parameters: Parameters, start: float, end: float, trained: bool) -> None:
+        """A part is done, with the parameters that it leaves; without any step it is ``untrained``."""
+        self.ends[part] = {"start": start, "end": end, "kept": ("learned" if end < start else "start") if trained else "untrained"}
         self.finished |= parameters
         if self.path and time.monotonic() - self._saved >= self.save_seconds:
             self._write({}, {})

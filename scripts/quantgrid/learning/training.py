@@ -75,7 +75,12 @@ def descend(trainables: Trainables, objective: Objective, batch: list[int]) -> f
 
 def train(start: Parameters, kinds: Mapping[str, str], objective: Objective, settings: Settings, session: Session, part: str,
           device: torch.device | str, progress: Callable[[Iterable], Iterable] = iter) -> Parameters:
-    """Minimize ``objective`` over the parameters named in ``kinds``; the better of start and end, in float64."""
+    """Minimize ``objective`` over the parameters named in ``kinds``; the better of start and end, in float64.
+
+    A part that an interrupted session had finished is what it left.
+    """
+    if part in session.ends:
+        return {name: session.finished[name] for name in kinds}
     trainables = Trainables(start, kinds, device)
     optimizer = trainables.optimizer(settings.rates)
     done, before = session.resume(part, trainables, optimizer)
@@ -92,7 +97,7 @@ def train(start: Parameters, kinds: Mapping[str, str], objective: Objective, set
         session.step(part, [step + 1, loss, optimizer.param_groups[0]["lr"]], before, trainables, optimizer)
     after = evaluate(objective, {name: value.float().to(device) for name, value in trainables.exported().items()}) if settings.steps else before
     kept = trainables.exported() if after < before else {name: start[name] for name in kinds}
-    session.finish(part, kept, before, after)
+    session.finish(part, kept, before, after, settings.steps > 0)
     return kept
 
 

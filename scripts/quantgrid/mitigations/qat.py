@@ -112,5 +112,5 @@ def _trained(start: Parameters, objective: Objective, settings: Settings, weight
         session.step("all", [step + 1, loss, optimizer.param_groups[0]["lr"]], before, weights, optimizer)
     learned = {name: tensor.detach() for name, tensor in weights.values().items()}
     after = evaluate(objective, learned) if settings.steps else before
-    session.finish("all", {}, before, after)
+    session.finish("all", {}, before, after, settings.steps > 0)
     return learned if after < before else start

@@ -32,5 +32,5 @@ def learn(start: Transform, place: Workplace, schemes: CellSchemes, seed: int, o
     network = Network.at(place, start, schemes, round_weights or not schemes.activation, gradient)
     rates = {"rotation": learning_rate, "positive": scale_learning_rate}
     settings = Settings(steps if network.rounds else 0, batch_size, rates, schedule, seed)
-    wanted = EndToEnd(network, held_out, loss, top) if objective == "end_to_end" else AllLayers(network, held_out, "relative")
+    wanted = EndToEnd(network, held_out, loss, top) if objective == "end_to_end" else AllLayers(network, held_out)
     return learn_together(start, wanted, settings, place, network.device)

@@ -1,7 +1,8 @@
 """Outlier Suppression+ (arXiv 2304.09145): channels centred, then those beyond a threshold scaled down to it, the threshold searched.
 
-Deviations: on a decoder of RMSNorm the shift is our own extension (``shift.py``; the published LLaMA code leaves it out), thresholds are
-in geometric steps, and the error of the linears' outputs decides, not that of the block behind them (``search_objective.py``).
+Deviations: on a decoder of RMSNorm the shift is our own extension (``shift.py``; the published LLaMA code leaves it out) and takes those of
+``sites`` that are ``shifted_sites``; thresholds are in geometric steps; the error of the linears' outputs decides, not that of the block
+behind them (``search_objective.py``).
 """
 
 from __future__ import annotations
@@ -13,4 +14,5 @@ from .shift import Shift
 
 def primitives(sites: list[str], shifted_sites: list[str], center: str, points: int, lowest: float, round_activations: bool, seed: int | None = None,
                schemes: CellSchemes | None = None) -> list:
-    return [Shift(center, shifted_sites), SearchedThreshold(sites, points, round_activations, schemes, lowest=lowest)]
+    shift = Shift(center, [site for site in sites if site in shifted_sites])
+    return [shift, SearchedThreshold(sites, points, round_activations, schemes, lowest=lowest)]
