@@ -405,6 +405,19 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, options, af
     assert all(torch.equal(resumed.transform.parameters[p], tensor) for p, tensor in whole.transform.parameters.items())
 
 
+@pytest.mark.parametrize("place", [0.2, 0.9])
+def test_a_damaged_state_is_refused(place, given, tmp_path, monkeypatch):
+    """A flipped bit in the header or in a tensor."""
+    made, state = given(VARIED[1]), tmp_path / "training.safetensors"
+    with interrupted_at(3, monkeypatch):
+        learned(made, "optimized_rotation", steps=5, batch_size=2, place={"state": state, "save_seconds": 0.0})
+    content = bytearray(state.read_bytes())
+    content[int(place * len(content))] ^= 1
+    state.write_bytes(bytes(content))
+    with pytest.raises(ConfigError, match=r"training.safetensors: not (the state that the training left|a whole safetensors file)"):
+        learned(made, "optimized_rotation", steps=5, batch_size=2, place={"state": state})
+
+
 @pytest.mark.parametrize("step", [2, 5, 7, 9])
 @pytest.mark.parametrize("name", ["optimized_scaling", "flatquant"])
 def test_a_training_by_layer_goes_on_inside_or_between_layers(name, step, given, tmp_path, monkeypatch):

@@ -1,17 +1,21 @@
 """What a training leaves behind: losses step by step, how each part of it ended, and a state file from which an interrupted one goes on.
 
-The state is one safetensors file: free parameters and the optimizer's moments as tensors, all else as JSON in its header. No pickle.
+The state is one safetensors file: free parameters and the optimizer's moments as tensors, all else as JSON in its header, with the digest of both.
+No pickle.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..storage import read_metadata, read_tensors, write_tensors
 from ..transforms.composition import Parameters
 
@@ -21,6 +25,15 @@ COLUMNS = ("part", "step", "loss", "learning_rate")
 def _as_kept(tensor: Tensor) -> Tensor | int:
     """An entry of an optimizer's state: geoopt counts steps in whole numbers, torch in float32 tensors."""
     return int(tensor) if tensor.dtype == torch.int64 else tensor
+
+
+def _digest(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """BLAKE3 of a state: its JSON, then name and bytes of each tensor."""
+    digest = blake3(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Session:
@@ -39,6 +52,8 @@ class Session:
 
     def _load(self, path: Path) -> None:
         about, tensors = read_metadata(path), read_tensors(path)
+        if about.pop("digest", None) != _digest(about, tensors):
+            raise ConfigError(f"{path}: not the state that the training left; delete it and run again: the training begins anew")
         self.rows, self.ends, self._interrupted = about["rows"], about["ends"], about["current"]
         self.finished = {name.removeprefix("finished."): tensor for name, tensor in tensors.items() if name.startswith("finished.")}
         self._tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("finished.")}
@@ -80,7 +95,8 @@ class Session:
 
     def _write(self, current: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         finished = {f"finished.{name}": tensor for name, tensor in self.finished.items()}
-        write_tensors(self.path, {**finished, **tensors}, {"rows": self.rows, "ends": self.ends, "current": current})
+        kept, about = {**finished, **tensors}, {"rows": self.rows, "ends": self.ends, "current": current}
+        write_tensors(self.path, kept, {**about, "digest": _digest(about, kept)})
         self._saved = time.monotonic()
 
     def table(self) -> str:
