@@ -149,7 +149,7 @@ def tokenize(entry: Mapping[str, Any], tokenizer_folder: str | Path, seed: int =
 
 
 def _text_info(entry: Mapping[str, Any], documents: list[Located], texts: list[str]) -> dict[str, Any]:
-    """What a corpus is made of. ``text_sha256`` is that of the conversations where a template renders them: models render differently."""
+    """Content of a corpus. ``text_sha256`` is that of the conversations where a template renders them: models render differently."""
     keys = ("source", "part", "path", "id", "name", "split", "field", "revision", "commit", "render")
     options = {key: entry[key] for key in keys if entry.get(key) is not None}
     source = join(entry, texts)

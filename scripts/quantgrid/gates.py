@@ -22,7 +22,7 @@ class Gates:
         self.pattern, self.digest = plan.pattern("check_model", "result"), plan.digest("check_model")
 
     def of_cell(self, pattern: str) -> Callable[[Any], list[str]]:
-        """What a cell waits for before it is quantized, ``pattern`` or ``digest``. Full precision waits for nothing: it is what the checks read."""
+        """Checks to pass before a cell is quantized, as ``pattern`` or ``digest``; none for full precision, which the checks read."""
         return lambda wildcards: [pattern.format(model=wildcards.model)] if wildcards.mitigation != "none" else []
 
     def of_study(self, pattern: str, study: str) -> list[str]:

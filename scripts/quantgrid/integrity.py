@@ -131,7 +131,7 @@ def read_record(origin: Origin) -> dict[str, dict[str, str | int]]:
 
 def faults(origin: Origin, recorded: Mapping[str, Mapping[str, str | int]], threads: int = 1, content: bytes | None = None,
            weights_later: bool = False) -> Iterator[Damaged]:
-    """What is wrong with the output of ``origin``, whose record is ``recorded``. ``content``: that of a file that was read already.
+    """Faults of the output of ``origin``, whose record is ``recorded``. ``content``: that of a file that was read already.
 
     With ``weights_later`` the digest of a model's weights is looked at when they are first read (``storage.open_tensors``): many a job is given a
     model and reads its tokenizer, or one tensor.

@@ -48,7 +48,7 @@ def progress(what: str) -> Callable[[Iterable], Iterable]:
 
 
 def record(spec: dict[str, Any], **inputs: str | None) -> dict[str, Any]:
-    """What every result says of itself: axes, key, versions, seed, and the BLAKE3 digest of each file that it read."""
+    """Provenance of a result: axes, key, versions, seed, and the BLAKE3 digest of each file that it read."""
     about = {"axes": spec["axes"], "versions": {**spec["versions"], **versions("numpy"), "python": sys.version.split()[0]},
              "inputs": {name: verified.get(path) or blake3_of(path) for name, path in inputs.items() if path and os.path.isfile(path)}}
     return {**about, **({"seed": spec["seed"]} if "seed" in spec else {}), **({"compute": spec["compute"]} if "compute" in spec else {})}

@@ -77,13 +77,13 @@ def _declared_shape(shape: Mapping[str, Any], where: str) -> ModelShape:
 
 
 def positions_of(entry: Mapping[str, Any], where: str = "model") -> int | None:
-    """How many positions the model of a config entry has, as far as that is known before it is fetched."""
+    """Number of positions of the model of a config entry, as far as that is known before it is fetched."""
     folder = folder_of(entry, where)
     return (entry.get("shape") or {}).get(_POSITIONS) if folder is None else positions_in(folder)
 
 
 def positions_in(folder: str | Path) -> int | None:
-    """How many positions the model in ``folder`` was made for; None where its config.json does not say, or there is none."""
+    """Number of positions of the model in ``folder``; None where its config.json does not say, or there is none."""
     path = Path(folder).expanduser() / "config.json"
     return read_json(path, _ADVICE, LARGEST_CONFIG).get("max_position_embeddings") if path.is_file() else None
 

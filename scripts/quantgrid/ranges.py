@@ -95,7 +95,7 @@ def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantSchem
 
 def _candidates(low: Tensor | None, high: Tensor, scheme: QuantScheme,
                 global_scale: Tensor | None) -> Iterator[QuantizationParameters]:  # fmt: skip
-    """What the search tries, large scales first; without symmetric parameters that equal those before them."""
+    """Candidate parameters, large scales first; without symmetric parameters that equal those before them."""
     covering, last = (range_parameters(low, high, scheme, global_scale, covering=up) for up in (True, False))
     if not torch.equal(covering.scale, last.scale):
         yield covering

@@ -193,7 +193,7 @@ def frames(entries: Mapping[tuple, Entry], rows: list[tuple], headers: list[tupl
 
 
 def display(entry: Entry) -> str:
-    """What a place shows: its value, marked where a training kept its start, or that the cell failed."""
+    """Text of a place: its value, marked where a training kept its start, or that the cell failed."""
     return FAILED if entry.reason is not None else marked(with_error(entry.value, entry.stderr), entry.start_kept)
 
 
