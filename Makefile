@@ -1,6 +1,17 @@
-# quantgrid: `make run` and `make test` are all a newcomer needs; both make their own environment from pinned versions.
-# Variables: CONFIG (a config file), CORES, WARM=1 (jobs fork from a process that has their imports), STUDY (a study's name), MODEL, BITS, CORPUS (of
-# recommend), PROFILE (a folder of workflow/profiles), RESULTS and OUT (of redraw), BENCH (benchmarks), MODELS (reference models), ARGS (further options of what is run), PYTHON.
+# quantgrid: start with `make run` and `make test`; both create an environment from pinned versions.
+# Variables:
+#   CONFIG       a config file
+#   CORES        processor cores of a run
+#   WARM=1       fork jobs from a process with all imports done
+#   PROFILE      a folder of workflow/profiles
+#   STUDY        name of a study (table, figure)
+#   MODEL, BITS, CORPUS    of recommend
+#   RESULTS, OUT           of redraw
+#   MODELS       names of reference models (reference-models)
+#   BENCH        names of benchmarks (bench)
+#   ARGS         further options of the command
+#   PYTHON       interpreter for a new environment
+#   TORCH_INDEX  package index of torch alone; an index of CPU builds saves the CUDA libraries
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
@@ -11,12 +22,12 @@ BIN := $(VENV)/bin
 PROFILE ?= default
 PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
-# Two processes; the tests of one file stay together, because they share what they need. One thread each: there is a core for each.
+# Two processes with one thread each; the tests of one file share fixtures and stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BENCH ?= fake_quantize low_rank online_rotation learning evaluation jobs sequential gptq grid gpu
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 HASHED := --require-hashes --no-deps
-# Another profile than the default says itself how many cores there are.
+# Profiles other than the default set the number of cores themselves.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 
 .PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused verify docs graph lint lock help
@@ -24,7 +35,7 @@ WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profil
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
 
-dry-run: $(VENV)/.installed  ## what a run would do, job by job counted, with an estimate of hours and disk
+dry-run: $(VENV)/.installed  ## planned jobs of a run by rule, with an estimate of hours and disk
 	@$(BIN)/python scripts/estimate_run.py --configfile $(CONFIG)
 	$(WORKFLOW) --dry-run --quiet rules host $(ARGS)
 
@@ -40,16 +51,16 @@ figure: $(VENV)/.installed  ## one figure and what it needs: make figure STUDY=f
 redraw: $(VENV)/.installed  ## figures of CONFIG's studies from a results.csv alone, in seconds: make redraw RESULTS=results.csv OUT=redrawn
 	@$(BIN)/python scripts/redraw_figures.py --configfile $(CONFIG) --results "$(RESULTS)" --folder "$(OUT)" $(if $(STUDY),--study $(STUDY))
 
-recommend: $(VENV)/.installed  ## recipes within so many bits, best first: make recommend MODEL=smollm2-135m BITS=4.5 (CORPUS=... if several)
+recommend: $(VENV)/.installed  ## recipes within BITS stored bits per weight, best first: make recommend MODEL=smollm2-135m BITS=4.5 (CORPUS=... if several)
 	@$(BIN)/python scripts/recommend.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --corpus "$(CORPUS)"
 
-reference-models: $(VENV)/.installed  ## train the models of models/ from nothing, hours on one core: all, or MODELS="reference-1m"; resumed where it was stopped
+reference-models: $(VENV)/.installed  ## train the models of models/ from scratch, hours on one core: all, or MODELS="reference-1m"; resumable
 	$(BIN)/python scripts/train_reference_models.py $(MODELS) $(ARGS)
 
 clean-unused: $(VENV)/.installed  ## files of cells and steps that CONFIG no longer plans, listed; YES=1 deletes them
 	$(BIN)/python scripts/clean_unused.py --configfile $(CONFIG) $(if $(YES),--delete)
 
-verify: $(VENV)/.installed  ## every file of CONFIG's results held against the record of its content; REPAIR=1 deletes what is damaged, ADOPT=1 records what has no record
+verify: $(VENV)/.installed  ## verify every file of CONFIG's results against its record; REPAIR=1 deletes damaged files, ADOPT=1 records files without a record
 	@$(BIN)/python scripts/verify_results.py --configfile $(CONFIG) $(if $(REPAIR),--repair,$(if $(ADOPT),--adopt))
 
 test: lint  ## linters and the tests of every change: units, the smoke run with golden numbers, one real model; 10 minutes on 2 cores
@@ -60,7 +71,7 @@ test-all: test test-slow  ## make test and everything that it leaves out, apart 
 test-slow: $(VENV)/.installed-dev  ## the part of test-all that test leaves out: whole products of cases, faults, kills, Slurm, a browser
 	$(PYTEST) -m "(slow or damage) and not nightly" $(ARGS)
 
-test-nightly: $(VENV)/.installed-dev  ## what takes longer still: the smoke run through 30 kills at random moments
+test-nightly: $(VENV)/.installed-dev  ## the longest tests: the smoke run through 30 kills at random moments
 	$(PYTEST) -m nightly $(ARGS)
 
 stress: $(VENV)/.installed-dev  ## the smoke run through 30 kills at random moments, with the same results in the end
@@ -75,17 +86,22 @@ bench-plan: $(VENV)/.installed-dev  ## time and memory of planning (paper grid, 
 bench-growth: $(VENV)/.installed-dev  ## exponents of time and memory against hidden size, layers, tokens, cells, into results/benchmarks-growth.csv, .png, .svg
 	$(BIN)/python tests/benchmarks/growth.py $(ARGS)
 
-lint: $(VENV)/.installed-dev  ## ruff, snakefmt, snakemake --lint
+lint: $(VENV)/.installed-dev  ## ruff (rules and format), mypy, import contract, codespell, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=scripts $(BIN)/lint-imports
+	$(BIN)/codespell
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-# Everything by its sha256 first. Then torch by its exact version alone, with the CUDA libraries that its builds for GPUs ask for: which build
-# an index has for a machine differs, so no list of hashes is right on all of them.
+# First all packages by sha256. Then torch by its exact version alone, with the CUDA libraries that
+# its GPU builds require: indexes differ in their builds, so no list of hashes fits all machines.
 $(VENV)/.installed: envs/requirements.txt envs/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantgrid needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(INSTALL) $(HASHED) -r envs/requirements.lock
+	$(if $(TORCH_INDEX),$(BIN)/$(INSTALL) --no-deps --index-url $(TORCH_INDEX) $$(grep '^torch==' envs/requirements.txt))
 	$(BIN)/$(INSTALL) -r envs/requirements.txt
 	@touch $@
 
@@ -111,11 +127,13 @@ docs: $(VENV)/.installed  ## the results of the default run into README.md and d
 	$(BIN)/python docs/update.py
 
 graph: $(VENV)/.installed  ## pictures of rules and files: docs/rulegraph.md, which GitHub draws, and docs/filegraph.svg, which needs graphviz
-	{ echo '# Rules and what they read'; echo; echo '```mermaid'; \
+	{ echo '# Rule graph'; echo; echo '## One cell, from the model to the report'; echo; $(BIN)/python docs/cell_graph.py; echo; \
+	  echo 'The outputs of a rule are listed below its name. Arrows implied by longer paths are omitted: nearly all rules read the model, for example.'; echo; \
+	  echo '## All rules of the smoke run'; echo; echo '```mermaid'; \
 	  PYTHONHASHSEED=0 $(BIN)/python -m snakemake --configfile config/smoke.yaml --rulegraph mermaid-js 2>/dev/null | sed '/^---/,/^---/d; /style/d'; echo '```'; \
-	  echo; echo '![Rules with the files that they read and write](filegraph.svg)'; echo; echo 'Both are made by `make graph`.'; } > docs/rulegraph.md
+	  echo; echo '![Rules with the files that they read and write](filegraph.svg)'; echo; echo '`make graph` makes all three.'; } > docs/rulegraph.md
 	PYTHONHASHSEED=0 $(BIN)/python -m snakemake results-smoke/report.html --configfile config/smoke.yaml --filegraph 2>/dev/null \
-	  | sed -E 's/&lt;(input )?function[^<>]*&gt;|&lt;bound method[^<>]*&gt;&gt;/(what the plan says)/g; s/\{([a-z]+),[^{}]*(\{[0-9]+\})?\}/{\1}/g; s/\b[0-9a-f]{10}\b/{key}/g' \
+	  | sed -E 's/&lt;(input )?function[^<>]*&gt;|&lt;bound method[^<>]*&gt;&gt;/(from the plan)/g; s/\{([a-z]+),[^{}]*(\{[0-9]+\})?\}/{\1}/g; s/\b[0-9a-f]{10}\b/{key}/g' \
 	  | dot -Tsvg > docs/filegraph.svg
 
 help:  ## this list

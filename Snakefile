@@ -1,8 +1,12 @@
-"""quantgrid: models x transforms x mitigations x granularities x formats, calibrated once, quantized, evaluated, reported."""
+"""quantgrid: models x transforms x mitigations x granularities x formats, quantized and evaluated."""
 
 import os
 import re
 import sys
+
+from snakemake.utils import min_version
+
+min_version("9.27")  # version in envs/requirements.txt; not tested with older ones
 
 if not config:
 
@@ -17,17 +21,16 @@ include: "workflow/rules/reporting.smk"
 include: "workflow/rules/overview.smk"
 
 
-if CACHE:  # Snakemake refuses to time what it may take from a cache
-    for cached in workflow.rules:
-        if cached.cache and cached.cache.output:
-            cached._benchmark = None
+if CACHE:
+    drop_benchmarks_of_cached_rules()
 
 
 rule all:
+    """The whole run, from models to the report; the default."""
     default_target: True
     input:
         EVALUATIONS,
-        PLAN.digests(EVALUATIONS),  # what has no record is made again
+        PLAN.digests(EVALUATIONS),  # outputs without a record are recomputed
         CHECKPOINTS,
         collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
         f"{RESULTS}/report.html",
@@ -38,26 +41,33 @@ rule all:
 
 
 rule evaluations:
+    """All evaluations of all cells, without tables, figures and the report."""
     input:
         EVALUATIONS,
+        AWAITED,  # ancient inputs of cells: if one is made again, Snakemake plans no new cell without this
 
 
 rule tables:
+    """The tables of all studies, and what they need."""
     input:
         collect(f"{RESULTS}/tables/{{study}}.md", study=STUDIES),
 
 
 rule figures:
+    """The figures of all studies, and what they need."""
     input:
         collect(f"{RESULTS}/figures/{{study}}.png", study=STUDIES),
 
 
 onstart:
-    # Before the first job: one run at a time in the results folder; the largest jobs of this run beside the machine, what cannot fit stops here.
+    # Before the first job: lock the results folder; stop if the largest jobs do not fit this machine.
     take_lock()
-    preflight(workflow.dag.needrun_jobs(), workflow.local_exec)
+    preflight(planned_jobs(), runs_locally())
 
 
 onerror:
-    # What was computed is shown all the same; the page lists what is missing.
-    shell('python "$QUANTGRID_SCRIPTS"/build_partial_report.py --spec {PARTIAL_REPORT:q} --report {RESULTS:q}/report.partial.html')
+    # A report of the finished cells; the page lists the missing ones.
+    shell(
+        'python "$QUANTGRID_SCRIPTS"/build_partial_report.py --spec {PARTIAL_REPORT:q} '
+        "--report {RESULTS:q}/report.partial.html"
+    )

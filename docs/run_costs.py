@@ -1,4 +1,5 @@
-"""What a run cost, and how its seeds spread, as Markdown: tables of the documents that ``update.py`` writes."""
+"""Costs of a run and spread of its seeds as Markdown: tables of the documents that ``update.py``
+writes."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from quantgrid.integrity import verify
-from quantgrid.reporting.costs import read, summary
+from quantgrid.jobs.integrity import verify
+from quantgrid.reporting.data.costs import read, summary
 
-SEED = r"-s\d+$"  # what a name with several seeds ends in
+SEED = r"-s\d+$"  # end of a name with several seeds
 
 
 def several(found: pd.DataFrame) -> list[str]:
@@ -19,21 +20,37 @@ def several(found: pd.DataFrame) -> list[str]:
 
 def markdown(title: str, names: list[str], numbers: list[str], rows: list[list[str]]) -> str:
     """A table below a headline, ``names`` to the left and ``numbers`` to the right."""
-    head = [f"## {title}", f"| {' | '.join([*names, *numbers])} |", f"| {' | '.join([':--'] * len(names) + ['--:'] * len(numbers))} |"]
+    head = [
+        f"## {title}",
+        f"| {' | '.join([*names, *numbers])} |",
+        f"| {' | '.join([':--'] * len(names) + ['--:'] * len(numbers))} |",
+    ]
     return "\n".join([*head, *(f"| {' | '.join(map(str, row))} |" for row in rows), "", ""])
 
 
 def costs(results: Path) -> str:
-    """Seconds and memory per rule, from Snakemake's benchmark files; those of the processors do not grow with other work beside the run."""
+    """Seconds and memory per rule, from Snakemake's benchmark files; processor time does
+    not grow with other work on the machine."""
     found = summary(read(results / "benchmarks"))
-    rows = [[row["rule"], row["jobs"], *(f"{row[name]:.0f}" for name in ("seconds", "cpu_seconds", "seconds_max", "max_rss_mb"))] for row in found]
+    rows = [
+        [
+            row["rule"],
+            row["jobs"],
+            *(f"{row[name]:.0f}" for name in ("seconds", "cpu_seconds", "seconds_max", "max_rss_mb")),
+        ]
+        for row in found
+    ]
     processors = sum(row["cpu_seconds"] for row in found) / 60
     numbers = ["jobs", "seconds, all", "processor seconds, all", "seconds, longest", "peak RSS, MB"]
-    return markdown("What it cost", ["rule"], numbers, rows).rstrip("\n") + f"\n\nAll jobs together: {processors:.0f} minutes of one processor.\n"
+    return (
+        markdown("Costs", ["rule"], numbers, rows).rstrip("\n")
+        + f"\n\nAll jobs together: {processors:.0f} minutes of one processor.\n"
+    )
 
 
 def fits(results: Path) -> str:
-    """Wall time of fitting each transform and the size of its parameters; of several seeds the mean. Nothing where all took less than a second."""
+    """Wall time of fitting each transform and the size of its parameters; of several seeds the
+    mean. Nothing where all took less than a second."""
     found = pd.DataFrame([entry for entry in read(results / "benchmarks") if entry["rule"] == "fit_transform"])
     if found.empty or found.seconds.max() < 1:
         return ""
@@ -42,35 +59,74 @@ def fits(results: Path) -> str:
     found["megabytes"] = [path.stat().st_size / 1e6 if path.is_file() else float("nan") for path in files]
     found["transform"] = found["transform"].str.replace(SEED, "", regex=True)
     names = [*several(found), "transform", "fitted to"]
-    grouped = found.groupby(names).agg(jobs=("seconds", "size"), seconds=("seconds", "mean"), peak=("max_rss_mb", "max"),
-                                       megabytes=("megabytes", "mean"))
-    rows = [[*key, f"{row.jobs:.0f}", f"{row.seconds:.3g}", f"{row.peak:.0f}", f"{row.megabytes:.3g}"] for key, row in grouped.iterrows()]
+    grouped = found.groupby(names).agg(
+        jobs=("seconds", "size"),
+        seconds=("seconds", "mean"),
+        peak=("max_rss_mb", "max"),
+        megabytes=("megabytes", "mean"),
+    )
+    rows = [
+        [*key, f"{row.jobs:.0f}", f"{row.seconds:.3g}", f"{row.peak:.0f}", f"{row.megabytes:.3g}"]
+        for key, row in grouped.iterrows()
+    ]
     return markdown("Fitting the transforms", names, ["seeds", "seconds, mean", "peak RSS, MB", "file, MB"], rows)
 
 
 def solves(results: Path) -> str:
-    """Wall time and memory of quantizing a whole model by each mitigation, over transforms and formats, import and checkpoint included."""
-    found = pd.DataFrame([entry for entry in read(results / "benchmarks") if entry["rule"] in ("quantize_model", "train_model")])
+    """Wall time and memory of quantizing a whole model by each mitigation, over transforms and
+    formats, import and checkpoint included."""
+    found = pd.DataFrame(
+        [entry for entry in read(results / "benchmarks") if entry["rule"] in ("quantize_model", "train_mitigation")]
+    )
     found[["model", "transform", "mitigation", "granularity", "format", "key"]] = found.name.str.split("/", expand=True)
     names = [*several(found), "mitigation"]
-    grouped = found[found.mitigation != "none"].groupby(names).agg(jobs=("seconds", "size"), mean=("seconds", "mean"), low=("seconds", "min"),
-                                                                 high=("seconds", "max"), peak=("max_rss_mb", "max"))
+    grouped = (
+        found[found.mitigation != "none"]
+        .groupby(names)
+        .agg(
+            jobs=("seconds", "size"),
+            mean=("seconds", "mean"),
+            low=("seconds", "min"),
+            high=("seconds", "max"),
+            peak=("max_rss_mb", "max"),
+        )
+    )
     order = [*names[:-1], "mean"]
-    rows = [[*(key if isinstance(key, tuple) else (key,)), f"{row.jobs:.0f}", f"{row['mean']:.0f}", f"{row.low:.0f} to {row.high:.0f}",
-             f"{row.peak:.0f}"] for key, row in grouped.sort_values(order).iterrows()]
+    rows = [
+        [
+            *(key if isinstance(key, tuple) else (key,)),
+            f"{row.jobs:.0f}",
+            f"{row['mean']:.0f}",
+            f"{row.low:.0f} to {row.high:.0f}",
+            f"{row.peak:.0f}",
+        ]
+        for key, row in grouped.sort_values(order).iterrows()
+    ]
     return markdown("Quantizing the model", names, ["jobs", "seconds, mean", "range", "peak RSS, MB"], rows)
 
 
 def spread(results: Path) -> str:
-    """Perplexity and KL divergence of names with several seeds: mean, standard deviation over seeds, range; nothing where there are none."""
+    """Perplexity and KL divergence of names with several seeds: mean, standard deviation over
+    seeds, range; nothing where there are none."""
     verify(results / "results.csv")
     found = pd.read_csv(results / "results.csv", keep_default_na=False)
-    found = found[found.metric.isin(["perplexity", "kl_divergence"]) & found["transform"].str.contains(SEED) & (found.status == "ok")]
+    found = found[
+        found.metric.isin(["perplexity", "kl_divergence"])
+        & found["transform"].str.contains(SEED)
+        & (found.status == "ok")
+    ]
     if found.empty:
         return ""
     found = found.assign(name=found["transform"].str.replace(SEED, "", regex=True), value=pd.to_numeric(found.value))
     names = [*several(found), "name", "mitigation", "granularity", "format", "metric"]
     grouped = found.groupby(names, sort=False).value
-    rows = [[*key, of.size, f"{of.mean():.4g}", f"{of.std():.2g}", f"{of.min():.4g} to {of.max():.4g}"] for key, of in grouped]
-    return markdown("Spread over seeds", ["transform" if name == "name" else name for name in names],
-                    ["seeds", "mean", "standard deviation over seeds", "range"], rows)
+    rows = [
+        [*key, of.size, f"{of.mean():.4g}", f"{of.std():.2g}", f"{of.min():.4g} to {of.max():.4g}"]
+        for key, of in grouped
+    ]
+    return markdown(
+        "Spread over seeds",
+        ["transform" if name == "name" else name for name in names],
+        ["seeds", "mean", "standard deviation over seeds", "range"],
+        rows,
+    )

@@ -1,6 +1,8 @@
-"""Bring the results of `make run` into the documents: `make docs`. Every number of the README and of docs/ comes through here.
+"""Bring the results of `make run` into the documents: `make docs`. Every number of the README and
+of docs/ comes through here.
 
-What a job of the workflow left is verified before it is read (`quantgrid.integrity`): a damaged file ends the command.
+What a job of the workflow left is verified before it is read (`quantgrid.jobs.integrity`): a
+damaged file ends the command.
 """
 
 from __future__ import annotations
@@ -19,32 +21,58 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from oddities_tables import TABLES as ODDITIES  # noqa: E402 (the library lies beside the scripts, with no install)
+from oddities_tables import TABLES as ODDITIES  # noqa: E402 (the library is in scripts/, not installed)
 from reference_cards import TABLES as CARDS  # noqa: E402
 from run_costs import costs, fits, solves, spread  # noqa: E402
 
-from quantgrid import config as configs  # noqa: E402
-from quantgrid import job  # noqa: E402
-from quantgrid.estimates import text as estimate  # noqa: E402
-from quantgrid.integrity import read_verified, verify  # noqa: E402
-from quantgrid.pipeline import Plan  # noqa: E402
-from quantgrid.reporting import depth, distributions, findings, number_lines, pareto  # noqa: E402
+from quantgrid.config import validation  # noqa: E402
+from quantgrid.jobs import job  # noqa: E402
+from quantgrid.jobs.integrity import read_verified, verify  # noqa: E402
+from quantgrid.plan.estimates import text as estimate  # noqa: E402
+from quantgrid.plan.pipeline import Plan  # noqa: E402
+from quantgrid.reporting.claims import findings  # noqa: E402
+from quantgrid.reporting.figures import distributions, number_lines, pareto, residual_error  # noqa: E402
 
 DOCS = ROOT / "docs"
 # Document -> title, the config that was run, the command.
 RUNS = {
     "default-run": ("The default run", "config/config.yaml", "make run"),
-    "formats-run": ("Number formats, granularity and symmetry on SmolLM2", "config/formats.yaml", "make run CONFIG=config/formats.yaml"),
+    "formats-run": (
+        "Number formats, granularity and symmetry on SmolLM2",
+        "config/formats.yaml",
+        "make run CONFIG=config/formats.yaml",
+    ),
     "transforms-run": ("Transforms on SmolLM2", "config/transforms.yaml", "make run CONFIG=config/transforms.yaml"),
     "mitigations-run": ("Mitigations on SmolLM2", "config/mitigations.yaml", "make run CONFIG=config/mitigations.yaml"),
-    "oddities-run": ("The oddities of SmolLM2, suspect by suspect", "config/oddities.yaml", "make run CONFIG=config/oddities.yaml"),
-    "studies-run": ("Every study, on SmolLM2 and the reference models", "config/studies.yaml", "make run CONFIG=config/studies.yaml"),
+    "oddities-run": (
+        "The oddities of SmolLM2, suspect by suspect",
+        "config/oddities.yaml",
+        "make run CONFIG=config/oddities.yaml",
+    ),
+    "studies-run": (
+        "Every study, on SmolLM2 and the reference models",
+        "config/studies.yaml",
+        "make run CONFIG=config/studies.yaml",
+    ),
 }
-REPORTED = ("studies-run",)  # with verdicts on the findings, figures of the whole run, and the report itself
-WHOLE = {"pareto": pareto.CAPTION, "depth": depth.CAPTION, "number-lines": number_lines.CAPTION}  # figures of a whole run
-DISTRIBUTIONS = ("kurtosis-inputs", "kurtosis-weights", "inputs-attention_input", "inputs-down_input", "weights-attention_input")
-COLORS = 96  # of a picture in the documents: as good to look at as millions, and a third of the bytes
-OUTSIDE = re.compile(r'(?: · )?<a href="(?!#|data:)[^"]*">[^<]*</a>')  # links of a report to the files beside it
+# with verdicts on the findings, figures of the whole run, and the report itself
+REPORTED = ("studies-run",)
+WHOLE = {
+    "pareto": pareto.CAPTION,
+    "residual-error": residual_error.CAPTION,
+    "number-lines": number_lines.CAPTION,
+}  # figures of a whole run
+DISTRIBUTIONS = (
+    "kurtosis-inputs",
+    "kurtosis-weights",
+    "inputs-attention_input",
+    "inputs-down_input",
+    "weights-attention_input",
+)
+# of a picture in the documents: as good to look at as millions, and a third of the bytes
+COLORS = 96
+# links of a report to the files next to it
+OUTSIDE = re.compile(r'(?: · )?<a href="(?!#|data:)[^"]*">[^<]*</a>')
 COMMIT = re.compile(r"computed at commit \w+")
 # Table in the results folder -> the command that makes it.
 BENCHMARKS = {"benchmarks": "bench", "benchmarks-plan": "bench-plan", "benchmarks-growth": "bench-growth"}
@@ -53,14 +81,15 @@ MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
 def picture(source: Path, name: str) -> str:
-    """A figure as a picture beside the documents, in few colours, and the Markdown that shows it."""
+    """Save a figure next to the documents, in few colours; return the Markdown that shows it."""
     with Image.open(io.BytesIO(read_verified(source))) as full:
         full.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
     return f"![{name}]({name}.png)\n"
 
 
 def trainings(results: Path, run: str) -> str:
-    """Losses of trainings, and some of the figures of inputs and weights before rounding; nothing if none. Of several models two figures each."""
+    """Losses of trainings, and some of the figures of inputs and weights before rounding; nothing
+    if none. Of several models two figures each."""
     parts = [picture(path, f"{run}-learning") for path in [results / "learning.png"] if path.is_file()]
     models = sorted(path for path in (results / "distributions").glob("*") if path.is_dir())
     chosen = DISTRIBUTIONS if len(models) == 1 else ("kurtosis-inputs", "inputs-down_input")
@@ -73,17 +102,35 @@ def trainings(results: Path, run: str) -> str:
 
 
 def claims(results: Path) -> str:
-    """The findings with their verdicts, a column for each model: how many comparisons hold, and what speaks least for it."""
+    """The findings with their verdicts, a column for each model: how many comparisons hold, and
+    what speaks least for it."""
     verify(results / "claims.csv")
     found = findings.read(results / "claims.csv")
     models = findings.models(found)
     lines = [f"| finding | in the paper | {' | '.join(models)} |", f"| {' | '.join([':--'] * (2 + len(models)))} |"]
     for claim in found:
-        lines.append(f"| {claim['statement']} | {claim['paper']} | {' | '.join(verdict(claim['verdicts'].get(model)) for model in models)} |")
-    note = ("Below a verdict: how many comparisons hold, and the change of perplexity in the one that speaks least for the claim, with its 95 % "
-            "interval. Paired by window, adjusted by Holm over all comparisons of a model. The report lists all comparisons with their cells.")
+        lines.append(
+            f"| {claim['statement']} | {claim['paper']} | "
+            f"{' | '.join(verdict(claim['verdicts'].get(model)) for model in models)} |"
+        )
+    note = (
+        "Below a verdict: how many comparisons hold, and the change of perplexity in the one that speaks least for "
+        "the claim, with its 95 % "
+        "interval. Paired by window, adjusted by Holm over all comparisons of a model. The report lists all "
+        "comparisons with their cells."
+    )
     total = ", ".join(f"{name} {count}" for name, count in findings.counts(found).items())
-    return "\n".join(["## Findings", f"`config/claims.yaml` states them; verdicts, over all models: {total}.", "", *lines, "", note, ""])
+    return "\n".join(
+        [
+            "## Findings",
+            f"`config/claims.yaml` states them; verdicts, over all models: {total}.",
+            "",
+            *lines,
+            "",
+            note,
+            "",
+        ]
+    )
 
 
 def verdict(given: dict | None) -> str:
@@ -98,7 +145,8 @@ def verdict(given: dict | None) -> str:
 
 
 def report(results: Path, run: str) -> str:
-    """The report beside the documents, without links to files that are not there, and a line that names it with its size."""
+    """Save the report next to the documents, without links to absent files; return a line that
+    names it with its size."""
     if not (results / "report.html").is_file():
         return ""
     text = OUTSIDE.sub("", read_verified(results / "report.html").decode()).replace('<p class="note">Data: </p>', "")
@@ -106,12 +154,16 @@ def report(results: Path, run: str) -> str:
     target.write_text(text, encoding="utf-8")
     size = target.stat().st_size / 1e6
     print(f"{target.relative_to(ROOT)}: {size:.1f} MB")
-    return (f"The whole report of this run is [{target.name}]({target.name}) ({size:.1f} MB, one file, to be opened in a browser): every table to "
-            "sort and filter, all comparisons, the full config, versions and hashes.\n")
+    return (
+        f"The whole report of this run is [{target.name}]({target.name}) ({size:.1f} MB, one file, to be opened in a "
+        f"browser): every table to "
+        "sort and filter, all comparisons, the full config, versions and hashes.\n"
+    )
 
 
 def document(name: str, commit: str) -> None:
-    """Findings, tables and figures of one run's results, study by study, and what they cost; nothing where the run was not made."""
+    """Findings, tables and figures of one run's results, study by study, and what they cost;
+    nothing where the run was not made."""
     title, config, command = RUNS[name]
     content = yaml.safe_load((ROOT / config).read_text())
     results = ROOT / content["results_dir"]
@@ -121,15 +173,29 @@ def document(name: str, commit: str) -> None:
     parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
     parts += [report(results, run), claims(results)] if name in REPORTED else []
     for study, spec in content["studies"].items():
-        compared, table = results / "comparisons" / f"{study}.md", read_verified(results / "tables" / f"{study}.md").decode()
+        compared, table = (
+            results / "comparisons" / f"{study}.md",
+            read_verified(results / "tables" / f"{study}.md").decode(),
+        )
         if name in REPORTED:  # a headline instead of the title that the table has
-            told = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
-            table = "\n\n".join([f"## {spec['title']}", *told, *([spec["description"]] if "description" in spec else []), table.partition("\n\n")[2]])
+            source = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
+            table = "\n\n".join(
+                [
+                    f"## {spec['title']}",
+                    *source,
+                    *([spec["description"]] if "description" in spec else []),
+                    table.partition("\n\n")[2],
+                ]
+            )
         parts += [table, read_verified(compared).decode() if compared.is_file() else ""]
         parts.append(picture(results / "figures" / f"{study}.png", f"{run}-{study}"))
     for figure, caption in WHOLE.items() if name in REPORTED else ():
         if (results / f"{figure}.png").is_file():
-            parts += [f"## {figure.replace('-', ' ').capitalize()}\n", f"{caption}\n", picture(results / f"{figure}.png", f"{run}-{figure}")]
+            parts += [
+                f"## {figure.replace('-', ' ').capitalize()}\n",
+                f"{caption}\n",
+                picture(results / f"{figure}.png", f"{run}-{figure}"),
+            ]
     parts.append(trainings(results, run) + spread(results) + fits(results) + solves(results) + costs(results))
     (DOCS / f"{name}.md").write_text("\n".join(parts))
 
@@ -137,11 +203,14 @@ def document(name: str, commit: str) -> None:
 def between(page: str, mark: str, text: str) -> None:
     """Put ``text`` into a page of docs/, between its marks."""
     marked = re.compile(rf"<!-- {mark} -->\n.*?<!-- end -->\n", re.DOTALL)
-    (DOCS / page).write_text(marked.sub(lambda _: f"<!-- {mark} -->\n{text}\n<!-- end -->\n", (DOCS / page).read_text()))
+    (DOCS / page).write_text(
+        marked.sub(lambda _: f"<!-- {mark} -->\n{text}\n<!-- end -->\n", (DOCS / page).read_text())
+    )
 
 
 def benchmarks(name: str, commit: str) -> None:
-    """What a benchmark left in the results folder, into performance.md between its marks, with its figure; nothing where it was not run."""
+    """Write the table of a benchmark from the results folder into performance.md between its marks,
+    with its figure; nothing if it was not run."""
     table = ROOT / "results" / f"{name}.csv"
     if not table.is_file():
         return
@@ -158,7 +227,8 @@ def benchmarks(name: str, commit: str) -> None:
 
 
 def front_page(tables: Path, readme: Path, commit: str) -> None:
-    """Put tables of the default run into the README between their marks; nothing where that run was not made."""
+    """Put tables of the default run into the README between their marks; nothing where that run was
+    not made."""
     if not tables.is_dir():
         return
 
@@ -169,14 +239,23 @@ def front_page(tables: Path, readme: Path, commit: str) -> None:
 
 
 def main() -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
     for name in RUNS:
         document(name, commit)
     for name in BENCHMARKS:
         benchmarks(name, commit)
-    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "larger_than_memory.py"), "--stated", str(128 * 2048)]
-    between("performance.md", "stated", subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
-    between("cluster.md", "preflight", f"```\n{estimate(Plan(configs.load(ROOT / 'config' / 'paper.yaml')))}\n```")
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "benchmarks" / "larger_than_memory.py"),
+        "--stated",
+        str(128 * 2048),
+    ]
+    between(
+        "performance.md", "stated", subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    )
+    between("cluster.md", "preflight", f"```\n{estimate(Plan(validation.load(ROOT / 'config' / 'paper.yaml')))}\n```")
     for mark, table in CARDS.items():
         between("reference-models.md", mark, table(ROOT / "models"))
     if (ROOT / "results-oddities" / "tables").is_dir():

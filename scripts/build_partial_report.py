@@ -1,4 +1,4 @@
-"""Build a report from the evaluations that exist, after a run that failed; what is missing is listed in it."""
+"""Build a report from the existing evaluations after a failed run; it lists the missing cells."""
 
 import sys
 import tempfile
@@ -8,27 +8,31 @@ from typing import Any
 
 import pandas as pd
 
-from quantgrid.errors import ConfigError
-from quantgrid.integrity import sound
-from quantgrid.job import arguments, run
-from quantgrid.pipeline import Plan
-from quantgrid.reporting import collection, costs, figures, page, report
-from quantgrid.reporting.records import tidy
-from quantgrid.shown_transforms import FIGURES
-from quantgrid.storage import write_text
+from quantgrid.config.shown_transforms import FIGURES
+from quantgrid.ground.errors import ConfigError
+from quantgrid.ground.storage import write_text
+from quantgrid.jobs.integrity import sound
+from quantgrid.jobs.job import arguments, run
+from quantgrid.plan.pipeline import Plan
+from quantgrid.reporting.data import collection, costs
+from quantgrid.reporting.data.records import tidy
+from quantgrid.reporting.figures import study_figures
+from quantgrid.reporting.page import page_context, report
 
 
 def drawn_study(records: pd.DataFrame, spec: Mapping[str, Any], path: Path) -> Path | None:
-    """The figure of a study at ``path``; None where too little of it exists to be drawn: the report says what is missing."""
+    """Draw the figure of a study to ``path``; None if too few cells exist for a figure (the report
+    lists the missing ones)."""
     try:
-        figures.save(figures.plot(records, spec), [path])
+        study_figures.save(study_figures.plot(records, spec), [path])
     except (ConfigError, ValueError):
         return None
     return path
 
 
 def costs_so_far(base: Path) -> list[dict[str, Any]]:
-    """The costs of the jobs; none where one of their files cannot be read, which may be what the run failed of."""
+    """Read the costs of the jobs; empty if one of the files cannot be read, which may be why the
+    run failed."""
     try:
         return costs.read(base / "benchmarks")
     except ConfigError as error:
@@ -44,19 +48,26 @@ def main() -> None:
         for study in plan.studies:
             wanted, damaged = plan.evaluations(study), {}
             found = collection.read_evaluations(wanted, missing_allowed=True, damaged=damaged)
-            missing |= {entry["cell"]: entry for entry in page.missing_cells(wanted, found, damaged)}
+            missing |= {entry["cell"]: entry for entry in page_context.missing_cells(wanted, found, damaged)}
             try:
                 records = tidy(collection.records(found))
-            except ConfigError as error:  # cells that cannot stand in one table
+            except ConfigError as error:  # cells that do not fit in one table
                 print(f"build_partial_report: study '{study}' is left out: {error}", file=sys.stderr)
                 continue
             evaluations.append(found)
             figure = drawn_study(records, {"study": study, **config["studies"][study]}, Path(folder) / f"{study}.svg")
-            sections.append(page.section(study, config, records, figure, base))
+            sections.append(page_context.section(study, config, records, figure, base))
         losses = base / "learning.svg"
         shown = (base / "distributions" / model / f"{name}.svg" for model in plan.distributions() for name in FIGURES)
-        context = page.context(config, job.spec["versions"], costs_so_far(base), evaluations, list(missing.values()),
-                               losses if sound(losses) else None, [path for path in shown if sound(path)])
+        context = page_context.context(
+            config,
+            job.spec["versions"],
+            costs_so_far(base),
+            evaluations,
+            list(missing.values()),
+            losses if sound(losses) else None,
+            [path for path in shown if sound(path)],
+        )
         write_text(job.report, report.build(sections, context))
 
 

@@ -2,27 +2,56 @@
 
 from pathlib import Path
 
-from quantgrid.integrity import verify
-from quantgrid.job import arguments, run
-from quantgrid.pipeline import Plan
-from quantgrid.reporting import collection, costs, findings, page, report
-from quantgrid.reporting.records import read_records
-from quantgrid.storage import write_text
+from quantgrid.ground.storage import write_text
+from quantgrid.jobs.integrity import verify
+from quantgrid.jobs.job import arguments, run
+from quantgrid.plan.pipeline import Plan
+from quantgrid.reporting.claims import findings
+from quantgrid.reporting.data import collection, costs
+from quantgrid.reporting.data.records import read_records
+from quantgrid.reporting.page import page_context, report
 
 
 def main() -> None:
-    job = arguments("results", "studies", "figures", "losses", "distributions", "claims", "pareto", "lines", "depth", "report",
-                    optional=("losses", "distributions", "depth"), several=("studies", "figures", "distributions"))
+    job = arguments(
+        "results",
+        "studies",
+        "figures",
+        "losses",
+        "distributions",
+        "claims",
+        "pareto",
+        "lines",
+        "residual_error",
+        "report",
+        optional=("losses", "distributions", "residual_error"),
+        several=("studies", "figures", "distributions"),
+    )
     config, base = job.spec["config"], Path(job.report).parent
-    for figure in filter(None, [*job.figures, job.pareto, job.lines, job.depth]):
-        if (numbers := Path(figure).with_suffix(".csv")).is_file():  # the page holds them too; an object storage gives what is asked for alone
+    for figure in filter(None, [*job.figures, job.pareto, job.lines, job.residual_error]):
+        # the page embeds the CSV; object storage delivers only the files that a job requests
+        if (numbers := Path(figure).with_suffix(".csv")).is_file():
             verify(numbers)
-    sections = [page.section(Path(records).stem, config, read_records(records), figure, base) for records, figure in zip(job.studies, job.figures)]
-    plan = Plan({**config, "results_dir": str(base)})  # where the report is, not where the config says: a module's prefix may lie between
+    sections = [
+        page_context.section(Path(records).stem, config, read_records(records), figure, base)
+        for records, figure in zip(job.studies, job.figures)
+    ]
+    plan = Plan(
+        {**config, "results_dir": str(base)}
+    )  # the folder of the report, not the config's: a module's prefix may differ
     evaluations = [collection.read_evaluations(plan.evaluations(study), missing_allowed=True) for study in plan.studies]
-    context = page.context(config, job.spec["versions"], costs.read(base / "benchmarks"), evaluations, losses=job.losses,
-                           drawn=job.distributions or ())
-    context |= {"claims": findings.read(job.claims), "overview": page.overview(job.pareto, job.lines, job.depth, base)}
+    context = page_context.context(
+        config,
+        job.spec["versions"],
+        costs.read(base / "benchmarks"),
+        evaluations,
+        losses=job.losses,
+        drawn=job.distributions or (),
+    )
+    context |= {
+        "claims": findings.read(job.claims),
+        "overview": page_context.overview(job.pareto, job.lines, job.residual_error, base),
+    }
     write_text(job.report, report.build(sections, context))
     (base / "report.partial.html").unlink(missing_ok=True)
 

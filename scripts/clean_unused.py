@@ -1,4 +1,5 @@
-"""List what lies in a config's results folder though the config no longer plans it; with --delete, delete it. What `make clean-unused` calls.
+"""List files in a config's results folder that the config no longer plans; delete them with
+--delete (`make clean-unused`).
 
     python scripts/clean_unused.py --configfile config/config.yaml [--delete]
 """
@@ -6,12 +7,12 @@
 import argparse
 import os
 
-from quantgrid.config import load
-from quantgrid.drivers import require_no_run
-from quantgrid.job import run
-from quantgrid.locks import hold
-from quantgrid.pipeline import Plan
-from quantgrid.unused import delete, unused
+from quantgrid.config.validation import load
+from quantgrid.jobs.drivers import require_no_run
+from quantgrid.jobs.job import run
+from quantgrid.jobs.locks import hold
+from quantgrid.jobs.stale import delete, unused
+from quantgrid.plan.pipeline import Plan
 
 
 def main() -> None:
@@ -24,10 +25,16 @@ def main() -> None:
     for place in (place for place in found if place.files):
         print(f"{place.size / 2**20:10.2f} MiB  {len(place.files):4d} files  {plan.results}/{place.place}")
     if foreign := [file for place in found for file in place.foreign]:
-        print(f"{len(foreign)} files beside them are left alone, of which no record says that quantgrid wrote them, such as {foreign[0]}\n"
-              "(results from before there were records: `make verify ADOPT=1` with the config that made them)")
-    print(f"{sum(place.size for place in found) / 2**20:10.2f} MiB  {sum(len(place.files) for place in found):4d} files that {given.configfile} "
-          "no longer plans")
+        print(
+            f"{len(foreign)} files are kept because no record names them as written by "
+            f"quantgrid, such as {foreign[0]}\n"
+            "(results older than the records: run `make verify ADOPT=1` with the config that made them)"
+        )
+    print(
+        f"{sum(place.size for place in found) / 2**20:10.2f} MiB  {sum(len(place.files) for place in found):4d} files "
+        f"that {given.configfile} "
+        "no longer plans"
+    )
     if not given.delete:
         print("nothing is deleted; `make clean-unused YES=1` deletes them" if found else "nothing to delete")
         return

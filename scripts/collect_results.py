@@ -1,7 +1,8 @@
-"""Merge the records of all studies: results.csv, results.parquet, and cells.csv from keys to axes."""
+"""Merge the records of all studies: results.csv, results.parquet, and cells.csv (cell keys and
+their axes)."""
 
-from quantgrid.job import arguments, run
-from quantgrid.reporting.collection import merge, read, write
+from quantgrid.jobs.job import arguments, run
+from quantgrid.reporting.data.collection import merge, read, write
 
 
 def main() -> None:
@@ -9,7 +10,10 @@ def main() -> None:
     merged = merge([read(path) for path in job.studies])
     write(merged, job.csv)
     write(merged, job.parquet)
-    write(merged[["cell", "model", "transform", "mitigation", "granularity", "format", "status"]].drop_duplicates("cell"), job.cells)
+    write(
+        merged[["cell", "model", "transform", "mitigation", "granularity", "format", "status"]].drop_duplicates("cell"),
+        job.cells,
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""Gather the evaluations of one study as tidy records, with paired differences to full precision, and the windows and samples behind them."""
+"""Collect the evaluations of one study as tidy records with paired differences to full precision,
+and the per-window and per-sample values."""
 
-from quantgrid.job import arguments, run
-from quantgrid.pipeline import Plan
-from quantgrid.reporting.collection import items, read_evaluations, records, write
+from quantgrid.jobs.job import arguments, run
+from quantgrid.plan.pipeline import Plan
+from quantgrid.reporting.data.collection import items, read_evaluations, records, write
 
 
 def main() -> None:
-    job = arguments("first", "records", "items")
+    job = arguments("first", "records", "samples")
     study, plan = job.spec["study"], Plan(job.spec["config"])
-    # Snakemake may keep results elsewhere than the config says (a prefix, a storage): where the first file is shows where all are.
+    # Snakemake may store results in another place than the config names (a prefix, a storage
+    # provider). The path of the first file gives the place of all.
     place = job.first.removesuffix(plan.study_inputs(study)[0])
-    evaluations = read_evaluations({cell: {name: place + path for name, path in named.items()} for cell, named in plan.evaluations(study).items()})
+    evaluations = read_evaluations(
+        {cell: {name: place + path for name, path in named.items()} for cell, named in plan.evaluations(study).items()}
+    )
     write(records(evaluations), job.records)
-    write(items(evaluations), job.items)
+    write(items(evaluations), job.samples)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Say what a run of a config would take: cells, jobs, hours and disk, and what its largest jobs would. Nothing is computed."""
+"""Estimate a run without computing anything: cells, jobs, hours, disk, and the largest jobs."""
 
 import argparse
 from types import SimpleNamespace
 
-from quantgrid import config as configs
-from quantgrid.errors import ConfigError
-from quantgrid.estimates import text
-from quantgrid.pipeline import Plan
-from quantgrid.preflight import needs
+from quantgrid.config import validation
+from quantgrid.ground.errors import ConfigError
+from quantgrid.plan.estimates import text
+from quantgrid.plan.pipeline import Plan
+from quantgrid.plan.preflight import needs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--configfile", required=True)
     try:
-        plan = Plan(configs.load(parser.parse_args().configfile))
+        plan = Plan(validation.load(parser.parse_args().configfile))
         print(text(plan))
         jobs = ((step.rule, SimpleNamespace(**step.wildcards)) for steps in plan.all_steps().values() for step in steps)
         print("largest jobs:", *needs(plan, jobs), sep="\n  ")

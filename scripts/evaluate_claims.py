@@ -2,15 +2,17 @@
 
 import pandas as pd
 
-from quantgrid.job import arguments, run
-from quantgrid.reporting import claims
-from quantgrid.reporting.collection import read, write
+from quantgrid.jobs.job import arguments, run
+from quantgrid.reporting.claims import verdicts
+from quantgrid.reporting.data.collection import read, write
 
 
 def main() -> None:
-    job = arguments("results", "items", "statements", "claims", several=("items",))
-    items = pd.concat([pd.read_parquet(path) for path in job.items]).drop_duplicates(["cell", "metric", "dataset", "item"])
-    write(claims.evaluate(claims.read(job.statements), read(job.results), items, job.spec["config"]), job.claims)
+    job = arguments("results", "samples", "statements", "claims", several=("samples",))
+    items = pd.concat([pd.read_parquet(path) for path in job.samples]).drop_duplicates(
+        ["cell", "metric", "dataset", "item"]
+    )
+    write(verdicts.evaluate(verdicts.read(job.statements), read(job.results), items, job.spec["config"]), job.claims)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,37 @@
-"""Perplexity of a packed checkpoint and its divergence from full precision, loaded back from disk into a running model."""
+"""Measure perplexity of a packed checkpoint, loaded from disk into a running model, and its
+divergence from full precision."""
 
 from pathlib import Path
 
-from quantgrid import corpora
-from quantgrid.allocator import fit_allocator
-from quantgrid.architecture import shape_from_folder
-from quantgrid.checkpoints import PackedCheckpoint
-from quantgrid.decoders import DecoderFolder
-from quantgrid.errors import NumericalFailure
+from quantgrid.calibration.layers import DecoderFolder
+from quantgrid.calibration.streaming import streamed
+from quantgrid.corpora import token_windows
 from quantgrid.evaluation import protocols
 from quantgrid.evaluation.perplexity import evaluate
 from quantgrid.evaluation.significance import perplexity
-from quantgrid.job import arguments, progress, record, run, use_threads
-from quantgrid.linear import compute_device, compute_dtype
-from quantgrid.skeletons import attention_of
-from quantgrid.storage import read_tensors, write_json
-from quantgrid.streaming import streamed
+from quantgrid.ground.errors import NumericalFailure
+from quantgrid.ground.storage import read_tensors, write_json
+from quantgrid.inference.linear import compute_device, compute_dtype
+from quantgrid.jobs.job import arguments, progress, record, run, use_threads
+from quantgrid.machine.malloc import fit_allocator
+from quantgrid.models.shapes import shape_from_folder
+from quantgrid.models.skeletons import attention_of
+from quantgrid.quantization.checkpoints import PackedCheckpoint
 
 
 def measured(job, windows, dtype, device) -> dict:
-    model, reference = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device)), read_tensors(job.reference)["hidden"]
-    losses = evaluate(model, windows, reference, lambda: DecoderFolder(job.model).head(dtype), job.spec["batch_size"], progress("layers"))
+    model, reference = (
+        streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device)),
+        read_tensors(job.reference)["hidden"],
+    )
+    losses = evaluate(
+        model,
+        windows,
+        reference,
+        lambda: DecoderFolder(job.model).head(dtype),
+        job.spec["batch_size"],
+        progress("layers"),
+    )
     value, error = perplexity(losses["negative_log_likelihood"])
     return {"status": "ok", "perplexity": value, "stderr": error, "windows": losses, "attention": attention_of(model)}
 
@@ -29,11 +40,15 @@ def main() -> None:
     job = arguments("model", "checkpoint", "manifest", "windows", "reference", "result")
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
-    windows, corpus = corpora.load(job.windows)
+    windows, corpus = token_windows.load(job.windows)
     device = compute_device(job.spec["compute"]["device"])
     dtype = compute_dtype(job.spec["compute"]["dtype"], device)
-    about = {**record(job.spec, checkpoint=job.checkpoint, windows=job.windows, reference=job.reference), "corpus": corpus,
-             "model": protocols.weights_of(job.model), "protocol": protocols.of_perplexity(corpus, str(dtype).removeprefix("torch."))}
+    about = {
+        **record(job.spec, checkpoint=job.checkpoint, windows=job.windows, reference=job.reference),
+        "corpus": corpus,
+        "model": protocols.weights_of(job.model),
+        "protocol": protocols.of_perplexity(corpus, str(dtype).removeprefix("torch.")),
+    }
     try:
         write_json(job.result, {**about, **measured(job, windows, dtype, device)})
     except NumericalFailure as failure:

@@ -1,23 +1,31 @@
-"""Zero-shot tasks of a packed checkpoint through lm-eval, with the outcome of every sample."""
+"""Evaluate zero-shot tasks of a packed checkpoint with lm-eval; store the outcome of every
+sample."""
 
 from pathlib import Path
 
-from quantgrid.checkpoints import load_quantized
-from quantgrid.errors import NumericalFailure
+from quantgrid.corpora.tokenization import load_tokenizer
 from quantgrid.evaluation.protocols import weights_of
 from quantgrid.evaluation.tasks import evaluate
-from quantgrid.job import arguments, record, run, use_threads
-from quantgrid.linear import compute_device, compute_dtype
-from quantgrid.skeletons import attention_of
-from quantgrid.storage import write_json
-from quantgrid.tokenization import load_tokenizer
+from quantgrid.ground.errors import NumericalFailure
+from quantgrid.ground.storage import write_json
+from quantgrid.inference.linear import compute_device, compute_dtype
+from quantgrid.jobs.job import arguments, record, run, use_threads
+from quantgrid.models.skeletons import attention_of
+from quantgrid.quantization.checkpoints import load_quantized
 
 
 def measured(job) -> dict:
     device = compute_device(job.spec["compute"]["device"])
     model = load_quantized(Path(job.checkpoint).parent, compute_dtype(job.spec["compute"]["dtype"], device), device)
     settings = job.spec["evaluation"]
-    found = evaluate(model, load_tokenizer(job.model), job.spec["tasks"], settings["task_limit"], settings["batch_size"], job.spec["seed"])
+    found = evaluate(
+        model,
+        load_tokenizer(job.model),
+        job.spec["tasks"],
+        settings["task_limit"],
+        settings["batch_size"],
+        job.spec["seed"],
+    )
     return {"status": "ok", "tasks": found, "attention": attention_of(model)}
 
 

@@ -1,11 +1,12 @@
-"""Bring a model to canonical form: config.json, safetensors, tokenizer and provenance.json in one folder."""
+"""Convert a model to canonical form: config.json, safetensors, tokenizer and provenance.json in one
+folder."""
 
 import os
 import shutil
 from pathlib import Path
 
-from quantgrid.job import arguments, run
-from quantgrid.models import fetch
+from quantgrid.jobs.job import arguments, run
+from quantgrid.models.fetch import fetch
 
 
 def main() -> None:

@@ -1,31 +1,42 @@
-"""Fit a transform to a model, and train it if it is a learned one: parameters only, nothing is folded yet."""
+"""Fit a transform to a model, and train it if it is learned; writes parameters only and folds
+nothing."""
 
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quantgrid.allocator import fit_allocator
-from quantgrid.architecture import shape_from_folder
-from quantgrid.cell_schemes import CellSchemes
-from quantgrid.decoders import DecoderFolder
-from quantgrid.errors import NumericalFailure
-from quantgrid.job import arguments, progress, record, run, use_threads
-from quantgrid.storage import write_tensors, write_text
-from quantgrid.transforms.composition import Transform, fit
-from quantgrid.workplace import Workplace
+from quantgrid.calibration.layers import DecoderFolder
+from quantgrid.ground.errors import NumericalFailure
+from quantgrid.ground.storage import write_tensors, write_text
+from quantgrid.inference.transform import Transform, fit
+from quantgrid.jobs.job import arguments, progress, record, run, use_threads
+from quantgrid.learning.loss_columns import HEADER
+from quantgrid.learning.training_context import TrainingContext
+from quantgrid.machine.malloc import fit_allocator
+from quantgrid.models.shapes import shape_from_folder
+from quantgrid.schemes.cell_schemes import CellSchemes
 
-LOSSES = "part,step,loss,learning_rate\n"
 
-
-def trained(module: ModuleType, start: Transform, job: Any, given: dict[str, Any]) -> tuple[Transform, str, dict[str, Any]]:
-    """The learned transform, its losses as CSV, and for each part what it started from, came to, and which of the two is kept."""
+def trained(
+    module: ModuleType, start: Transform, job: Any, given: dict[str, Any]
+) -> tuple[Transform, str, dict[str, Any]]:
+    """Train a learned transform: its parameters, its losses as CSV, and per part the loss at the
+    start, at the end, and the parameters kept."""
     windows = Path(job.windows) if job.windows else None
-    place = Workplace(Path(job.model), windows, job.spec["compute"]["device"], Path(job.transform).with_name("training.safetensors"),
-                      progress("learning"))
-    learned = module.learn(start, place, **given)
+    context = TrainingContext(
+        Path(job.model),
+        windows,
+        job.spec["compute"]["device"],
+        Path(job.transform).with_name("training.safetensors"),
+        progress("learning"),
+    )
+    learned = module.learn(start, context, **given)
     for part, end in learned.ends.items():
-        print(f"part {part}: loss {end['start']:.6g} at the start, {end['end']:.6g} at the end; {end['kept']} parameters kept")
+        print(
+            f"part {part}: loss {end['start']:.6g} at the start, {end['end']:.6g} at the end; "
+            f"{end['kept']} parameters kept"
+        )
     return learned.transform, learned.losses, {"learning": learned.ends}
 
 
@@ -35,10 +46,10 @@ def main() -> None:
     fit_allocator(shape_from_folder(job.model))
     wanted = job.spec["transform"]
     given = {**wanted["options"], **({"seed": job.spec["seed"]} if "seed" in job.spec else {})}
-    if "schemes" in job.spec:  # of a transform that is fitted to what it serves
+    if "schemes" in job.spec:  # only transforms fitted to a scheme have it
         given["schemes"] = CellSchemes.from_dict(job.spec["schemes"])
-    module = import_module(f"quantgrid.{wanted['module']}")
-    about, losses = record(job.spec, statistics=job.statistics, windows=job.windows), LOSSES
+    module = import_module(f"quantgrid.{job.spec['modules']['transform']}")
+    about, losses = record(job.spec, statistics=job.statistics, windows=job.windows), HEADER
     try:
         fitted = fit(module.primitives(**given), DecoderFolder(job.model), job.statistics, progress("fitting layers"))
         if wanted["learned"]:

@@ -1,10 +1,10 @@
-"""List every step behind the cells of a config: its rule, its key, its axes and the files that it makes, as CSV."""
+"""List every step behind the cells of a config as CSV: rule, key, axes and output files."""
 
 import csv
 
-from quantgrid.job import arguments, run
-from quantgrid.pipeline import Plan
-from quantgrid.storage import replacing
+from quantgrid.ground.storage import replacing
+from quantgrid.jobs.job import arguments, run
+from quantgrid.plan.pipeline import Plan
 
 AXES = ("model", "transform", "mitigation", "granularity", "format", "target", "corpus", "calibration")
 

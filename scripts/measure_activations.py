@@ -1,11 +1,12 @@
-"""Kurtosis and peak to median of a Llama's activations by site, as the cards of the reference models state them."""
+"""Measure kurtosis and peak-to-median ratio of a Llama's activations by site, as reported in the
+cards of the reference models."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from quantgrid.job import run
+from quantgrid.jobs.job import run
 from quantgrid.reference import measuring
 from quantgrid.reference.card import ACTIVATIONS, activations_table
 from quantgrid.reference.family import FAMILY, SMALLEST
@@ -13,7 +14,9 @@ from quantgrid.reference.family import FAMILY, SMALLEST
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="config.json, weights and tokenizer: of models/, or of results/models/ after a run")
+    parser.add_argument(
+        "folder", type=Path, help="config.json, weights and tokenizer: of models/, or of results/models/ after a run"
+    )
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

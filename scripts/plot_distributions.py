@@ -1,9 +1,11 @@
-"""Draw magnitudes and kurtosis of the inputs and weights of one model, before and after each of its transforms."""
+"""Plot magnitudes and kurtosis of the inputs and weights of one model, before and after each of its
+transforms."""
 
-from quantgrid.job import arguments, run
-from quantgrid.reporting import descriptions, distributions
-from quantgrid.reporting.figures import save
-from quantgrid.storage import write_text
+from quantgrid.ground.storage import write_text
+from quantgrid.jobs.job import arguments, run
+from quantgrid.reporting.data import descriptions
+from quantgrid.reporting.figures import distributions
+from quantgrid.reporting.figures.study_figures import save
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Draw the losses of all trainings, of transforms and of mitigations."""
+"""Plot the training losses of all transforms and mitigations."""
 
-from quantgrid.job import arguments, run
-from quantgrid.reporting import losses
-from quantgrid.reporting.figures import save
-from quantgrid.storage import write_text
+from quantgrid.ground.storage import write_text
+from quantgrid.jobs.job import arguments, run
+from quantgrid.reporting.figures import losses
+from quantgrid.reporting.figures.study_figures import save
 
 
 def main() -> None:

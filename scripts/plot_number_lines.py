@@ -1,9 +1,10 @@
-"""Draw the number lines of INT4, FP4, MXFP4 and NVFP4, and write their values beside them."""
+"""Plot the number lines of INT4, FP4, MXFP4 and NVFP4, and write their values next to the
+figure."""
 
-from quantgrid.job import arguments, run
-from quantgrid.reporting import number_lines
-from quantgrid.reporting.figures import save
-from quantgrid.storage import write_text
+from quantgrid.ground.storage import write_text
+from quantgrid.jobs.job import arguments, run
+from quantgrid.reporting.figures import number_lines
+from quantgrid.reporting.figures.study_figures import save
 
 
 def main() -> None:

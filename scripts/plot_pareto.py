@@ -1,10 +1,11 @@
-"""Draw perplexity against stored bits of all cells, the Pareto front labelled, and write its data beside it."""
+"""Plot perplexity against stored bits of all cells with the Pareto front labelled, and write the
+data next to the figure."""
 
-from quantgrid.job import arguments, run
-from quantgrid.reporting import pareto
-from quantgrid.reporting.collection import read
-from quantgrid.reporting.figures import save
-from quantgrid.storage import write_text
+from quantgrid.ground.storage import write_text
+from quantgrid.jobs.job import arguments, run
+from quantgrid.reporting.data.collection import read
+from quantgrid.reporting.figures import pareto
+from quantgrid.reporting.figures.study_figures import save
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""Run the script of a rule, with a head and a foot to its log: what it is, versions, seed; seconds and peak memory. What every rule calls.
+"""Run the script of a rule with a header in its log (rule, versions, seed) and a footer (seconds,
+peak memory). Every rule calls it.
 
     python scripts/run_job.py quantize_model --spec JSON --model FOLDER ...
 
-Every file that it reads is verified before, what it wrote is recorded after (`quantgrid.integrity`); `--gate` names files that have to be whole
-though the script does not read them. A job that may use a GPU is given one of its own (`quantgrid.cards`). In a run with a warm start the job is a
-fork of a process that has its imports (`quantgrid.warm`).
+It verifies every file that the job reads, and records every file that it wrote
+(`quantgrid.jobs.integrity`); `--verify` names further files to verify. A job that may use a GPU
+reserves one for itself (`quantgrid.machine.gpus`). In a run with a warm start the job is a fork of
+a process with all imports done (`quantgrid.jobs.fork_server`).
 """
 
 import json
@@ -17,33 +19,44 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from quantgrid import warm
-from quantgrid.cards import choose
-from quantgrid.errors import ConfigError
-from quantgrid.integrity import verify, write_record
-from quantgrid.shared_cache import CACHED_RULES, detach
-from quantgrid.steps import OUTPUTS, REPORTS
-from quantgrid.storage import put_off, verified
-from quantgrid.tally import FAILED_RESULT
+from quantgrid.ground.errors import ConfigError
+from quantgrid.ground.storage import put_off, verified
+from quantgrid.jobs import fork_server
+from quantgrid.jobs.integrity import verify, write_record
+from quantgrid.jobs.progress import FAILED_RESULT
+from quantgrid.jobs.shared_cache import CACHED_RULES, detach
+from quantgrid.machine.gpus import choose
+from quantgrid.plan.steps import OUTPUTS, REPORTS
 
 SCRIPTS = Path(__file__).resolve().parent
-NO_OUTPUTS_OF_STEPS = ("spec", "statements", "first")  # of the last the script of the rule verifies all that it stands for
+# `first`: first file of a list that the script itself verifies
+NO_OUTPUTS_OF_STEPS = ("spec", "statements", "first")
 
 
 def head(rule: str, spec: dict) -> str:
-    """Two lines: the rule with its axes, study or model, then seed, compute, versions and the machine."""
+    """Format the header, two lines: the rule with its axes, study or model; then seed, compute,
+    versions and machine."""
     axes = spec.get("axes") or {name: spec[name] for name in ("study", "model") if name in spec}
     names = sorted(axes, key=lambda name: (name == "key", name != "model"))
     seed = [f"seed {spec['seed']}"] if "seed" in spec else []
     compute = [f"{name} {value}" for name, value in spec.get("compute", {}).items()]
-    versions = [f"{name} {version}" for name, version in {**spec.get("versions", {}), "python": platform.python_version()}.items()]
-    return (f"{rule}: {', '.join(f'{name} {axes[name]}' for name in names) or 'all'}\n"
-            f"{', '.join([*seed, *compute, *versions])}, on {platform.node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    versions = [
+        f"{name} {version}"
+        for name, version in {**spec.get("versions", {}), "python": platform.python_version()}.items()
+    ]
+    return (
+        f"{rule}: {', '.join(f'{name} {axes[name]}' for name in names) or 'all'}\n"
+        f"{', '.join([*seed, *compute, *versions])}, on {platform.node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    )
 
 
 def foot(begin: float) -> str:
-    """Seconds since ``begin``, peak memory, and the card's where torch used one."""
-    said = f"{time.monotonic() - begin:.1f} s, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    """Format the footer: seconds since ``begin``, peak memory, and peak GPU memory if torch used a
+    GPU."""
+    said = (
+        f"{time.monotonic() - begin:.1f} s, "
+        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         said += f", of the GPU {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
@@ -51,18 +64,21 @@ def foot(begin: float) -> str:
 
 
 def failure(results: list[str]) -> str:
-    """Why one of the JSON files that a job wrote is a numerical failure, or nothing: the job itself went well."""
+    """Return the reason of a numerical failure recorded in one of the job's JSON outputs; empty if
+    there is none."""
     for path in results:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.get("status") == "failed":
             return content["reason"]
-        if reasons := [found["reason"] for found in content.get("tasks", {}).values() if found.get("status") == "failed"]:
+        if reasons := [
+            found["reason"] for found in content.get("tasks", {}).values() if found.get("status") == "failed"
+        ]:
             return "; ".join(reasons)
     return ""
 
 
 def named(words: list[str]) -> dict[str, list[str]]:
-    """Arguments of a job by name: ``--name`` and what follows it."""
+    """Parse the arguments of a job: ``--name`` and the words that follow it."""
     found: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
@@ -73,14 +89,24 @@ def named(words: list[str]) -> dict[str, list[str]]:
 
 
 def verify_inputs(given: dict[str, list[str]], outputs: Collection[str], threads: int) -> None:
-    """Verify all files that a job is given, weights of a model when they are read, and say how long that took."""
+    """Verify all input files of a job and log the time taken; model weights are verified when they
+    are read."""
     begin = time.monotonic()
     verified.clear()
     put_off.clear()
-    for path in (path for name, paths in given.items() if name not in outputs and name not in NO_OUTPUTS_OF_STEPS for path in paths):
+    for path in (
+        path
+        for name, paths in given.items()
+        if name not in outputs and name not in NO_OUTPUTS_OF_STEPS
+        for path in paths
+    ):
         verify(path, threads, weights_later=True)
     read = sum(os.path.getsize(file) for file in verified)
-    print(f"verified {len(verified)} files, {read / 2**20:.0f} MiB, in {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
+    print(
+        f"verified {len(verified)} files, {read / 2**20:.0f} MiB, in {time.monotonic() - begin:.1f} s",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def compute(rule: str, words: list[str], spec: dict) -> None:
@@ -90,7 +116,10 @@ def compute(rule: str, words: list[str], spec: dict) -> None:
     verify_inputs(given, outputs, threads)
     if spec.get("compute", {}).get("device") in ("auto", "cuda"):
         choose()
-    sys.argv = [str(SCRIPTS / f"{rule}.py"), *(word for word in words if word not in ("--gate", *given.get("gate", ())))]
+    sys.argv = [
+        str(SCRIPTS / f"{rule}.py"),
+        *(word for word in words if word not in ("--verify", *given.get("verify", ()))),
+    ]
     runpy.run_path(sys.argv[0], run_name="__main__")
     made = [path for name in outputs for path in given.get(name, []) if os.path.exists(path)]
     if reason := failure([path for path in made if path.endswith(".json")]):
@@ -113,6 +142,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if server := warm.connect():
-        raise SystemExit(warm.hand_over(server))
+    if server := fork_server.connect():
+        raise SystemExit(fork_server.hand_over(server))
     main()

@@ -1,11 +1,12 @@
-"""Run the workflow: what `make run` calls. Clears up after a driver that died, then becomes `snakemake`.
+"""Run the workflow (`make run`): clean up after a driver that was killed, then exec `snakemake`.
 
-    python scripts/run_workflow.py --configfile config/config.yaml --cores 2 [--profile NAME | --warm] [--table STUDY | --figure STUDY]
-        [snakemake options]
+    python scripts/run_workflow.py --configfile config/config.yaml --cores 2
+        [--profile NAME | --warm] [--table STUDY | --figure STUDY] [snakemake options]
 
-A run holds the lock of its results folder (`quantgrid.locks`): a second one ends with the name of the first. Options by which Snakemake runs no job,
-such as --report and --summary, need no lock. A driver that is killed leaves jobs
-that go on writing, here or in a Slurm queue, and a lock of Snakemake that nobody holds: `quantgrid.drivers` ends the jobs and lifts the lock.
+A run holds the lock of its results folder (`quantgrid.jobs.locks`); a second run stops and names
+the first. Options with which Snakemake runs no job, such as --report and --summary, need no lock. A
+killed driver leaves running jobs, local or in a Slurm queue, and a stale lock of Snakemake:
+`quantgrid.jobs.drivers` ends the jobs and removes the lock.
 """
 
 import argparse
@@ -16,32 +17,75 @@ from pathlib import Path
 
 import psutil
 
-from quantgrid import warm
-from quantgrid.allocator import KEEP_FREED
-from quantgrid.config import load, read
-from quantgrid.drivers import DRIVER, FOLDER, HELD, LOCKS, check_machine, drivers_of, end_orphans, note_driver
-from quantgrid.errors import ConfigError, unknown_name
-from quantgrid.locks import hold
-from quantgrid.shared_cache import CACHED_RULES
+from quantgrid.config.study_mistakes import require_study
+from quantgrid.config.validation import load, read
+from quantgrid.ground.errors import ConfigError, unknown_name
+from quantgrid.jobs import fork_server
+from quantgrid.jobs.drivers import DRIVER, FOLDER, HELD, LOCKS, check_machine, drivers_of, end_orphans, note_driver
+from quantgrid.jobs.locks import hold
+from quantgrid.jobs.shared_cache import CACHED_RULES
+from quantgrid.machine.malloc import KEEP_FREED
 
 ROOT = Path(__file__).resolve().parents[1]
-# Options of Snakemake by which jobs run on other machines or in other environments.
-ELSEWHERE = {"--sdm", "--software-deployment-method", "--deployment-method", "--deployment", "--use-conda", "--use-apptainer", "--use-singularity",
-             "--use-envmodules", "--executor", "-e", "--workflow-profile", "--profile"}
+# Snakemake options that run jobs on other machines or in other environments.
+ELSEWHERE = {
+    "--sdm",
+    "--software-deployment-method",
+    "--deployment-method",
+    "--deployment",
+    "--use-conda",
+    "--use-apptainer",
+    "--use-singularity",
+    "--use-envmodules",
+    "--executor",
+    "-e",
+    "--workflow-profile",
+    "--profile",
+}
 DRY = {"-n", "--dry-run", "--dryrun"}
-# Options by which Snakemake tells of the workflow and leaves the results folder as it is.
-TELLING = {"--report", "--summary", "-S", "--detailed-summary", "-D", "--list-rules", "--list", "-l",
-           "--list-target-rules", "--lt", "--list-changes", "--lc", "--list-input-changes", "--li",
-           "--list-params-changes", "--lp", "--list-untracked", "--lu", "--list-conda-envs", "--lint", "--dag",
-           "--rulegraph", "--filegraph", "--d3dag", "--print-compilation", "--version", "-v"}
+# Snakemake options that only print information and leave the results folder unchanged.
+TELLING = {
+    "--report",
+    "--summary",
+    "-S",
+    "--detailed-summary",
+    "-D",
+    "--list-rules",
+    "--list",
+    "-l",
+    "--list-target-rules",
+    "--lt",
+    "--list-changes",
+    "--lc",
+    "--list-input-changes",
+    "--li",
+    "--list-params-changes",
+    "--lp",
+    "--list-untracked",
+    "--lu",
+    "--list-conda-envs",
+    "--lint",
+    "--dag",
+    "--rulegraph",
+    "--filegraph",
+    "--d3dag",
+    "--print-compilation",
+    "--version",
+    "-v",
+}
 PROFILES, LOGGER = ROOT / "workflow" / "profiles", ROOT / "workflow" / "logger"
 
 
 def profile_options(name: str, passed_on: list[str]) -> list[str]:
-    """The workflow profile, and of the default one the memory that jobs on this machine may ask for together."""
+    """Return the options of the workflow profile; for the default profile also the limit of memory
+    for all jobs on this machine."""
     if not (PROFILES / name / "config.yaml").is_file():
-        raise SystemExit(f"quantgrid: {unknown_name('profile', name, [path.parent.name for path in PROFILES.glob('*/config.yaml')])}")
-    cache = ["--cache", *CACHED_RULES] if os.environ.get("SNAKEMAKE_OUTPUT_CACHE") else []  # first: it takes all words up to the next option
+        raise SystemExit(
+            f"quantgrid: {unknown_name('profile', name, [path.parent.name for path in PROFILES.glob('*/config.yaml')])}"
+        )
+    cache = (
+        ["--cache", *CACHED_RULES] if os.environ.get("SNAKEMAKE_OUTPUT_CACHE") else []
+    )  # first, because it consumes all words up to the next option
     options = [*cache, "--workflow-profile", str(PROFILES / name)]
     if name == "default" and "--resources" not in passed_on:
         options += ["--resources", f"mem_mb={int(psutil.virtual_memory().total * 0.7 / 2**20)}"]
@@ -49,48 +93,64 @@ def profile_options(name: str, passed_on: list[str]) -> list[str]:
 
 
 def asked(options: set[str], passed_on: list[str]) -> bool:
-    """Whether one of ``options`` is among the words for Snakemake, with a value behind ``=`` or without."""
+    """Check whether one of ``options`` is among the words for Snakemake, with or without a value
+    after ``=``."""
     return any(word.partition("=")[0] in options for word in passed_on)
 
 
 def stored_elsewhere(profile: str, passed_on: list[str]) -> bool:
-    """Whether files lie in object storage, where the folder of results is no folder that could be locked."""
-    return asked({"--default-storage-provider"}, passed_on) or "default-storage-provider" in read(PROFILES / profile / "config.yaml")
+    """Check whether results are in object storage; then there is no local folder to lock."""
+    return asked({"--default-storage-provider"}, passed_on) or "default-storage-provider" in read(
+        PROFILES / profile / "config.yaml"
+    )
 
 
 def logger_options(passed_on: list[str]) -> list[str]:
-    """quantgrid's own logger, where Python finds it, unless another one or a report is asked for."""
+    """Return the options of quantgrid's logger and put it on PYTHONPATH; empty if another logger or
+    a report is requested."""
     if asked({"--logger", "--report"}, passed_on):
         return []
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LOGGER), str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(LOGGER), str(ROOT / "scripts"), os.environ.get("PYTHONPATH")])
+    )
     return ["--logger", "quantgrid"]
 
 
 def check_warm(profile: str, passed_on: list[str]) -> None:
-    """Raise :class:`ConfigError` where jobs run elsewhere or with another Python, so that they cannot be forked from a process here."""
+    """Raise :class:`ConfigError` if jobs run on other machines or with another Python: the fork
+    server cannot run them."""
     others = ELSEWHERE & {word.partition("=")[0] for word in passed_on}
     if profile != "default" or others:
-        raise ConfigError(f"--warm is for jobs on this machine and in this environment, not with {others.pop() if others else f'profile {profile}'}")
+        raise ConfigError(
+            "--warm requires jobs on this machine and in this environment; it does not work with "
+            f"{others.pop() if others else f'profile {profile}'}"
+        )
 
 
 def clear_up(folder: str, snakemake: list[str]) -> None:
-    """End what a killed driver left in ``folder`` and lift its lock; :class:`ConfigError` where a driver lives, here or on another machine."""
+    """End the jobs of a killed driver in ``folder`` and remove its lock; :class:`ConfigError` if a
+    driver is still running, here or on another machine."""
     check_machine(folder)
     if end_orphans(folder):
         if any(LOCKS.glob("*")) and (code := subprocess.run([*snakemake, "--unlock", "--quiet"]).returncode):
-            raise SystemExit(code)  # Snakemake has said why: the config, mostly
+            # Snakemake has printed the reason, usually an error in the config
+            raise SystemExit(code)
         note_driver(folder)
     elif any(LOCKS.glob("*")):
         processes = ", ".join(map(str, drivers_of(folder)))
-        raise ConfigError(f"this folder is locked by a run that is going on (process {processes}); wait for it, or end it with Ctrl-C or kill -INT")
+        raise ConfigError(
+            f"this folder is locked by an active run (process {processes}); wait for it, or stop it with Ctrl-C or "
+            "kill -INT"
+        )
 
 
-def prepare(known: argparse.Namespace, passed_on: list[str], results: str, marks: dict[str, str],
-            snakemake: list[str]) -> None:
-    """Lock the results folder, name it in ``marks``, clear up, start the server of ``--warm``.
+def prepare(
+    known: argparse.Namespace, passed_on: list[str], results: str, marks: dict[str, str], snakemake: list[str]
+) -> None:
+    """Lock the results folder, name it in ``marks``, clean up, start the server of ``--warm``.
 
-    Raises :class:`ConfigError` where another run goes on. `--unlock` needs no lock, but clears up as well: a run that
-    goes on keeps its lock.
+    Raises :class:`ConfigError` if another run is active. `--unlock` takes no lock but cleans up as
+    well; an active run keeps its lock.
     """
     unlocks = asked({"--unlock"}, passed_on)
     if not unlocks and not stored_elsewhere(known.profile, passed_on):
@@ -98,14 +158,16 @@ def prepare(known: argparse.Namespace, passed_on: list[str], results: str, marks
         marks[HELD] = os.path.abspath(results)
     clear_up(marks[FOLDER], snakemake)
     if known.warm and not unlocks:
-        warm.start({**KEEP_FREED, **marks})
+        fork_server.start({**KEEP_FREED, **marks})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--configfile", default="config/config.yaml")
     parser.add_argument("--profile", default="default", metavar="NAME", help="a folder of workflow/profiles")
-    parser.add_argument("--warm", action="store_true", help="jobs fork from a process that has imported what they need")
+    parser.add_argument("--warm", action="store_true", help="fork jobs from a process with all imports done")
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()
@@ -113,17 +175,24 @@ def main() -> None:
     try:
         if known.warm:
             check_warm(known.profile, passed_on)
-        config = load(known.configfile)  # before Snakemake starts, whose own lines would stand around the message
+        # before Snakemake starts, so that its output does not surround the message
+        config = load(known.configfile)
+        for study in filter(None, (known.table, known.figure)):
+            require_study(study, config["studies"], known.configfile)
     except ConfigError as error:
         raise SystemExit(f"quantgrid: {error}") from None
-    results, studies = config["results_dir"], config["studies"]
-    for study in filter(None, (known.table, known.figure)):
-        if study not in studies:
-            raise SystemExit(f"quantgrid: {known.configfile}: {unknown_name('study', study, studies)}")
-    targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [f"{results}/figures/{known.figure}.png"] * bool(known.figure)
+    results = config["results_dir"]
+    targets = [f"{results}/tables/{known.table}.md"] * bool(known.table) + [
+        f"{results}/figures/{known.figure}.png"
+    ] * bool(known.figure)
     marks = {FOLDER: os.getcwd(), DRIVER: str(os.getpid()), HELD: ""}
     snakemake = [sys.executable, "-m", "snakemake", *targets, "--configfile", known.configfile]
-    snakefile = ["--snakefile", str(ROOT / "Snakefile")]  # last of what is added here: it takes one word, others would take a target that follows
+    # last of the options added here: it takes one word, other options would consume a target after
+    # them
+    snakefile = [
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+    ]
     if not asked(DRY, passed_on):
         options += logger_options(passed_on)
     if not asked(DRY | TELLING, passed_on):

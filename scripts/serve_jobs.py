@@ -1,8 +1,8 @@
-"""Run the jobs of a run without their start-up: what `run_workflow.py --warm` starts (`quantgrid.warm`)."""
+"""Start the fork server of `run_workflow.py --warm` (`quantgrid.jobs.fork_server`)."""
 
 import sys
 
-from quantgrid.warm import serve
+from quantgrid.jobs.fork_server import serve
 
 if __name__ == "__main__":
     serve(*map(int, sys.argv[1:]))

@@ -1,13 +1,13 @@
 """Write the table of one study as CSV, Markdown and LaTeX."""
 
-from quantgrid.job import arguments, run
-from quantgrid.reporting import table_writers, tables
-from quantgrid.reporting.records import read_records
+from quantgrid.jobs.job import arguments, run
+from quantgrid.reporting.data.records import read_records
+from quantgrid.reporting.tables import study_tables, writers
 
 
 def main() -> None:
     job = arguments("records", "csv", "md", "tex")
-    table_writers.write(tables.build(read_records(job.records), job.spec), [job.csv, job.md, job.tex])
+    writers.write(study_tables.build(read_records(job.records), job.spec), [job.csv, job.md, job.tex])
 
 
 if __name__ == "__main__":

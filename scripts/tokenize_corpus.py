@@ -1,13 +1,15 @@
-"""Cut a corpus into windows of tokens, once per model."""
+"""Tokenize a corpus and cut it into windows, once per model."""
 
-from quantgrid import corpora
-from quantgrid.job import arguments, record, run
+from quantgrid.corpora import token_windows
+from quantgrid.jobs.job import arguments, record, run
 
 
 def main() -> None:
     job = arguments("model", "windows")
-    windows, info = corpora.tokenize(job.spec["corpus"], job.model, job.spec["seed"], f"corpora.{job.spec['axes']['corpus']}")
-    corpora.save(job.windows, windows, {**record(job.spec), **info, "corpus": job.spec["axes"]["corpus"]})
+    windows, info = token_windows.tokenize(
+        job.spec["corpus"], job.model, job.spec["seed"], f"corpora.{job.spec['axes']['corpus']}"
+    )
+    token_windows.save(job.windows, windows, {**record(job.spec), **info, "corpus": job.spec["axes"]["corpus"]})
 
 
 if __name__ == "__main__":

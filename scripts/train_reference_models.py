@@ -1,13 +1,14 @@
-"""Train the language models that quantgrid ships, from nothing: text, tokenizer, weights, cards (`make reference-models`)."""
+"""Train the language models shipped with quantgrid from scratch: text, tokenizer, weights, cards
+(`make reference-models`)."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from quantgrid.errors import ConfigError, unknown_name
-from quantgrid.job import progress, run
-from quantgrid.model_shapes import BUILTIN
+from quantgrid.ground.errors import ConfigError, unknown_name
+from quantgrid.jobs.job import progress, run
+from quantgrid.models.folders import BUILTIN
 from quantgrid.reference import text
 from quantgrid.reference.family import FAMILY
 from quantgrid.reference.publishing import publish
@@ -17,8 +18,12 @@ from quantgrid.reference.training import Trainer, monitored
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(FAMILY)}; none: all")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (the shipped weights: 1; others differ in the last bits)")
-    parser.add_argument("--work", type=Path, default=Path("results-reference"), help="where tokenizer, tokens and states are kept")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch (the shipped weights: 1; others differ in the last bits)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("results-reference"), help="where tokenizer, tokens and states are kept"
+    )
     parser.add_argument("--models-folder", type=Path, default=BUILTIN, help="where the models are written")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

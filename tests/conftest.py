@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
-from workflow import RESULT_FILES, WARM, Checkout, one_cell
+from checkouts import RESULT_FILES, WARM, Checkout, one_cell
+
+if TYPE_CHECKING:
+    from family_cases import FamilyModel
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C as usual, also where a shell started the tests in the background and so let them ignore it: jobs inherit that."""
+    """Take Ctrl-C as usual, also where a shell started the tests in the background and so let them
+    ignore it: jobs inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the files with runs of the workflow first: they are the longest, and none should be left over for one process at the end."""
+    """Start the files with runs of the workflow first: they are the longest, and none should be
+    left over for one process at the end."""
     workflow = {item.path for item in items if item.get_closest_marker("workflow")}
     items.sort(key=lambda item: item.path not in workflow)
 
@@ -39,12 +46,21 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout in which the smoke config ran from nothing to its report. Tests outside of test_workflow.py read it or take a copy."""
+    """A checkout in which the smoke config ran from nothing to its report. Tests outside of
+    test_workflow.py read it or take a copy."""
     return Checkout(made_once(tmp_path_factory, "smoke", lambda folder: Checkout.make(folder).run("smoke", *WARM)))
 
 
 @pytest.fixture(scope="session")
 def one_cell_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run on this machine leaves of the smoke config made one cell."""
+    """Result files of a run of the smoke config, reduced to one cell, on this machine."""
     folder = made_once(tmp_path_factory, "one-cell", lambda folder: one_cell(Checkout.make(folder)).run("smoke", *WARM))
     return Checkout(folder).contents("results-smoke", *RESULT_FILES)
+
+
+@pytest.fixture(scope="session")
+def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FamilyModel]:
+    """The tiny model of an architecture, made once. Tests read it or take a copy."""
+    from family_cases import FamilyModel
+
+    return cache(lambda name: FamilyModel.make(name, tmp_path_factory.mktemp(name) / "model"))

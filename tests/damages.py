@@ -1,4 +1,5 @@
-"""Generated damages of files in a results folder, each a function of the file's bytes, and the jobs of a run as their commands."""
+"""Generated damages of files in a results folder, each a function of the file's bytes, and the jobs
+of a run as their commands."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow import Checkout
+from checkouts import Checkout
 
 Damage = Callable[[bytes, random.Random], bytes]
-COMMAND = re.compile(r"run_job\.py (.*) > \S+ 2>&1$", re.MULTILINE)
+COMMAND = re.compile(r'run_job\.py" (.*?) \\\n\s+> ', re.DOTALL)
 
 
 def flip(content: bytes, start: int, end: int, bit: int, drawn: random.Random) -> bytes:
     place = drawn.randrange(start, end)
-    return content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1:]
+    return content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :]
 
 
 def header_bit(content: bytes, drawn: random.Random) -> bytes:
@@ -35,7 +36,7 @@ def exponent_bit(content: bytes, drawn: random.Random) -> bytes:
     """The highest bit of the exponent of a float32 among the tensors."""
     start = 8 + int.from_bytes(content[:8], "little")
     place = start + 4 * drawn.randrange((len(content) - start) // 4) + 3
-    return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1:]
+    return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
 
 
 def any_bit(content: bytes, drawn: random.Random) -> bytes:
@@ -58,7 +59,7 @@ def number(content: bytes, drawn: random.Random) -> bytes:
     """One digit of a JSON or CSV file is another: still whole, still plausible."""
     digits = [*re.finditer(rb"(?<=\.\d)\d", content)] or [*re.finditer(rb"\d", content)]
     place = drawn.choice(digits).start()
-    return content[:place] + str((int(content[place:place + 1]) + 1) % 10).encode() + content[place + 1:]
+    return content[:place] + str((int(content[place : place + 1]) + 1) % 10).encode() + content[place + 1 :]
 
 
 def not_a_number(content: bytes, drawn: random.Random) -> bytes:
@@ -94,19 +95,26 @@ class Job:
     words: tuple[str, ...]
 
     def reads(self, path: str) -> bool:
-        """Whether ``path`` is one of its words, or lies in a folder that is."""
-        return any(path == word or path.startswith(f"{word}/") for word in self.words if "/" in word and not word.startswith("{"))
+        """Check whether ``path`` is one of its words, or lies in a folder that is."""
+        return any(
+            path == word or path.startswith(f"{word}/")
+            for word in self.words
+            if "/" in word and not word.startswith("{")
+        )
 
 
 def jobs_of(checkout: Checkout, config: str) -> list[Job]:
     """Every job of a config, with the words that Snakemake would give it."""
     output = checkout.run(config, "--dry-run", "--forceall", "--printshellcmds")
-    found = [shlex.split(command) for command in COMMAND.findall(output)]
+    found = [shlex.split(command.replace("\\\n", " ")) for command in COMMAND.findall(output)]
     return [Job(rule, tuple(words)) for rule, *words in found]
 
 
 def other_of_its_kind(file: Path, results: Path) -> Path:
-    """Another file of ``results`` with the same name or, where that carries a key, suffix and folder; any of its suffix where there is none."""
-    alike = sorted(path for path in results.rglob(f"*{file.suffix}") if path.is_file() and path.read_bytes() != file.read_bytes())
+    """Another file of ``results`` with the same name or, where that carries a key, suffix and
+    folder; any of its suffix where there is none."""
+    alike = sorted(
+        path for path in results.rglob(f"*{file.suffix}") if path.is_file() and path.read_bytes() != file.read_bytes()
+    )
     nearest = sorted(alike, key=lambda path: -sum(one == two for one, two in zip(path.parts, file.parts)))
     return nearest[0]

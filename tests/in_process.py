@@ -1,4 +1,5 @@
-"""Run the workflow's scripts inside the test process: the same command line, streams and exit status, without start-up."""
+"""Run the workflow's scripts inside the test process: the same command line, streams and exit
+status, without start-up."""
 
 from __future__ import annotations
 
@@ -26,12 +27,18 @@ class Done:
 
 
 def run_script(name: str, *words: object, folder: Path | str = ".") -> Done:
-    """Run ``scripts/name.py`` with a command line, in ``folder``; an exception other than an exit fails the test."""
+    """Run ``scripts/NAME.py`` with a command line, in ``folder``; an exception other than an exit
+    fails the test."""
     argv, threads, status = [str(SCRIPTS / f"{name}.py"), *map(str, words)], torch.get_num_threads(), 0
     out, error = io.StringIO(), io.StringIO()
     try:
-        with (chdir(folder), redirect_stdout(out), redirect_stderr(error), patch.dict(os.environ),
-              patch.object(sys, "argv", argv)):
+        with (
+            chdir(folder),
+            redirect_stdout(out),
+            redirect_stderr(error),
+            patch.dict(os.environ),
+            patch.object(sys, "argv", argv),
+        ):
             runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

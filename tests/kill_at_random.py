@@ -1,9 +1,11 @@
-"""kill -9 of the driver and of jobs at random moments of a run: what `make stress` calls, and a short version in the tests.
+"""kill -9 of the driver and of jobs at random moments of a run: what `make stress` calls, and a
+short version in the tests.
 
     python tests/kill_at_random.py [--moments 30] [--seed 1] [--warm]
 
-Runs the smoke config once in peace, then with kills until their number is reached, from nothing again whenever it completes before. After every
-completed run the results have to be the bytes of the run in peace.
+Runs the smoke config once in peace, then with kills until their number is reached, from nothing
+again whenever it completes before. After every completed run the results have to be the bytes of
+the run in peace.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflow import RESULT_FILES, Checkout, running_jobs
+from checkouts import RESULT_FILES, Checkout, running_jobs
 
 
 def victim(checkout: Checkout, driver: int, kind: str, chance: random.Random) -> tuple[int, str] | None:
@@ -36,11 +38,21 @@ def victim(checkout: Checkout, driver: int, kind: str, chance: random.Random) ->
         return None
 
 
-def kills(checkout: Checkout, config: str, moments: int, seed: int, longest: float, expected: dict[str, bytes], results: str,
-          *options: str) -> Iterator[str]:
-    """Run ``config`` with ``options`` to its end through ``moments`` kills, at most ``longest`` seconds apart; yields what was killed.
+def kills(
+    checkout: Checkout,
+    config: str,
+    moments: int,
+    seed: int,
+    longest: float,
+    expected: dict[str, bytes],
+    results: str,
+    *options: str,
+) -> Iterator[str]:
+    """Run ``config`` with ``options`` to its end through ``moments`` kills, at most ``longest``
+    seconds apart; yields what was killed.
 
-    Raises AssertionError where a completed run left other bytes than ``expected``, or where the last run, in peace, did not complete.
+    Raises AssertionError where a completed run left other bytes than ``expected``, or where the
+    last run, in peace, did not complete.
     """
     chance, driver, done, hurt = random.Random(seed), None, 0, False
     while done < moments:
@@ -48,7 +60,9 @@ def kills(checkout: Checkout, config: str, moments: int, seed: int, longest: flo
             if driver is not None and driver.returncode == 0:
                 assert checkout.contents(results, *RESULT_FILES) == expected, f"other results after {done} kills"
                 shutil.rmtree(checkout.folder / results)
-            assert driver is None or driver.returncode == 0 or hurt, (checkout.folder / f"{config}.log").read_text()[-4000:]
+            assert driver is None or driver.returncode == 0 or hurt, (checkout.folder / f"{config}.log").read_text()[
+                -4000:
+            ]
             driver, hurt = checkout.start(config, *options), False
         time.sleep(chance.uniform(0.1, longest))
         found = victim(checkout, driver.pid, chance.choice(["driver", "job"]), chance)
@@ -81,10 +95,15 @@ def main() -> None:
         results = peaceful.config()["results_dir"]
         peaceful.run("smoke")
         expected, killed = peaceful.contents(results, *RESULT_FILES), Counter()
-        for what in kills(checkout, "smoke", given.moments, given.seed, given.longest, expected, results, *["--warm"] * given.warm):
+        for what in kills(
+            checkout, "smoke", given.moments, given.seed, given.longest, expected, results, *["--warm"] * given.warm
+        ):
             killed[what] += 1
             print(f"{killed.total():3d} killed: {what}", flush=True)
-    print(f"{len(expected)} files are the same bytes after {killed.total()} kills ({', '.join(f'{what} {n}' for what, n in killed.most_common())})")
+    print(
+        f"{len(expected)} files are the same bytes after {killed.total()} kills "
+        f"({', '.join(f'{what} {n}' for what, n in killed.most_common())})"
+    )
 
 
 if __name__ == "__main__":

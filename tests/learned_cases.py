@@ -1,4 +1,5 @@
-"""Small decoders on disk with token windows and statistics, and the learned transforms with what they need, for their tests."""
+"""Small decoders on disk with token windows and statistics, and the learned transforms with what
+they need, for their tests."""
 
 from __future__ import annotations
 
@@ -11,26 +12,46 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from quantgrid import corpora, registry
-from quantgrid.cell_schemes import CellSchemes
-from quantgrid.decoders import DecoderFolder
-from quantgrid.granularities import cell_schemes
-from quantgrid.hadamard import random_orthogonal
+import family_models
+from quantgrid.calibration.layers import DecoderFolder
+from quantgrid.config import registry, training_options
+from quantgrid.corpora import token_windows
+from quantgrid.evaluation.gates import streamed_logits
+from quantgrid.ground.storage import read_json
+from quantgrid.inference.transform import Parameters, Transform, derived_seed, fit
+from quantgrid.learning.network import Network
 from quantgrid.learning.session import Session
 from quantgrid.learning.trainables import learned_kinds
-from quantgrid.transforms.composition import Transform, derived_seed, fit
-from quantgrid.workplace import Workplace
+from quantgrid.learning.training_context import TrainingContext
+from quantgrid.linalg.hadamard import random_orthogonal
+from quantgrid.models.families import FAMILIES
+from quantgrid.schemes.cell_schemes import CellSchemes
+from quantgrid.schemes.granularities import cell_schemes
 from reference_decoder import logits, site_inputs
 from reference_statistics import write_statistics
-from tiny_decoders import CASES, Case, random_tokens, save
+from tiny_decoders import Case, random_tokens, save
 
 LEARNED = [name for name, method in registry.TRANSFORMS.items() if method.learned]
-HELD_OUT = registry.WINDOWS["held_out"].default
-VARIED = [next(case for case in CASES if case.architecture.startswith(name) and want(case)) for name, want in
-          (("Llama", lambda c: c.heads == 9 and c.tied), ("Llama", lambda c: c.bias), ("Qwen2", lambda c: not c.tied), ("Qwen3", lambda c: c.bias),
-           ("Mistral", lambda c: c.head_dim == 32))]
+EXPERTS = [name for name, family in FAMILIES.items() if family.experts]
+SPARSE = "Qwen2MoeForCausalLM"  # with a shared expert, and an MLP in the middle layer
+HELD_OUT = training_options.WINDOWS["held_out"].default
+NOTHING = CellSchemes()
+OBJECTIVES = [
+    ("optimized_rotation", {"objective": "end_to_end"}),
+    ("optimized_rotation", {"objective": "layer_wise"}),
+    ("optimized_rotation_scaling", {"objective": "end_to_end", "top": 20}),
+    ("optimized_rotation_scaling", {"objective": "layer_wise"}),
+    ("optimized_rotation", {"objective": "layer_wise", "round_weights": True}),
+    ("optimized_scaling", {}),
+    ("flatquant", {}),
+    ("flatquant", {"error": "relative"}),
+    ("data_free_rotation", {"goal": "minimize"}),
+    ("data_free_rotation", {"goal": "maximize"}),
+]
+RATES = {"rotation": 5e-2, "cayley": 1e-2, "positive": 1e-2, "fraction": 1e-2}
 
 
 def schemes(preset: str = "int4", granularity: str = "channel", head_dim: int = 16) -> CellSchemes:
@@ -39,7 +60,8 @@ def schemes(preset: str = "int4", granularity: str = "channel", head_dim: int = 
 
 @dataclass(frozen=True)
 class Given:
-    """A decoder in a folder, its config and state in float64, token windows, and the logits of two of them."""
+    """A decoder in a folder, its config and state in float64, token windows, and the logits of two
+    of them."""
 
     folder: Path
     config: dict
@@ -48,27 +70,43 @@ class Given:
     logits: Tensor
 
     @classmethod
-    def make(cls, folder: Path, case: Case, windows: int = 24 + HELD_OUT) -> Given:
+    def make(cls, folder: Path, case: Case | str, windows: int = 24 + HELD_OUT) -> Given:
+        """Given decoder of a case, or of an architecture with experts (``EXPERTS``), which has float32 weights."""
+        if isinstance(case, str):
+            return cls._of_family(folder, case, windows)
         config, state = case.build()
         save(folder, config, state, torch.float64)
         tokens = random_tokens(config, windows, 16)
-        corpora.save(folder / "windows.safetensors", tokens, {})
+        token_windows.save(folder / "windows.safetensors", tokens, {})
         write_statistics(folder / "statistics", site_inputs(state, config, tokens))
         return cls(folder, config, state, tokens, logits(state, config, tokens[:2]))
+
+    @classmethod
+    def _of_family(cls, folder: Path, architecture: str, windows: int) -> Given:
+        family_models.build(architecture, folder)
+        config, state = read_json(folder / "config.json"), load_file(folder / "model.safetensors")
+        tokens = random_tokens(config, windows, 16)
+        token_windows.save(folder / "windows.safetensors", tokens, {})
+        family_models.calibrate(folder, folder / "statistics", tokens)
+        return cls(folder, config, state, tokens, streamed_logits(folder, tokens[:2], torch.float64))
 
     @property
     def decoder(self) -> DecoderFolder:
         return DecoderFolder(self.folder)
 
-    def place(self, **more: Any) -> Workplace:
-        return Workplace(self.folder, self.folder / "windows.safetensors", **more)
+    def context(self, **more: Any) -> TrainingContext:
+        return TrainingContext(self.folder, self.folder / "windows.safetensors", **more)
 
 
-def recipe(name: str, wanted: CellSchemes | None = None, seed: int = 0, **options: Any) -> tuple[ModuleType, dict[str, Any]]:
-    """The module of a learned transform and all that it is told."""
+def recipe(
+    name: str, wanted: CellSchemes | None = None, seed: int = 0, **options: Any
+) -> tuple[ModuleType, dict[str, Any]]:
+    """The module of a learned transform and its options."""
     method = registry.method("transforms", name)
     given = method.resolve({"method": name, **options}, name)["options"] | {"seed": seed}
-    return registry.load("transforms", name), given | ({"schemes": wanted or schemes()} if method.fitted_to_scheme else {})
+    return registry.load("transforms", name), given | (
+        {"schemes": wanted or schemes()} if method.fitted_to_scheme else {}
+    )
 
 
 def start(made: Given, name: str, wanted: CellSchemes | None = None, **options: Any) -> Transform:
@@ -77,12 +115,16 @@ def start(made: Given, name: str, wanted: CellSchemes | None = None, **options: 
 
 
 def shaken(transform: Transform) -> Transform:
-    """The same transform as training could leave it: random rotations, scales within a factor of two, clip ratios of a half or more."""
+    """The same transform as training could leave it: random rotations, scales within a factor of
+    two, clip ratios of a half or more."""
     parameters = dict(transform.parameters)
     for name, kind in learned_kinds(transform).items():
         generator, shape = torch.Generator().manual_seed(derived_seed(1, name)), parameters[name].shape
         if kind in ("rotation", "cayley"):
-            found = [random_orthogonal(shape[-1], derived_seed(1, name, item)) for item in range(parameters[name].numel() // shape[-1] ** 2)]
+            found = [
+                random_orthogonal(shape[-1], derived_seed(1, name, item))
+                for item in range(parameters[name].numel() // shape[-1] ** 2)
+            ]
             parameters[name] = torch.stack(found).view(shape)
         else:
             drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -96,7 +138,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What runs inside has to be a training; it is interrupted right after its ``step``-th step."""
+    """Interrupt the training that runs inside right after its ``step``-th step."""
     count, original = [0], Session.step
 
     def counted(self, *arguments):
@@ -109,3 +151,21 @@ def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         patched.setattr(Session, "step", counted)
         with pytest.raises(Interrupted):
             yield
+
+
+def network(made: Given, transform: Transform, wanted: CellSchemes, round_weights: bool = False) -> Network:
+    return Network(made.folder, transform, wanted, round_weights, made.tokens)
+
+
+def logits_of(net: Network, windows: Tensor, values: Parameters) -> Tensor:
+    return net.model.lm_head(net.last_hidden(windows, values))
+
+
+def learned_values(transform: Transform) -> Parameters:
+    return {name: transform.parameters[name].float() for name in learned_kinds(transform)}
+
+
+def learned(made: Given, name: str, wanted: CellSchemes | None = None, context: dict | None = None, **options):
+    module, resolved = recipe(name, wanted, **options)
+    begun = start(made, name, wanted, **options)
+    return begun, module.learn(begun, made.context(**(context or {})), **resolved)

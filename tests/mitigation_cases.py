@@ -1,22 +1,44 @@
-"""Weights, inputs and schemes that mitigations are tested on, and GPTQ as a plain loop: the oracle."""
+"""Weights, inputs and schemes of the tests of mitigations; GPTQ as a plain loop, the oracle."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from quantgrid.mitigations import columns
-from quantgrid.quantizer import codebooks, find_parameters, quantize, round_values, scheme, step_size, zero_points
-from quantgrid.statistics import SiteStatistics
+from quantgrid.calibration.statistics import SiteStatistics
+from quantgrid.mitigations.solvers import columns
+from quantgrid.quantization.compensation_storage import (
+    read_low_rank,
+    side_entry,
+    side_tensors,
+    with_outliers,
+)
+from quantgrid.quantizer import find_parameters, quantize
+from quantgrid.quantizer.rounding import round_values
+from quantgrid.quantizer.tensors import codebooks, step_size, zero_points
+from quantgrid.schemes import scheme
 
 M, N, TOKENS = 24, 96, 400
 SCHEMES = {
-    "int4": scheme("int4"), "int4 asymmetric": scheme("int4_asym"), "int4 tensor": scheme("int4", granularity="tensor"),
-    "int4 group-16": scheme("int4", group_size=16), "int4 asymmetric group-32": scheme("int4_asym", group_size=32), "int3": scheme("int3"),
-    "int8": scheme("int8"), "mse": scheme("int4", range="mse", mse_steps=20), "fp4": scheme("fp4"), "nf4": scheme("nf4"), "mxfp4": scheme("mxfp4"),
-    "nvfp4": scheme("nvfp4"), "kmeans": scheme("kmeans4"), "kmeans groups": scheme("kmeans2", group_size=32),
-    "exhaustive": scheme("mxfp4", range="exhaustive"), "unsigned": scheme("fp4", element="ue2m2", group_size=32),
+    "int4": scheme("int4"),
+    "int4 asymmetric": scheme("int4_asym"),
+    "int4 tensor": scheme("int4", granularity="tensor"),
+    "int4 group-16": scheme("int4", group_size=16),
+    "int4 asymmetric group-32": scheme("int4_asym", group_size=32),
+    "int3": scheme("int3"),
+    "int8": scheme("int8"),
+    "mse": scheme("int4", range="mse", mse_steps=20),
+    "fp4": scheme("fp4"),
+    "nf4": scheme("nf4"),
+    "mxfp4": scheme("mxfp4"),
+    "nvfp4": scheme("nvfp4"),
+    "kmeans": scheme("kmeans4"),
+    "kmeans groups": scheme("kmeans2", group_size=32),
+    "exhaustive": scheme("mxfp4", range="exhaustive"),
+    "unsigned": scheme("fp4", element="ue2m2", group_size=32),
 }
+INT4 = SCHEMES["int4"]
+METRICS = ["plain", "lqer", "qera_approx", "qera_exact"]
 
 
 def normal(*shape, seed=0):
@@ -52,12 +74,13 @@ def energy(error, moment):
 
 
 def rows_that_differ(one, other) -> int:
-    """Rows whose codes differ: one rounding that falls the other way changes the rest of its row."""
+    """Rows whose codes differ: one rounding the other way changes the rest of its row."""
     return int((one.quantized.codes != other.quantized.codes).any(-1).sum())
 
 
 def plain_gptq(weight, moment, of_scheme, damping=0.01, order=None):
-    """Algorithm 1 of arXiv 2210.17323, column by column in float64 numpy, scales fixed beforehand: (rounded weight, its codes' tensor)."""
+    """Algorithm 1 of arXiv 2210.17323, column by column in float64 numpy, scales fixed beforehand:
+    (rounded weight, its codes' tensor)."""
     n = weight.shape[1]
     order = np.arange(n) if order is None else order.numpy()
     parameters = find_parameters(weight, of_scheme)
@@ -73,9 +96,11 @@ def plain_gptq(weight, moment, of_scheme, damping=0.01, order=None):
         zero = None if zeros is None else zeros[:, column]
         book = None if books is None else books[:, column * groups // n]
         zero = None if zero is None else zero[:, None]
-        rounded[:, i] = round_values(torch.from_numpy(working[:, i: i + 1].copy()), steps[:, column, None], zero, of_scheme, book).numpy()[:, 0]
+        rounded[:, i] = round_values(
+            torch.from_numpy(working[:, i : i + 1].copy()), steps[:, column, None], zero, of_scheme, book
+        ).numpy()[:, 0]
         error = (working[:, i] - rounded[:, i]) / inverse[i, i]
-        working[:, i + 1:] -= np.outer(error, inverse[i, i + 1:])
+        working[:, i + 1 :] -= np.outer(error, inverse[i, i + 1 :])
         inverse = inverse - np.outer(inverse[:, i], inverse[i, :]) / inverse[i, i]
     result = np.empty(weight.shape)
     result[:, order] = rounded
@@ -83,7 +108,8 @@ def plain_gptq(weight, moment, of_scheme, damping=0.01, order=None):
 
 
 def recorded_gaps(monkeypatch) -> list[torch.Tensor]:
-    """Fills while GPTQ runs: what every column was off from its rounded values, (rows,) float64, in the order of rounding."""
+    """Fills while GPTQ runs: what every column was off from its rounded values, (rows,) float64, in
+    the order of rounding."""
     gaps: list[torch.Tensor] = []
 
     def spy(column, *rest):
@@ -93,3 +119,31 @@ def recorded_gaps(monkeypatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(columns, "round_values", spy)
     return gaps
+
+
+def metric_factor(metric, x):
+    """M of the metric |(E - L) M|, from the tokens ``x``."""
+    if metric == "qera_exact":
+        values, vectors = np.linalg.eigh(
+            (x.T @ x / len(x)).numpy()
+        )  # the symmetric root, where the library takes a Cholesky factor
+        return torch.from_numpy(vectors @ np.diag(np.sqrt(values.clip(min=0))) @ vectors.T)
+    return torch.diag(
+        {
+            "plain": torch.ones(N, dtype=torch.float64),
+            "lqer": x.abs().mean(0),
+            "qera_approx": x.square().mean(0).sqrt(),
+        }[metric]
+    )
+
+
+def roundtrip(solved, layer=0):
+    """(weight without the term, term) as a checkpoint gives them back, and the bits on disk of
+    everything but the codes."""
+    tensors = {f"a.{name}": tensor for name, tensor in side_tensors(solved, layer).items()}
+    bits = 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    entry = {"shape": list(solved.quantized.codes.shape[-2:]), **side_entry(solved)}
+    weight = with_outliers("a", entry, tensors, solved.quantized.dequantize()[layer].clone())
+    term_of = read_low_rank("a", entry, tensors, torch.float32)
+    assert not tensors
+    return weight, term_of, bits

@@ -1,4 +1,5 @@
-"""Record the smoke run's perplexities as golden numbers: run after `make smoke`, when a change of the numbers is meant."""
+"""Record the smoke run's perplexities as golden numbers: run after `make smoke`, when a change of
+the numbers is meant."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ AXES = ["model", "transform", "mitigation", "granularity", "format"]
 def main() -> None:
     records = pd.read_csv(ROOT / "results-smoke" / "results.csv", keep_default_na=False)
     golden = records[records.metric == "perplexity"][[*AXES, "value"]].rename(columns={"value": "perplexity"})
-    golden.assign(perplexity=[f"{float(value):.5g}" for value in golden.perplexity]).to_csv(ROOT / "tests/data/golden-smoke.csv", index=False)
+    golden.assign(perplexity=[f"{float(value):.5g}" for value in golden.perplexity]).to_csv(
+        ROOT / "tests/data/golden-smoke.csv", index=False
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Record what llm-compressor's GPTQ makes of one weight and one second moment, as ``tests/data/gptq-vectors.safetensors``.
+"""Record what llm-compressor's GPTQ makes of one weight and one second moment, as
+``tests/data/gptq-vectors.safetensors``.
 
-In an environment of its own, beside torch and transformers (neither package is needed to run the tests):
+In a separate environment, with torch and transformers (the tests need neither package):
 
     pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0
     PYTHONPATH=scripts python tests/record_gptq_vectors.py
 
-Only ``llmcompressor.modifiers.gptq.gptq_quantize.quantize_weight`` runs, the solver itself; the package's own ``__init__``, which imports
-all of its dependencies, is stepped over. Scales and zero points are ours, found before the first rounding, as its observers would.
+Only ``llmcompressor.modifiers.gptq.gptq_quantize.quantize_weight`` runs, the solver itself; the
+package's own ``__init__``, which imports all of its dependencies, is stepped over. Scales and zero
+points are ours, found before the first rounding, as its observers would.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
-from quantgrid.quantizer import QuantScheme, find_parameters, scheme
+from quantgrid.quantizer import find_parameters
+from quantgrid.schemes import QuantScheme, scheme
 
 TARGET = Path(__file__).parent / "data" / "gptq-vectors.safetensors"
 SHAPE, TOKENS = (64, 192), 1024
 
 
 def solver():
-    """``quantize_weight`` and ``QuantizationArgs``, without the initialisation of the packages around the former."""
+    """``quantize_weight`` and ``QuantizationArgs``, without the initialisation of the packages
+    around the former."""
     folder = Path(PathFinder.find_spec("llmcompressor").origin).parent
     for name in ("llmcompressor", "llmcompressor.modifiers", "llmcompressor.modifiers.gptq"):
         sys.modules[name] = ModuleType(name)
@@ -38,7 +42,8 @@ def solver():
 
 
 def case() -> tuple[torch.Tensor, torch.Tensor]:
-    """(weight float32, second moment float32): heavy-tailed weights, correlated inputs with a few large channels."""
+    """(weight float32, second moment float32): heavy-tailed weights, correlated inputs with a few
+    large channels."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(SHAPE, generator=generator) * torch.randn(SHAPE, generator=generator).exp()
     mixing = torch.eye(SHAPE[1]) + torch.randn(SHAPE[1], SHAPE[1], generator=generator) / SHAPE[1] ** 0.5
@@ -47,13 +52,24 @@ def case() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def solve(weight: torch.Tensor, moment: torch.Tensor, of_scheme: QuantScheme, ordered: bool) -> torch.Tensor:
-    """The toolkit's codes (m, n) int8, of its range -8 to 7: its rounded weight in units of the scales, plus its zero points."""
+    """The toolkit's codes (m, n) int8, of its range -8 to 7: its rounded weight in units of the
+    scales, plus its zero points."""
     quantize_weight, arguments = solver()
     parameters, grouped = find_parameters(weight, of_scheme), of_scheme.granularity == "group"
-    zero = torch.zeros_like(parameters.scale) if parameters.zero_point is None else parameters.zero_point.float() - 8  # theirs run from -8 to 7
-    wanted = arguments(num_bits=4, type="int", symmetric=of_scheme.symmetric, strategy="group" if grouped else "channel",
-                       group_size=of_scheme.group_size, actorder="static" if ordered else None)
-    done, _, fallback = quantize_weight(weight[None].clone(), moment[None].clone(), parameters.scale[None], zero[None], None, wanted)
+    zero = (
+        torch.zeros_like(parameters.scale) if parameters.zero_point is None else parameters.zero_point.float() - 8
+    )  # theirs run from -8 to 7
+    wanted = arguments(
+        num_bits=4,
+        type="int",
+        symmetric=of_scheme.symmetric,
+        strategy="group" if grouped else "channel",
+        group_size=of_scheme.group_size,
+        actorder="static" if ordered else None,
+    )
+    done, _, fallback = quantize_weight(
+        weight[None].clone(), moment[None].clone(), parameters.scale[None], zero[None], None, wanted
+    )
     if fallback.any():
         raise SystemExit("the toolkit's factorization failed: these vectors would be round to nearest")
     spread = [part.repeat_interleave(weight.shape[1] // part.shape[1], 1) for part in (parameters.scale, zero)]
@@ -63,11 +79,16 @@ def solve(weight: torch.Tensor, moment: torch.Tensor, of_scheme: QuantScheme, or
 def main() -> None:
     weight, moment = case()
     found = {"weight": weight, "second_moment": moment}
-    schemes = {"int4-channel": scheme("int4"), "int4-group": scheme("int4", group_size=64),
-               "int4-asymmetric-group": scheme("int4_asym", group_size=64)}
+    schemes = {
+        "int4-channel": scheme("int4"),
+        "int4-group": scheme("int4", group_size=64),
+        "int4-asymmetric-group": scheme("int4_asym", group_size=64),
+    }
     for name, of_scheme in schemes.items():
         for ordered in (False, True):
-            found[f"{name}.{'ordered' if ordered else 'in-order'}"] = solve(weight, moment, of_scheme, ordered).contiguous()
+            found[f"{name}.{'ordered' if ordered else 'in-order'}"] = solve(
+                weight, moment, of_scheme, ordered
+            ).contiguous()
     save_file(found, TARGET)
 
 

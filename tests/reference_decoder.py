@@ -1,9 +1,12 @@
-"""An independent decoder in float64, written from the definition: the oracle that transforms are checked against.
+"""An independent decoder in float64, written from the definition: the oracle that transforms are
+checked against.
 
-Llama, Mistral, Qwen2 and Qwen3: RMSNorm, rotary positions (default scaling), grouped-query attention, SwiGLU; every bias and q/k norm that the
-state holds is used, the head is tied where the state holds no ``lm_head.weight``. It imports nothing of quantgrid, and nothing is
-rounded to float32, so that a function-preserving transform shows at 1e-9 (transformers' RMSNorm rounds to float32: 1e-5 there).
-Sources: arXiv 2302.13971 (Llama), 2104.09864 (RoPE), 2305.13245 (GQA), 2002.05202 (SwiGLU), 2505.09388 (Qwen3).
+Llama, Mistral, Qwen2 and Qwen3: RMSNorm, rotary positions (default scaling), grouped-query
+attention, SwiGLU; every bias and q/k norm that the state holds is used, the head is tied where the
+state holds no ``lm_head.weight``. It imports nothing of quantgrid, and nothing is rounded to
+float32, so that a function-preserving transform shows at 1e-9 (transformers' RMSNorm rounds to
+float32: 1e-5 there). Sources: arXiv 2302.13971 (Llama), 2104.09864 (RoPE), 2305.13245 (GQA),
+2002.05202 (SwiGLU), 2505.09388 (Qwen3).
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ Online = Callable[[int, str, Tensor], Tensor]
 Heads = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def logits(state: dict[str, Tensor], config: dict, tokens: Tensor, online: Online | None = None, heads: Heads | None = None) -> Tensor:
-    """(batch, time, vocabulary) float64 logits of a decoder given by Hugging Face tensor names and config.json's content.
+def logits(
+    state: dict[str, Tensor], config: dict, tokens: Tensor, online: Online | None = None, heads: Heads | None = None
+) -> Tensor:
+    """(batch, time, vocabulary) float64 logits of a decoder given by Hugging Face tensor names and
+    config.json's content.
 
-    ``tokens``: (batch, time) integers. ``online(layer, site, x)`` replaces the input x (batch, time, n) of the linears of a site
-    (``attention_input``, ``output_input``, ``mlp_input``, ``down_input``), once per site and layer. ``heads(layer, query, key, value)``
-    replaces what attention works on, after rotary positions: (batch, time, heads or KV heads, head_dim) each.
+    ``tokens``: (batch, time) integers. ``online(layer, site, x)`` replaces the input x (batch,
+    time, n) of the linears of a site (``attention_input``, ``output_input``, ``mlp_input``,
+    ``down_input``), once per site and layer. ``heads(layer, query, key, value)`` replaces what
+    attention works on, after rotary positions: (batch, time, heads or KV heads, head_dim) each.
     """
     _refuse_what_is_not_modelled(config, tokens.shape[1])
     state = {name: tensor.to(torch.float64) for name, tensor in state.items()}
@@ -65,7 +72,9 @@ def _refuse_what_is_not_modelled(config: dict, time: int) -> None:
         raise ValueError(f"the reference decoder has SiLU only, not '{config['hidden_act']}'")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window and time > window:
-        raise ValueError(f"the reference decoder has full attention only; {time} tokens exceed the sliding window of {window}")
+        raise ValueError(
+            f"the reference decoder has full attention only; {time} tokens exceed the sliding window of {window}"
+        )
 
 
 def _linear(inside: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -74,8 +83,11 @@ def _linear(inside: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return product + inside[f"{name}.bias"] if f"{name}.bias" in inside else product
 
 
-def _layer(inside: dict[str, Tensor], config: dict, stream: Tensor, hook: Callable[[str, Tensor], Tensor], heads: Callable) -> Tensor:
-    """One pre-norm decoder layer; ``inside``: its tensors by their names below ``model.layers.{i}.``."""
+def _layer(
+    inside: dict[str, Tensor], config: dict, stream: Tensor, hook: Callable[[str, Tensor], Tensor], heads: Callable
+) -> Tensor:
+    """One pre-norm decoder layer; ``inside``: its tensors by their names below
+    ``model.layers.{i}.``."""
     epsilon = config["rms_norm_eps"]
     x = hook("attention_input", rms_norm(stream, inside["input_layernorm.weight"], epsilon))
     attended = hook("output_input", _attention(inside, config, x, heads))
@@ -87,7 +99,8 @@ def _layer(inside: dict[str, Tensor], config: dict, stream: Tensor, hook: Callab
 
 
 def _attention(inside: dict[str, Tensor], config: dict, x: Tensor, hook: Callable) -> Tensor:
-    """(batch, time, heads * head_dim): causal attention, query head h reading KV head h // (heads / kv_heads)."""
+    """(batch, time, heads * head_dim): causal attention, query head h reading KV head h // (heads /
+    kv_heads)."""
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -95,7 +108,9 @@ def _attention(inside: dict[str, Tensor], config: dict, x: Tensor, hook: Callabl
     if "self_attn.q_norm.weight" in inside:
         query = rms_norm(query, inside["self_attn.q_norm.weight"], config["rms_norm_eps"])
         key = rms_norm(key, inside["self_attn.k_norm.weight"], config["rms_norm_eps"])
-    query, key, value = hook(rotate_positions(query, rope_theta(config)), rotate_positions(key, rope_theta(config)), value)
+    query, key, value = hook(
+        rotate_positions(query, rope_theta(config)), rotate_positions(key, rope_theta(config)), value
+    )
     time = x.shape[1]
     future = torch.ones(time, time, dtype=torch.bool, device=x.device).triu(1)
     outputs = []
@@ -107,12 +122,14 @@ def _attention(inside: dict[str, Tensor], config: dict, x: Tensor, hook: Callabl
 
 
 def rope_theta(config: dict) -> float:
-    """The base of the rotary angles, where transformers 5 (``rope_parameters``) or 4 (``rope_theta``) writes it."""
+    """The base of the rotary angles, where transformers 5 (``rope_parameters``) or 4
+    (``rope_theta``) writes it."""
     return (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta") or 10000.0
 
 
 def rotate_positions(x: Tensor, theta: float) -> Tensor:
-    """Rotary positions of x (batch, time, heads, head_dim): channels i and i + head_dim / 2 turn by position / theta**(2i / head_dim)."""
+    """Rotary positions of x (batch, time, heads, head_dim): channels i and i + head_dim / 2 turn by
+    position / theta**(2i / head_dim)."""
     half = x.shape[-1] // 2
     frequency = theta ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
     angle = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)[:, None, None] * frequency

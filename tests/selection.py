@@ -9,7 +9,8 @@ import pytest
 
 
 def others_slow(values: Iterable[Any], quick: Callable[..., bool]) -> list[Any]:
-    """``values`` (tuples for several arguments) for ``parametrize``; those that ``quick`` is false for are marked slow."""
+    """``values`` (tuples for several arguments) for ``parametrize``; those that ``quick`` is false
+    for are marked slow."""
     found = []
     for value in values:
         arguments = value if isinstance(value, tuple) else (value,)

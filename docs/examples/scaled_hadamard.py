@@ -1,17 +1,19 @@
-"""SmoothQuant's scaling where no published recipe has it, before the down projection, followed by random Hadamard rotations.
+"""SmoothQuant scaling before the down projection, where no published recipe applies it, followed by
+random Hadamard rotations.
 
-An example of a new transform. It becomes part of the grid by three steps: this file goes to scripts/quantgrid/transforms/, one line
-goes into TRANSFORMS of scripts/quantgrid/registry.py,
+Example of a new transform, added in three steps. Copy this file to
+scripts/quantgrid/transforms/recipes/, add one line to TRANSFORMS in
+scripts/quantgrid/config/transform_methods.py,
 
-    "scaled_hadamard": Method("transforms.scaled_hadamard", "scaled down_input, then rotations", calibrated=True, seeded=True),
+    "scaled_hadamard": Method("transforms.recipes.scaled_hadamard", "scaled down_input", calibrated=True, seeded=True),
 
-and a study of the config names it under ``transforms``.
+and name it under ``transforms`` of a study in the config.
 """
 
 from __future__ import annotations
 
+from ..primitives.scale import Scale
 from . import random_hadamard
-from .scale import Scale
 
 
 def primitives(seed: int) -> list:

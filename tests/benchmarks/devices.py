@@ -1,4 +1,5 @@
-"""The device that a benchmark runs on: what tables call it, and a clock that waits until it is done."""
+"""The device that a benchmark runs on: what tables call it, and a clock that waits until it is
+done."""
 
 from __future__ import annotations
 

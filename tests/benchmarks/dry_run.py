@@ -1,10 +1,11 @@
-"""How long planning takes: dry runs of the paper's grid, of 10,000 cells, and of a default run that is complete; and scheduling, greedily and by
-the solver. What `make bench-plan` calls.
+"""Benchmark of planning (`make bench-plan`): dry runs of the paper's grid, of 10,000 cells, and of
+a complete default run; greedy and ILP scheduling.
 
     python tests/benchmarks/dry_run.py [--output results/benchmarks-plan]
 
-Writes processor time and wall time in seconds and peak memory in MiB as CSV and, beside their limits, as a figure. Planning is one thread, so its
-processor time is its wall time on an idle machine; the limit is held against that, and what else runs meanwhile does not count.
+Writes processor time and wall time in seconds and peak memory in MiB as CSV and, with their
+limits, as a figure. Planning is one thread, so its processor time is its wall time on an idle
+machine; the limit is held against that, and what else runs meanwhile does not count.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import yaml  # noqa: E402
 from records import write_table  # noqa: E402
 from turns import run  # noqa: E402
 
-from workflow import Checkout  # noqa: E402
+from checkouts import Checkout  # noqa: E402
 
 CELLS_PER_ALPHA = 200  # 40 ranks x 5 granularities
 JOBS = 600  # of the comparison of schedulers: half of them wait for the other half
@@ -47,9 +48,18 @@ rule second:
     shell:
         "touch {{output}}"
 """
-SHAPE = {"architecture": "LlamaForCausalLM", "hidden_size": 2048, "intermediate_size": 8192, "layers": 16, "heads": 32, "kv_heads": 8, "head_dim": 64,
-         "vocabulary": 128256}
-MODEL = {"source": "hub", "id": "meta-llama/Llama-3.2-1B", "revision": "main", "shape": SHAPE}  # planned, never fetched
+SHAPE = {
+    "architecture": "LlamaForCausalLM",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "layers": 16,
+    "heads": 32,
+    "kv_heads": 8,
+    "head_dim": 64,
+    "vocabulary": 128256,
+}
+# planned, never fetched
+MODEL = {"source": "hub", "id": "meta-llama/Llama-3.2-1B", "revision": "main", "shape": SHAPE}
 
 
 @dataclass
@@ -62,35 +72,72 @@ class Case:
     mebibytes: float | None
 
 
-CASES = (Case("the paper's grid", "paper", 10, 2048), Case("10,000 cells", "ten-thousand", 60, 2048), Case("nothing to do", "config", 10, 2048))
+CASES = (
+    Case("the paper's grid", "paper", 10, 2048),
+    Case("10,000 cells", "ten-thousand", 60, 2048),
+    Case("nothing to do", "config", 10, 2048),
+)
 
 
 def config_of(alphas: int) -> dict:
-    """The config of one study of one model: so many values of alpha x ``CELLS_PER_ALPHA`` cells."""
+    """The config of one study of one model, with ``alphas`` x ``CELLS_PER_ALPHA`` cells."""
     names = [f"alpha-{number}" for number in range(alphas)]
     return {
         "results_dir": f"results-{alphas}",
         "models": {"llama": MODEL},
-        "corpora": {name: {"source": "hub", "id": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": name, "windows": 64, "window": 2048}
-                    for name in ("train", "test")},
+        "corpora": {
+            name: {
+                "source": "hub",
+                "id": "Salesforce/wikitext",
+                "name": "wikitext-2-raw-v1",
+                "split": name,
+                "windows": 64,
+                "window": 2048,
+            }
+            for name in ("train", "test")
+        },
         "calibrations": {"default": {"corpus": "train"}},
         "transforms": {name: {"method": "scaling", "alpha": number / alphas} for number, name in enumerate(names)},
         "mitigations": {f"rank-{rank}": {"method": "low_rank", "rank": rank} for rank in range(1, 41)},
         "evaluate": {"perplexity": ["test"]},
-        "studies": {"all": {
-            "models": ["llama"], "transforms": names, "mitigations": [f"rank-{rank}" for rank in range(1, 41)],
-            "granularities": ["channel", "group-128", "group-64", "group-32", "group-16"], "formats": ["int4"],
-            "table": {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]},
-            "figure": {"kind": "dots", "x": "mitigation", "hue": "transform", "metric": "perplexity", "scale": "log"}}},
+        "studies": {
+            "all": {
+                "models": ["llama"],
+                "transforms": names,
+                "mitigations": [f"rank-{rank}" for rank in range(1, 41)],
+                "granularities": ["channel", "group-128", "group-64", "group-32", "group-16"],
+                "formats": ["int4"],
+                "table": {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]},
+                "figure": {
+                    "kind": "dots",
+                    "x": "mitigation",
+                    "hue": "transform",
+                    "metric": "perplexity",
+                    "scale": "log",
+                },
+            }
+        },
     }
 
 
 def scheduled(scheduler: str, folder: Path) -> list[str]:
-    """The command that runs trivial jobs under the default profile, with one scheduler or the other."""
+    """The command that runs trivial jobs under the default profile, with one scheduler or the
+    other."""
     folder.mkdir()
     (folder / "Snakefile").write_text(TRIVIAL)
     profile = ROOT / "workflow" / "profiles" / "default"
-    return [sys.executable, "-m", "snakemake", "--cores", "2", "--workflow-profile", str(profile), "--scheduler", scheduler, "--quiet"]
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--cores",
+        "2",
+        "--workflow-profile",
+        str(profile),
+        "--scheduler",
+        scheduler,
+        "--quiet",
+    ]
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -103,7 +150,14 @@ def draw(rows: list[dict], path: Path) -> None:
     names = [row["case"] for row in rows]
     axes.barh(names, [row["processor_seconds"] for row in rows], color="#4477aa")
     limited = [row for row in rows if row["limit_seconds"] is not None]
-    axes.plot([row["limit_seconds"] for row in limited], [row["case"] for row in limited], "|", color="black", markersize=18, label="limit")
+    axes.plot(
+        [row["limit_seconds"] for row in limited],
+        [row["case"] for row in limited],
+        "|",
+        color="black",
+        markersize=18,
+        label="limit",
+    )
     for row in rows:
         said = f"{row['processor_seconds']:.1f} s, {row['mebibytes']:.0f} MiB"
         end = max(row["processor_seconds"], row["limit_seconds"] or 0)
@@ -117,29 +171,56 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks-plan", help="name of the files less their suffixes")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "results" / "benchmarks-plan",
+        help="name of the files less their suffixes",
+    )
     output = parser.parse_args().output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         checkout = Checkout.make(Path(folder) / "quantgrid")
-        (checkout.folder / "config" / "ten-thousand.yaml").write_text(yaml.safe_dump(config_of(10_000 // CELLS_PER_ALPHA)))
+        (checkout.folder / "config" / "ten-thousand.yaml").write_text(
+            yaml.safe_dump(config_of(10_000 // CELLS_PER_ALPHA))
+        )
         checkout.pretend("config")
         if planned := checkout.planned("config"):
-            raise SystemExit(f"{len(planned)} jobs are planned where nothing is to be done, the first of them {planned[0]}")
+            raise SystemExit(
+                f"{len(planned)} jobs are planned where nothing is to be done, the first of them {planned[0]}"
+            )
         commands = [(case, checkout.command(case.config, "--dry-run", "--quiet"), checkout.folder) for case in CASES]
         for name, scheduler in (("greedily", "greedy"), ("by the solver", "ilp")):
             place = Path(folder) / scheduler
-            commands.append((Case(f"{JOBS} trivial jobs, scheduled {name}", "", None, None), scheduled(scheduler, place), place))
+            commands.append(
+                (Case(f"{JOBS} trivial jobs, scheduled {name}", "", None, None), scheduled(scheduler, place), place)
+            )
         rows = []
         for case, command, place in commands:
             done = run(command, 1, Path(folder) / "log", {}, place)
-            rows.append({"case": case.name, "processor_seconds": round(done.processor_seconds, 2), "wall_seconds": round(done.seconds, 2),
-                         "limit_seconds": case.seconds, "mebibytes": round(done.peak_mb), "limit_mebibytes": case.mebibytes})
+            rows.append(
+                {
+                    "case": case.name,
+                    "processor_seconds": round(done.processor_seconds, 2),
+                    "wall_seconds": round(done.seconds, 2),
+                    "limit_seconds": case.seconds,
+                    "mebibytes": round(done.peak_mb),
+                    "limit_mebibytes": case.mebibytes,
+                }
+            )
             limits = f"; limits {case.seconds} s, {case.mebibytes} MiB" if case.seconds else ""
-            print(f"{case.name}: {done.processor_seconds:.1f} s of a processor in {done.seconds:.1f} s, {done.peak_mb:.0f} MiB{limits}", flush=True)
+            print(
+                f"{case.name}: {done.processor_seconds:.1f} s of a processor in {done.seconds:.1f} s, "
+                f"{done.peak_mb:.0f} MiB{limits}",
+                flush=True,
+            )
     write_table(rows, output.with_suffix(".csv"))
     draw(rows, output.with_suffix(".png"))
-    if any(row["processor_seconds"] > row["limit_seconds"] or row["mebibytes"] > row["limit_mebibytes"] for row in rows if row["limit_seconds"]):
+    if any(
+        row["processor_seconds"] > row["limit_seconds"] or row["mebibytes"] > row["limit_mebibytes"]
+        for row in rows
+        if row["limit_seconds"]
+    ):
         raise SystemExit("over a limit")
 
 

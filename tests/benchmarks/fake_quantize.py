@@ -1,10 +1,11 @@
-"""Speed of fake quantization: ``python tests/benchmarks/fake_quantize.py`` (``make bench``) measures, prints and records ratios.
+"""Speed of fake quantization: ``python tests/benchmarks/fake_quantize.py`` (``make bench``)
+measures, prints and records ratios.
 
-A 4096 x 4096 bfloat16 activation, against one elementwise pass (``x * 1.0001``) and against compressed-tensors' own fake quantization
-where that is installed; and the compiled kernels on four times as many tokens against a copy (``bandwidth.py``). All contenders of a thread
-count take turns; a ratio is that of two medians. Allocating the 32 MB result is part of every contender but those beside a copy: page faults
-are most of what the elementwise pass takes. ``THP_MEM_ALLOC_ENABLE=1`` in the environment lets torch ask
-for huge pages, which makes every contender faster and the ratios larger.
+A 4096 x 4096 bfloat16 activation, against one elementwise pass (``x * 1.0001``) and against
+compressed-tensors' own fake quantization where that is installed. All contenders of a thread count
+take turns; a ratio is that of two medians. Allocating the 32 MB result is part of every contender:
+page faults are most of what the elementwise pass takes. ``THP_MEM_ALLOC_ENABLE=1`` in the
+environment lets torch ask for huge pages, which makes every contender faster and the ratios larger.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,54 +20,50 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import bandwidth  # noqa: E402
 import torch  # noqa: E402
 from records import record, show, timed_row  # noqa: E402
 from turns import medians  # noqa: E402
 
-from quantgrid.compiled import compile_fake_quantize  # noqa: E402
-from quantgrid.quantizer import activation_scheme, fake_quantize  # noqa: E402
+from quantgrid.quantizer import fake_quantize  # noqa: E402
+from quantgrid.schemes import activation_scheme  # noqa: E402
 
 PASS, TOOLKIT = "x * 1.0001", "compressed-tensors int4 per token"
-# Case -> (preset, compiled, highest ratio to one elementwise pass that is the goal).
-CASES = {
-    "int4 per token": ("int4", False, 3.5),
-    "nvfp4": ("nvfp4", False, 9.0),
-    "mxfp4": ("mxfp4", False, None),
-    "int4 per token, compiled": ("int4", True, 1.5),
-    "nvfp4, compiled": ("nvfp4", True, 2.5),
-}
+# Case -> (preset, highest ratio to one elementwise pass that is the goal).
+CASES = {"int4 per token": ("int4", 3.5), "nvfp4": ("nvfp4", 9.0), "mxfp4": ("mxfp4", None)}
 
 
 def toolkit(x: torch.Tensor) -> Callable[[], torch.Tensor] | None:
-    """compressed-tensors' dynamic asymmetric INT4 per token, as its forward pass calls it; None where it is not installed."""
+    """compressed-tensors' dynamic asymmetric INT4 per token, as its forward pass calls it; None
+    where it is not installed."""
     try:
         from compressed_tensors.quantization import QuantizationArgs
         from compressed_tensors.quantization import fake_quantize as theirs
         from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
     except ImportError:
         return None
-    arguments, batch = QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="token", dynamic=True), x[None]
+    arguments, batch = (
+        QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="token", dynamic=True),
+        x[None],
+    )
     return lambda: theirs(batch, *compute_dynamic_scales_and_zp(batch, arguments, None), arguments)
 
 
-def contenders(x: torch.Tensor, compiled: bool) -> dict[str, Callable[[], torch.Tensor]]:
+def contenders(x: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
     found: dict[str, Callable[[], torch.Tensor]] = {PASS: lambda: x * 1.0001}
-    for name, (preset, kernel, _) in CASES.items():
-        scheme = activation_scheme(preset)
-        if not kernel:
-            found[name] = partial(fake_quantize, x, scheme)
-        elif compiled:
-            found[name] = partial(compile_fake_quantize(scheme), x)
+    found |= {name: partial(fake_quantize, x, activation_scheme(preset)) for name, (preset, _) in CASES.items()}
     theirs = toolkit(x)
     return found if theirs is None else {**found, TOOLKIT: theirs}
 
 
 def rows_of(found: dict[str, float], threads: int, repeats: int) -> list[dict[str, object]]:
-    """One row per case and reference; a goal for the toolkit is the lowest speed-up, written as the highest ratio 1/2."""
-    wanted = [(name, PASS, goal) for name, (_, _, goal) in CASES.items()] + [("int4 per token", TOOLKIT, 0.5)]
-    return [timed_row("fake_quantize", case, threads, reference, found, goal, repeats=repeats)
-            for case, reference, goal in wanted if case in found and reference in found]
+    """One row per case and reference; a goal for the toolkit is the lowest speed-up, written as the
+    highest ratio 1/2."""
+    wanted = [(name, PASS, goal) for name, (_, goal) in CASES.items()] + [("int4 per token", TOOLKIT, 0.5)]
+    return [
+        timed_row("fake_quantize", case, threads, reference, found, goal, repeats=repeats)
+        for case, reference, goal in wanted
+        if case in found and reference in found
+    ]
 
 
 def main() -> None:
@@ -75,18 +71,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of benchmarks.csv and .md")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled kernels out")
     options = parser.parse_args()
     x = torch.randn(options.size, options.size, generator=torch.Generator().manual_seed(0)).bfloat16()
     rows = []
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
         torch.set_num_threads(threads)
-        found = medians(contenders(x, not options.no_compile), options.repeats)
-        rows += rows_of(found, threads, options.repeats)
-        if not options.no_compile:
-            with tempfile.TemporaryDirectory(prefix="quantgrid-bench-") as scratch:
-                shape = (4 * options.size, options.size)
-                rows += bandwidth.rows_of("fake_quantize", shape, "cpu", threads, options.repeats, Path(scratch) / "log")
+        rows += rows_of(medians(contenders(x), options.repeats), threads, options.repeats)
     for row in rows:
         show(row)
     record("fake_quantize", rows, options.results)

@@ -1,7 +1,9 @@
-"""GPTQModel's GPTQ of a model folder on the CPU, as ``gptq.py`` times it; runs in an environment of its own, ``.venv-gptqmodel``.
+"""GPTQModel's GPTQ of a model folder on the CPU, as timed by ``gptq.py``; runs in a separate
+environment, ``.venv-gptqmodel``.
 
-The same work as that of ``gptq_oneshot.py``: INT4, symmetric, groups of ``--group-size``, all linears but lm_head, float32, calibrated on the windows
-that quantgrid calibrates on, the columns in order, the same damping. Writes the packed model to ``--output`` and prints its seconds as JSON.
+The same work as that of ``gptq_oneshot.py``: INT4, symmetric, groups of ``--group-size``, all
+linears but lm_head, float32, calibrated on the windows that quantgrid calibrates on, the columns in
+order, the same damping. Writes the packed model to ``--output`` and prints its seconds as JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import time
 
 BEGUN = time.perf_counter()
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # one, its own choice on two cores, is refused by its pool of threads
+# one, its own choice on two cores, is refused by its pool of threads
+os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
 
 import torch  # noqa: E402
 from gptqmodel import GPTQModel, QuantizeConfig  # noqa: E402
@@ -26,8 +29,16 @@ def main() -> None:
     imported = time.perf_counter()
     windows = load_file(options.windows)["windows"].long()
     examples = [{"input_ids": window[None], "attention_mask": torch.ones_like(window)[None]} for window in windows]
-    config = QuantizeConfig(bits=4, group_size=options.group_size, sym=True, desc_act=False, act_group_aware=False, damp_percent=options.damping,
-                            device="cpu", offload_to_disk=False)
+    config = QuantizeConfig(
+        bits=4,
+        group_size=options.group_size,
+        sym=True,
+        desc_act=False,
+        act_group_aware=False,
+        damp_percent=options.damping,
+        device="cpu",
+        offload_to_disk=False,
+    )
     folder, output = os.path.abspath(options.model), os.path.abspath(options.output)
     os.chdir(os.path.dirname(output))  # it leaves a log where it runs
     model = GPTQModel.load(folder, config, dtype=torch.float32)

@@ -1,7 +1,9 @@
-"""llm-compressor's one-shot GPTQ of a model folder, as ``gptq.py`` times it; runs in the peers' environment, ``.venv-peers``.
+"""llm-compressor's one-shot GPTQ of a model folder, as ``gptq.py`` times it; runs in the peers'
+environment, ``.venv-peers``.
 
-INT4, symmetric, groups of ``--group-size``, all linears but lm_head, float32, calibrated on the windows that quantgrid calibrates on; the columns in
-order and the damping that quantgrid's ``gptq`` has by default. Writes the packed model to ``--output`` and prints its seconds as JSON.
+INT4, symmetric, groups of ``--group-size``, all linears but lm_head, float32, calibrated on the
+windows that quantgrid calibrates on; the columns in order and the damping that quantgrid's ``gptq``
+has by default. Writes the packed model to ``--output`` and prints its seconds as JSON.
 """
 
 from __future__ import annotations
@@ -34,8 +36,16 @@ def main() -> None:
     windows = load_file(options.windows)["windows"].long()
     dataset = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()})
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
-    oneshot(model=model, tokenizer=options.model, dataset=dataset, recipe=recipe(options.group_size, options.damping), output_dir=options.output,
-            num_calibration_samples=len(windows), max_seq_length=windows.shape[1], shuffle_calibration_samples=False)
+    oneshot(
+        model=model,
+        tokenizer=options.model,
+        dataset=dataset,
+        recipe=recipe(options.group_size, options.damping),
+        output_dir=options.output,
+        num_calibration_samples=len(windows),
+        max_seq_length=windows.shape[1],
+        shuffle_calibration_samples=False,
+    )
     rounded = sum(hasattr(module, "quantization_scheme") for module in model.modules())
     print(json.dumps({"imports": imported - BEGUN, "seconds": time.perf_counter() - imported, "linears": rounded}))
 

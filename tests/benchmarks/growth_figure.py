@@ -1,7 +1,9 @@
-"""The figure of ``growth.py``: what every job takes beyond its offset, in seconds of a processor and in memory, a row of panels for each axis.
+"""The figure of ``growth.py``: what every job takes beyond its offset, in seconds of a processor
+and in memory, a row of panels for each axis.
 
-Both scales are logarithmic, so that a power is a straight line and its exponent the slope. A measurement that is hardly above the offset says
-nothing of the growth: it is left out of the picture, and is in the data.
+Both scales are logarithmic, so that a power is a straight line and its exponent the slope. A
+measurement that is hardly above the offset says nothing of the growth: it is left out of the
+picture, and is in the data.
 """
 
 from __future__ import annotations
@@ -17,19 +19,29 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from quantgrid.reporting.figures import SETTINGS
-from quantgrid.reporting.panels import scale_ticks, tick_text
+from quantgrid.reporting.figures.panels import scale_ticks, tick_text
+from quantgrid.reporting.figures.study_figures import SETTINGS
 from quantgrid.reporting.style import GRID, MARKERS, MUTED, PALETTE, WIDTH
 
 PANEL = 1.75  # inches that a panel is high
 Found = Mapping[tuple[str, str, str], Fit]  # by axis, job and quantity
-NOTE = ("Measured (marks) and fitted (lines: offset + growth × size^exponent), both less the offset: start-up, and what does not lie on the axis.\n"
-        "Beside each name: the fitted exponent ± its standard error, in brackets that of the algorithm's own cost. Measurements less than "
-        f"{NEGLIGIBLE:.0%} above\nthe offset are not shown.")
+NOTE = (
+    "Measured (marks) and fitted (lines: offset + growth × size^exponent), both less the offset: start-up, and what "
+    "does not lie on the axis.\n"
+    "Next to each name: the fitted exponent ± its standard error, in brackets that of the algorithm's own cost. "
+    "Measurements less than "
+    f"{NEGLIGIBLE:.0%} above\nthe offset are not shown."
+)
 
 
-def plot(measured: Sequence[Mapping[str, Any]], fits: Found, own: Mapping[tuple[str, str, str], float], quantities: Mapping[str, str]) -> Figure:
-    """``measured`` are rows with ``axis``, ``size``, ``job`` and one column for each of ``quantities`` (column -> name with its unit)."""
+def plot(
+    measured: Sequence[Mapping[str, Any]],
+    fits: Found,
+    own: Mapping[tuple[str, str, str], float],
+    quantities: Mapping[str, str],
+) -> Figure:
+    """``measured`` are rows with ``axis``, ``size``, ``job`` and one column for each of
+    ``quantities`` (column -> name with its unit)."""
     axes_names, jobs = ([*dict.fromkeys(key[place] for key in fits)] for place in (0, 1))
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH, PANEL * len(axes_names) + 0.6), layout="constrained")
@@ -37,8 +49,15 @@ def plot(measured: Sequence[Mapping[str, Any]], fits: Found, own: Mapping[tuple[
         panels = figure.subplots(len(axes_names), len(quantities), squeeze=False)
         for row, axis in enumerate(axes_names):
             for ax, (quantity, name) in zip(panels[row], quantities.items()):
-                shown = {job: [(each["size"], each[quantity]) for each in measured if each["axis"] == axis and each["job"] == job]
-                         for job in jobs if (axis, job, quantity) in fits}
+                shown = {
+                    job: [
+                        (each["size"], each[quantity])
+                        for each in measured
+                        if each["axis"] == axis and each["job"] == job
+                    ]
+                    for job in jobs
+                    if (axis, job, quantity) in fits
+                }
                 for job, points in shown.items():
                     look = {"color": PALETTE[jobs.index(job)], "marker": MARKERS[jobs.index(job)]}
                     draw(ax, points, fits[axis, job, quantity], f"{job}: ", own[axis, job, quantity], look)
@@ -47,8 +66,11 @@ def plot(measured: Sequence[Mapping[str, Any]], fits: Found, own: Mapping[tuple[
     return figure
 
 
-def draw(ax: Axes, points: Sequence[tuple[float, float]], found: Fit, label: str, own: float, look: Mapping[str, str]) -> None:
-    """One series: what was measured (size, value) above the offset, and the power that was fitted, over the sizes that are shown."""
+def draw(
+    ax: Axes, points: Sequence[tuple[float, float]], found: Fit, label: str, own: float, look: Mapping[str, str]
+) -> None:
+    """One series: what was measured (size, value) above the offset, and the power that was fitted,
+    over the sizes that are shown."""
     above = [(size, value - found.offset) for size, value in points if value - found.offset > NEGLIGIBLE * value]
     if found.flat or not above:
         ax.plot([], [], linestyle="", label=f"{label}no growth ({own:g})", **look)
@@ -64,7 +86,18 @@ def finish(ax: Axes, sizes: Sequence[float], axis: str, quantity: str) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(tick_text))
     low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** (0.1 + 0.17 * len(ax.get_legend_handles_labels()[0])))  # room for the lines of the legend
+    ax.set_ylim(
+        low, high * (high / low) ** (0.1 + 0.17 * len(ax.get_legend_handles_labels()[0]))
+    )  # room for the lines of the legend
     scale_ticks(ax, True, *ax.get_ylim())
     ax.grid(color=GRID)
-    ax.legend(loc="upper left", fontsize=6.8, handletextpad=0.2, borderaxespad=0.2, labelspacing=0.3, frameon=True, edgecolor="none", framealpha=1)
+    ax.legend(
+        loc="upper left",
+        fontsize=6.8,
+        handletextpad=0.2,
+        borderaxespad=0.2,
+        labelspacing=0.3,
+        frameon=True,
+        edgecolor="none",
+        framealpha=1,
+    )

@@ -1,7 +1,10 @@
-"""The exponent with which something grows: offset + factor * (size / largest)**exponent, fitted to measurements by least squares.
+"""The exponent with which something grows: offset + factor * (size / largest)**exponent, fitted to
+measurements by least squares.
 
-The offset is what a job takes whatever the size: start-up and what does not lie on the axis. Deviations are relative to the measurements, for those
-at small sizes are as good as those at large ones. Of offset and factor, both at least 0, the best are known for every exponent; exponents are tried.
+The offset is what a job takes whatever the size: start-up and what does not lie on the axis.
+Deviations are relative to the measurements, for those at small sizes are as good as those at large
+ones. Of offset and factor, both at least 0, the best are known for every exponent; exponents are
+tried.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 EXPONENTS = np.arange(0.01, 5, 0.01)
-NEGLIGIBLE = 0.03  # share of a measurement that growth has to make up to be told from noise
+NEGLIGIBLE = 0.03  # smallest share of growth in a measurement that is distinguishable from noise
 
 
 @dataclass(frozen=True)
 class Fit:
-    """``offset`` and ``factor`` in the unit of what was measured, ``factor`` at the ``largest`` size; ``error`` is the exponent's standard error."""
+    """``offset`` and ``factor`` in the unit of what was measured, ``factor`` at the ``largest``
+    size; ``error`` is the exponent's standard error."""
 
     offset: float
     factor: float
@@ -27,7 +31,7 @@ class Fit:
 
     @property
     def flat(self) -> bool:
-        """Whether so little is added up to the largest size that the exponent says nothing."""
+        """Check whether too little is added up to the largest size for an exponent."""
         return self.factor < NEGLIGIBLE * (self.offset + self.factor)
 
     def __call__(self, size: float | np.ndarray) -> float | np.ndarray:
@@ -35,7 +39,8 @@ class Fit:
 
 
 def fit(sizes: Sequence[float], values: Sequence[float]) -> Fit:
-    """The fit of ``values``, all above 0, that were measured at ``sizes``: at least four of them, for three numbers are fitted.
+    """The fit of ``values``, all above 0, that were measured at ``sizes``: at least four of them,
+    for three numbers are fitted.
 
     Raises:
         ValueError: for fewer.

@@ -1,9 +1,12 @@
-"""A model larger than the memory of its jobs: ``python tests/benchmarks/larger_than_memory.py`` (``make bench BENCH=larger_than_memory``).
+"""A model larger than the memory of its jobs: ``python tests/benchmarks/larger_than_memory.py``
+(``make bench BENCH=larger_than_memory``).
 
-A Llama of three billion random bfloat16 parameters (the layers of Llama-3.2-3B, a vocabulary of 32,000, lm_head untied), written shard by shard, goes
-through the workflow's own jobs in fresh processes: fetched, tokenized, calibrated, transformed (a randomized Hadamard rotation, online before
-the down projection), quantized, evaluated. A job whose resident memory passes ``--limit-mb`` is killed. Per job its peak stands beside what
-``resources.held_mb`` says that a model which is run one decoder layer at a time has to hold; the goal is 1.3 times that.
+A Llama of three billion random bfloat16 parameters (the layers of Llama-3.2-3B, a vocabulary of
+32,000, lm_head untied), written shard by shard, goes through the workflow's own jobs in fresh
+processes: fetched, tokenized, calibrated, transformed (a randomized Hadamard rotation, online
+before the down projection), quantized, evaluated. A job whose resident memory passes ``--limit-mb``
+is killed. The peak of each job is compared with ``resources.held_mb``, the memory that a model run
+one decoder layer at a time has to hold; the goal is 1.3 times that.
 """
 
 from __future__ import annotations
@@ -24,46 +27,90 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 from records import record, row, show  # noqa: E402
 from turns import ALLOCATOR  # noqa: E402
 
-from quantgrid.architecture import END_ROLES, LINEARS, ModelShape, layer_tensors  # noqa: E402
 from quantgrid.config import check  # noqa: E402
-from quantgrid.pipeline import Plan  # noqa: E402
-from quantgrid.provenance import canonical  # noqa: E402
-from quantgrid.resources import MIB, disk_bytes, held_mb, parameters, peak_mb  # noqa: E402
-from quantgrid.steps import OPTIONAL_INPUTS, Step  # noqa: E402
-from quantgrid.storage import write_json  # noqa: E402
+from quantgrid.ground.provenance import canonical  # noqa: E402
+from quantgrid.ground.storage import write_json  # noqa: E402
+from quantgrid.machine.memory import MIB, disk_bytes, held_mb, parameters, peak_mb  # noqa: E402
+from quantgrid.models.plans import END_ROLES, LINEARS  # noqa: E402
+from quantgrid.models.shapes import ModelShape, layer_tensors  # noqa: E402
+from quantgrid.plan.pipeline import Plan  # noqa: E402
+from quantgrid.plan.steps import OPTIONAL_INPUTS, Step  # noqa: E402
 
 BENCHMARK, GOAL, TOKENIZER = "larger_than_memory", 1.3, ROOT / "tests" / "data" / "tiny-llama"
-LLAMA3 = {"Llama-3.1-8B": ModelShape("LlamaForCausalLM", 4096, 14336, 32, 32, 8, 128, 128256),
-          "Llama-3.1-70B": ModelShape("LlamaForCausalLM", 8192, 28672, 80, 64, 8, 128, 128256)}
+LLAMA3 = {
+    "Llama-3.1-8B": ModelShape("LlamaForCausalLM", 4096, 14336, 32, 32, 8, 128, 128256),
+    "Llama-3.1-70B": ModelShape("LlamaForCausalLM", 8192, 28672, 80, 64, 8, 128, 128256),
+}
 WATCHED = 0.1  # seconds between two looks at a job's memory; its peak is the kernel's own count
 
 
 def config_of(options: argparse.Namespace, model: Path, results: Path) -> dict:
     """A config of one quantized cell of the model in ``model`` and its full precision."""
-    return check({
-        "results_dir": str(results), "threads": options.threads, "compute": {"device": "cpu", "dtype": options.dtype},
-        "models": {"synthetic": {"source": "local", "path": str(model)}},
-        "corpora": {"calibration": {"source": "builtin", "part": "calibration", "windows": options.windows, "window": options.tokens},
-                    "evaluation": {"source": "builtin", "part": "evaluation", "windows": options.windows, "window": options.tokens}},
-        "calibrations": {"default": {"corpus": "calibration", "samples": 64}},
-        "transforms": {"hadamard": {"method": "random_hadamard"}}, "mitigations": {options.mitigation: {"method": options.mitigation}},
-        "evaluation": {"batch_size": 1}, "evaluate": {"perplexity": ["evaluation"]},
-        "studies": {"s": {"models": ["synthetic"], "transforms": ["hadamard"], "mitigations": [options.mitigation], "granularities": ["group-64"],
-                          "formats": ["int4"]}}})
+    return check(
+        {
+            "results_dir": str(results),
+            "threads": options.threads,
+            "compute": {"device": "cpu", "dtype": options.dtype},
+            "models": {"synthetic": {"source": "local", "path": str(model)}},
+            "corpora": {
+                "calibration": {
+                    "source": "builtin",
+                    "part": "calibration",
+                    "windows": options.windows,
+                    "window": options.tokens,
+                },
+                "evaluation": {
+                    "source": "builtin",
+                    "part": "evaluation",
+                    "windows": options.windows,
+                    "window": options.tokens,
+                },
+            },
+            "calibrations": {"default": {"corpus": "calibration", "samples": 64}},
+            "transforms": {"hadamard": {"method": "random_hadamard"}},
+            "mitigations": {options.mitigation: {"method": options.mitigation}},
+            "evaluation": {"batch_size": 1},
+            "evaluate": {"perplexity": ["evaluation"]},
+            "studies": {
+                "s": {
+                    "models": ["synthetic"],
+                    "transforms": ["hadamard"],
+                    "mitigations": [options.mitigation],
+                    "granularities": ["group-64"],
+                    "formats": ["int4"],
+                }
+            },
+        }
+    )
 
 
 def make(folder: Path, shape: ModelShape) -> None:
-    """The model's folder: a shard for the ends and one for every layer. Weights are normal, their standard deviation one over the root of their
-    columns; those of a layer are the first one's turned by some rows, since it takes minutes to draw three billion."""
+    """The model's folder: a shard for the ends and one for every layer. Weights are normal, their
+    standard deviation one over the root of their columns; those of a layer are the first one's
+    turned by some rows, since it takes minutes to draw three billion."""
     import torch
 
-    from quantgrid.storage import write_tensors
+    from quantgrid.ground.storage import write_tensors
 
-    config = {"architectures": [shape.architecture], "model_type": "llama", "hidden_size": shape.hidden_size,
-              "intermediate_size": shape.intermediate_size, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
-              "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim, "vocab_size": shape.vocabulary, "tie_word_embeddings": False,
-              "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 2048, "dtype": "bfloat16",
-              "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}, "bos_token_id": 1, "eos_token_id": 2}
+    config = {
+        "architectures": [shape.architecture],
+        "model_type": "llama",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "dtype": "bfloat16",
+        "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> torch.Tensor:
@@ -81,7 +128,7 @@ def make(folder: Path, shape: ModelShape) -> None:
     del ends
     drawn = {linear: random(*shape.linear_size(linear)) for linear in LINEARS}
     for layer in range(shape.layers):
-        names = layer_tensors(shape.architecture, layer)
+        names = layer_tensors(shape, layer)
         norms = {names[role]: gain.clone() for role in ("attention_norm", "mlp_norm")}
         shard(layer + 1, {names[linear]: weight.roll(layer, 0) for linear, weight in drawn.items()} | norms)
     write_json(folder / "config.json", config)
@@ -91,8 +138,13 @@ def make(folder: Path, shape: ModelShape) -> None:
 
 
 def limited(command: list[str], threads: int, limit_mb: int, log: Path) -> tuple[float, float]:
-    """Seconds and largest resident memory in MB of ``command`` with the settings that the workflow gives its jobs; killed beyond ``limit_mb``."""
-    settings = {**ALLOCATOR, "HF_HUB_OFFLINE": "1", **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}}
+    """Seconds and largest resident memory in MB of ``command`` with the settings that the workflow
+    gives its jobs; killed beyond ``limit_mb``."""
+    settings = {
+        **ALLOCATOR,
+        "HF_HUB_OFFLINE": "1",
+        **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+    }
     start = time.perf_counter()
     with open(log, "ab") as output:
         child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=output, stderr=output)
@@ -105,7 +157,10 @@ def limited(command: list[str], threads: int, limit_mb: int, log: Path) -> tuple
         time.sleep(WATCHED)
     child.returncode, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024
     if child.returncode or peak > limit_mb:
-        raise SystemExit(f"{' '.join(command)[:300]}: ended with {child.returncode} at {peak:.0f} MB of {limit_mb}\n{log.read_text()[-3000:]}")
+        raise SystemExit(
+            f"{' '.join(command)[:300]}: ended with {child.returncode} at {peak:.0f} MB of "
+            f"{limit_mb}\n{log.read_text()[-3000:]}"
+        )
     return time.perf_counter() - start, peak
 
 
@@ -119,16 +174,31 @@ def resident_mb(process: int) -> float:
 def steps_of(plan: Plan) -> list[Step]:
     """The jobs of the quantized cell, each after what it reads."""
     [cell] = [cell for cell in plan.cells if cell.quantized]
-    return [plan.fetch_model("synthetic"), plan.tokenize_corpus("synthetic", "calibration"), plan.tokenize_corpus("synthetic", "evaluation"),
-            plan.calibrate_model("synthetic", "default"), plan.fit_transform(cell), plan.evaluate_reference("synthetic", "evaluation"),
-            plan.quantize_model(cell), plan.evaluate_perplexity(cell, "evaluation")]
+    return [
+        plan.fetch_model("synthetic"),
+        plan.tokenize_corpus("synthetic", "calibration"),
+        plan.tokenize_corpus("synthetic", "evaluation"),
+        plan.calibrate_model("synthetic", "default"),
+        plan.fit_transform(cell),
+        plan.evaluate_reference("synthetic", "evaluation"),
+        plan.quantize_model(cell),
+        plan.evaluate_perplexity(cell, "evaluation"),
+    ]
 
 
 def command_of(step: Step) -> list[str]:
     """The job of ``step`` as its rule starts it; inputs that it does without are named and empty."""
     named = [word for name, path in {**step.inputs, **step.outputs}.items() for word in (f"--{name}", path)]
     without = [f"--{name}" for name in OPTIONAL_INPUTS.get(step.rule, ()) if name not in step.inputs]
-    return [sys.executable, str(ROOT / "scripts" / "run_job.py"), step.rule, "--spec", canonical(step.spec), *named, *without]
+    return [
+        sys.executable,
+        str(ROOT / "scripts" / "run_job.py"),
+        step.rule,
+        "--spec",
+        canonical(step.spec),
+        *named,
+        *without,
+    ]
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> None:
@@ -139,13 +209,27 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
         model.mkdir()
         limited([sys.executable, __file__, "--make", str(model), *size], options.threads, options.limit_mb, log)
     wanted = held_mb(shape, options.windows * options.tokens)
-    print(f"{parameters(shape) / 1e9:.2f} billion parameters; {wanted} MB have to be held; limit {options.limit_mb} MB", file=sys.stderr)
+    print(
+        f"{parameters(shape) / 1e9:.2f} billion parameters; {wanted} MB have to be held; limit {options.limit_mb} MB",
+        file=sys.stderr,
+    )
     for step in steps_of(Plan(config_of(options, model, scratch / "results"))):
         seconds, peak = limited(command_of(step), options.threads, options.limit_mb, log)
         case = f"{step.rule} ({options.mitigation})" if step.rule == "quantize_model" else step.rule
-        rows.append(row(BENCHMARK, f"{case}, {parameters(shape) / 1e9:.1f} billion parameters", options.threads,
-                        "embeddings, one layer, its Hessians and float64 copy, hidden states, imports", peak / wanted, GOAL,
-                        milliseconds=f"{1e3 * seconds:.4g}", peak_mb=f"{peak:.0f}", reference_peak_mb=f"{wanted}", repeats=1))
+        rows.append(
+            row(
+                BENCHMARK,
+                f"{case}, {parameters(shape) / 1e9:.1f} billion parameters",
+                options.threads,
+                "embeddings, one layer, its Hessians and float64 copy, hidden states, imports",
+                peak / wanted,
+                GOAL,
+                milliseconds=f"{1e3 * seconds:.4g}",
+                peak_mb=f"{peak:.0f}",
+                reference_peak_mb=f"{wanted}",
+                repeats=1,
+            )
+        )
         show(rows[-1])
         record(BENCHMARK, rows, options.results)
         for name in step.outputs if step.rule in ("evaluate_perplexity", "quantize_model") else ():
@@ -158,21 +242,33 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def stated(tokens: int) -> str:
-    """A Markdown table: what Llama-3 models take on corpora of ``tokens`` tokens, memory and disk in GB."""
+    """A Markdown table: what Llama-3 models take on corpora of ``tokens`` tokens, memory and disk
+    in GB."""
     jobs = ("calibrate_model", "quantize_model", "evaluate_perplexity")
     files = ("fetch_model", "calibrate_model", "quantize_model", "evaluate_reference")
-    heads = ["model", "to be held", f"times {GOAL:g}", *(f"{job}, predicted" for job in jobs), *(f"{job}, on disk" for job in files)]
+    heads = [
+        "model",
+        "to be held",
+        f"times {GOAL:g}",
+        *(f"{job}, predicted" for job in jobs),
+        *(f"{job}, on disk" for job in files),
+    ]
     lines = [heads, [":--", *["--:"] * (len(heads) - 1)]]
     for name, shape in LLAMA3.items():
         held = held_mb(shape, tokens) * MIB
-        memory, disk = [peak_mb(job, shape, tokens) * MIB for job in jobs], [disk_bytes(job, shape, tokens) for job in files]
+        memory, disk = (
+            [peak_mb(job, shape, tokens) * MIB for job in jobs],
+            [disk_bytes(job, shape, tokens) for job in files],
+        )
         lines.append([name, *(f"{value / 1e9:.1f}" for value in (held, GOAL * held, *memory, *disk))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def shape_of(options: argparse.Namespace) -> ModelShape:
     heads = options.hidden // 128
-    return ModelShape("LlamaForCausalLM", options.hidden, options.hidden * 8 // 3, options.layers, heads, heads // 3, 128, 32000)
+    return ModelShape(
+        "LlamaForCausalLM", options.hidden, options.hidden * 8 // 3, options.layers, heads, heads // 3, 128, 32000
+    )
 
 
 def main() -> None:
@@ -186,10 +282,25 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit-mb", type=int, default=6000, help="a job is killed beyond")
-    parser.add_argument("--scratch", type=Path, help="folder for some 20 GB that are deleted afterwards; by default that of temporary files")
-    parser.add_argument("--stated", type=int, metavar="TOKENS", help="measure nothing: print what 8B and 70B would take on so many tokens")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="where the model is, or is to be left for another run; by default in --scratch")
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)  # what this file tells itself in another process
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        help="folder for some 20 GB that are deleted afterwards; by default that of temporary files",
+    )
+    parser.add_argument(
+        "--stated",
+        type=int,
+        metavar="TOKENS",
+        help="measure nothing: print memory and time of 8B and 70B on TOKENS tokens",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="where the model is, or is to be left for another run; by default in --scratch",
+    )
+    # what this file tells itself in another process
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
         make(options.make, shape_of(options))

@@ -1,8 +1,11 @@
-"""Time of a low-rank term for one large layer: ``python tests/benchmarks/low_rank.py --fraction 8`` measures 28672 x 8192 at an eighth of each side.
+"""Time of a low-rank term for one large layer: ``python tests/benchmarks/low_rank.py --fraction 8``
+measures 28672 x 8192 at an eighth of each side.
 
-The error is that of INT4 in groups of 128 on Gaussian weights with a few strong directions. Exact (a Gram matrix and its leading eigenvectors) and
-random (block Krylov) singular vectors take turns; printed are seconds of CPU time, the relative difference of the singular value number rank, and the
-times at full size by the count of operations: cubic in the side for the exact way, quadratic for the random one.
+The error is that of INT4 in groups of 128 on Gaussian weights with a few strong directions. Exact
+(a Gram matrix and its leading eigenvectors) and random (block Krylov) singular vectors take turns;
+printed are seconds of CPU time, the relative difference of the singular value number rank, and the
+times at full size by the count of operations: cubic in the side for the exact way, quadratic for
+the random one.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import torch  # noqa: E402
 
-from quantgrid.mitigations import singular  # noqa: E402
-from quantgrid.quantizer import fake_quantize, scheme  # noqa: E402
+from quantgrid.mitigations.solvers import singular  # noqa: E402
+from quantgrid.quantizer import fake_quantize  # noqa: E402
+from quantgrid.schemes import scheme  # noqa: E402
 
 
 def error_matrix(rows: int, columns: int) -> torch.Tensor:
@@ -42,7 +46,9 @@ def main() -> None:
     for name in ("exact", "random"):
         begun = time.process_time()
         if name == "exact":
-            vectors = singular.leading_directions(error, options.rank) if min(error.shape) <= singular.EXACT_UP_TO else None
+            vectors = (
+                singular.leading_directions(error, options.rank) if min(error.shape) <= singular.EXACT_UP_TO else None
+            )
         else:
             vectors, blocks = singular.krylov_directions(error, options.rank)
         if vectors is not None:
@@ -51,9 +57,15 @@ def main() -> None:
     print(f"{tuple(error.shape)}, rank {options.rank}, {options.threads} threads")
     for name, taken in seconds.items():
         full = taken * options.fraction ** (3 if name == "exact" else 2)
-        print(f"{name:7} {taken:8.2f} s, at 28672 x 8192 about {full:8.0f} s" + (f" ({blocks} blocks)" if name == "random" else ""))
+        print(
+            f"{name:7} {taken:8.2f} s, at 28672 x 8192 about {full:8.0f} s"
+            + (f" ({blocks} blocks)" if name == "random" else "")
+        )
     if len(values) == 2:
-        print(f"singular value number {options.rank}: relative difference {abs(values['random'] / values['exact'] - 1):.1e}")
+        print(
+            f"singular value number {options.rank}: relative difference "
+            f"{abs(values['random'] / values['exact'] - 1):.1e}"
+        )
 
 
 if __name__ == "__main__":

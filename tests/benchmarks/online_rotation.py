@@ -1,7 +1,9 @@
-"""Cost of the online Hadamard transform: ``python tests/benchmarks/online_rotation.py`` (``make bench BENCH=online_rotation``).
+"""Cost of the online Hadamard transform: ``python tests/benchmarks/online_rotation.py`` (``make
+bench BENCH=online_rotation``).
 
-``apply_hadamard`` of the 1536 channels of SmolLM2's down projection against that projection itself, 1536 to 576, on 1024 tokens in float32,
-in turns. The goal: the transform costs less than the matrix product that follows it.
+``apply_hadamard`` of the 1536 channels of SmolLM2's down projection against that projection itself,
+1536 to 576, on 1024 tokens in float32, in turns. The goal: the transform costs less than the matrix
+product that follows it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch  # noqa: E402
 from records import record, show, timed_row  # noqa: E402
 from turns import medians  # noqa: E402
 
-from quantgrid.hadamard import apply_hadamard  # noqa: E402
+from quantgrid.linalg.hadamard import apply_hadamard  # noqa: E402
 
 BENCHMARK = "online_rotation"
 
@@ -30,7 +32,9 @@ def measure(tokens: int, channels: int, outputs: int, threads: int, repeats: int
     x, weight = (torch.randn(rows, channels, generator=generator) for rows in (tokens, outputs))
     case, reference = f"Hadamard of {channels}, {tokens} tokens", f"linear {channels} to {outputs}"
     with torch.inference_mode():
-        found = medians({case: lambda: apply_hadamard(x), reference: lambda: torch.nn.functional.linear(x, weight)}, repeats)
+        found = medians(
+            {case: lambda: apply_hadamard(x), reference: lambda: torch.nn.functional.linear(x, weight)}, repeats
+        )
     return timed_row(BENCHMARK, case, threads, reference, found, 1.0, repeats=repeats)
 
 
@@ -40,7 +44,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=51)
     parser.add_argument("--tokens", type=int, default=1024)
     options = parser.parse_args()
-    rows = [measure(options.tokens, 1536, 576, threads, options.repeats) for threads in sorted({1, len(os.sched_getaffinity(0))})]
+    rows = [
+        measure(options.tokens, 1536, 576, threads, options.repeats)
+        for threads in sorted({1, len(os.sched_getaffinity(0))})
+    ]
     for row in rows:
         show(row)
     record(BENCHMARK, rows, options.results)

@@ -1,6 +1,7 @@
-"""What jobs read, drawn at random: a model of any size costs no download and no training.
+"""Random inputs of jobs: models of any size without download or training.
 
-    python tests/benchmarks/random_models.py --folder F --hidden 512 --layers 2 --windows 4     # a process of its own keeps the caller small
+python tests/benchmarks/random_models.py --folder F --hidden 512 --layers 2 --windows 4     # a
+separate process keeps the caller small
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ WINDOW, HEAD, VOCABULARY = 512, 64, 512  # tokens of a window, channels of a hea
 
 @dataclass(frozen=True)
 class Size:
-    """A Llama of ``hidden`` channels (a multiple of 64, three times as many inside its MLPs) and ``layers`` layers, and ``windows`` windows of
-    ``WINDOW`` tokens that it runs on."""
+    """A Llama of ``hidden`` channels (a multiple of 64, three times as many inside its MLPs) and
+    ``layers`` layers, and ``windows`` windows of ``WINDOW`` tokens that it runs on."""
 
     hidden: int
     layers: int
@@ -30,37 +31,43 @@ class Size:
         return self.windows * WINDOW
 
     def options(self) -> list[str]:
-        """What tells :func:`main` of this size."""
+        """Command-line options of :func:`main` for this size."""
         return ["--hidden", str(self.hidden), "--layers", str(self.layers), "--windows", str(self.windows)]
 
 
 def write_inputs(folder: Path, size: Size) -> None:
-    """Into ``folder`` in float32: ``model``, the canonical folder of a Llama, ``windows``, the parameters ``transform`` of the transform ``none``,
-    and as ``reference`` final hidden states (windows, WINDOW, hidden), which are not those of the model."""
+    """Into ``folder`` in float32: ``model``, the canonical folder of a Llama, ``windows``, the
+    parameters ``transform`` of the transform ``none``, and as ``reference`` final hidden states
+    (windows, WINDOW, hidden), which are not those of the model."""
     import torch
 
-    from quantgrid import corpora
-    from quantgrid.storage import write_json, write_tensors
-    from quantgrid.transforms.composition import Transform
+    from quantgrid.corpora import token_windows
+    from quantgrid.ground.storage import write_json, write_tensors
+    from quantgrid.inference.transform import Transform
     from tiny_decoders import Case, random_tokens, save
 
     heads = size.hidden // HEAD
-    config, state = Case("LlamaForCausalLM", size.hidden, 3 * size.hidden, size.layers, heads, heads, HEAD, VOCABULARY).build(torch.float32)
+    config, state = Case(
+        "LlamaForCausalLM", size.hidden, 3 * size.hidden, size.layers, heads, heads, HEAD, VOCABULARY
+    ).build(torch.float32)
     save(folder / "model", config, state)
     write_json(folder / "model" / "provenance.json", {"weights_sha256": {}})
-    corpora.save(folder / "windows", random_tokens(config, size.windows, WINDOW), {})
+    token_windows.save(folder / "windows", random_tokens(config, size.windows, WINDOW), {})
     Transform([]).save(folder / "transform")
     write_tensors(folder / "reference", {"hidden": torch.randn(size.windows, WINDOW, size.hidden)})
 
 
 def write_statistics(model: object, windows: object, path: Path, samples: int = 64) -> None:
-    """The statistics of a transformers decoder over ``windows`` (count, tokens), as the job calibrate_model leaves them at ``path``."""
-    from quantgrid.calibration import collect
-    from quantgrid.statistics import to_tensors
-    from quantgrid.storage import write_tensors
+    """The statistics of a transformers decoder over ``windows`` (count, tokens), as the job
+    calibrate_model leaves them at ``path``."""
+    from quantgrid.calibration.collect import collect
+    from quantgrid.calibration.statistics import to_tensors
+    from quantgrid.ground.storage import write_tensors
 
     found = collect(model, windows, samples=samples)
-    write_tensors(path, {name: tensor for site, kept in found.items() for name, tensor in to_tensors(site, kept).items()})
+    write_tensors(
+        path, {name: tensor for site, kept in found.items() for name, tensor in to_tensors(site, kept).items()}
+    )
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""Speed of training the reference models, products in bfloat16 and in float32: ``python tests/benchmarks/reference_training.py``.
+"""Speed of training the reference models, products in bfloat16 and in float32: ``python
+tests/benchmarks/reference_training.py``.
 
-Forward and backward of one batch of each recipe (4 windows of 512 random tokens) take turns; printed are tokens per second of CPU time, medians.
+Forward and backward of one batch of each recipe (4 windows of 512 random tokens) take turns;
+printed are tokens per second of CPU time, medians.
 """
 
 from __future__ import annotations
@@ -42,8 +44,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name, reference in FAMILY.items():
         speeds = tokens_per_second(reference, options.repeats)
-        print(f"{name:14} bfloat16 {speeds['bfloat16']:6.0f}, float32 {speeds['float32']:6.0f} tokens a second, ratio "
-              f"{speeds['bfloat16'] / speeds['float32']:.2f}")
+        print(
+            f"{name:14} bfloat16 {speeds['bfloat16']:6.0f}, float32 {speeds['float32']:6.0f} tokens a second, ratio "
+            f"{speeds['bfloat16'] / speeds['float32']:.2f}"
+        )
 
 
 if __name__ == "__main__":

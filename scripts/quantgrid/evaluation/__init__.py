@@ -1,1 +1,1 @@
-"""What a quantized model is worth: perplexity and divergence, zero-shot tasks, errors of its layers."""
+"""Evaluation of a quantized model: perplexity, divergence, zero-shot tasks, residual error."""

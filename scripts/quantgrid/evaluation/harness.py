@@ -1,6 +1,6 @@
-"""lm-eval's own scorer of transformers models, with a look at the tokens of every request before it runs.
+"""lm-eval's HFLM scorer with checks of the tokens of every request.
 
-Imported by jobs that score tasks alone: lm-eval takes seconds.
+Import it only in jobs that score tasks: lm-eval takes seconds.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from ..errors import ConfigError
+from ..ground.errors import ConfigError
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, answer), their tokens
 
 
 class Harness(HFLM):
-    """HFLM that refuses tokens without a row in the embedding, and counts the requests that it cuts.
+    """HFLM that refuses tokens beyond the embedding and counts truncated requests.
 
-    ``truncated`` counts requests longer than the model has positions: as lm-eval does, contexts lose their beginnings.
+    ``truncated`` counts requests longer than the model's positions: as in lm-eval, their contexts
+    lose the beginning.
     """
 
     truncated = 0
@@ -35,7 +36,11 @@ class Harness(HFLM):
         rows, largest = self.model.get_input_embeddings().weight.shape[0], max([*before, *scored])
         if largest >= rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)
-            raise ConfigError(f"{about} holds the token {token!r} with the id {largest}, the embedding has {rows} "
-                              f"rows and the tokenizer {len(self.tokenizer)} tokens")
+            raise ConfigError(
+                f"{about} holds the token {token!r} with id {largest}, but the embedding has {rows} "
+                f"rows and the tokenizer {len(self.tokenizer)} tokens"
+            )
         if len(scored) > self.max_length:
-            raise ConfigError(f"{about} has {len(scored)} tokens to score, the model {self.max_length} positions")
+            raise ConfigError(
+                f"{about} has {len(scored)} tokens to score, more than the {self.max_length} positions of the model"
+            )

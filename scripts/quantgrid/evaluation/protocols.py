@@ -1,8 +1,9 @@
-"""How a number was measured, as a small dict that stands in every row of the results: rows are compared only where these agree.
+"""Measurement protocols, a small dict in every row of the results; only equal protocols compare.
 
-Of perplexity: the corpus and the sha256 of its text, how its documents are joined, window, stride and choice of windows, normalization,
-BOS, and the dtype that the model really computed in. Of a task: the task and its version, metric, shots, the documents, the version of
-lm-eval, batch size and dtype. Standard library only.
+Perplexity: the corpus and the sha256 of its text, the join of its documents, window, stride and
+choice of windows, normalization, BOS, and the dtype of the computation. Task: the task and its
+version, metric, shots, the documents, the version of lm-eval, batch size and dtype. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..storage import read_json
+from ..ground.storage import read_json
 
-OF_MODEL = ("tokenizer_sha256", "tokens", "windows", "bos_token_id")  # these may differ from model to model, within one they may not
+OF_MODEL = (
+    "tokenizer_sha256",
+    "tokens",
+    "windows",
+    "bos_token_id",
+)  # these may differ between models, not within one
 _CORPUS = ("text_sha256", "join", "window", "stride", "windows", "selection", "tokens", "tokenizer_sha256")
 
 
 def of_perplexity(corpus: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The protocol of a perplexity from what ``corpora.tokenize`` says of the windows, and the dtype of the computation (``float32``).
+    """Protocol of a perplexity.
 
-    ``stride`` counts tokens of text from window to window; ``normalization`` is per token (the mean over predicted tokens), never per word.
+    ``corpus`` is the info of ``token_windows.tokenize``; ``dtype`` is that of the computation
+    (``float32``). ``stride`` counts tokens of text from window to window; ``normalization`` is per
+    token (the mean over predicted tokens), never per word.
     """
     bos = bool(corpus.get("add_bos"))
     name = f"token perplexity, windows of {corpus.get('window')}{', BOS' if bos else ''}"
@@ -35,27 +43,31 @@ def of_perplexity(corpus: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def of_task(result: Mapping[str, Any], batch_size: int, limit: int | None, dtype: str) -> dict[str, Any]:
-    """The protocol of a zero-shot task from its result (``tasks.evaluate``) and how it was run."""
+    """Protocol of a zero-shot task from its result (``tasks.evaluate``) and its settings."""
     keys = ("task", "source", "version", "metric", "shots", "documents_sha256", "lm_eval")
     found = {key: result.get(key) for key in keys} | {"batch_size": batch_size, "limit": limit, "dtype": dtype}
     return {"name": f"{result.get('task')}, {result.get('metric')}, {result.get('shots')}-shot", **found}
 
 
 def of_mean(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The protocol of a mean over tasks: those of the tasks by name."""
+    """Protocol of a mean over tasks: the protocols of the tasks by name."""
     return {"name": f"mean of {', '.join(protocols)}", "tasks": dict(protocols)}
 
 
 def weights_of(model: str | Path) -> dict[str, Any]:
-    """Identity of the weights in a canonical model folder: ``weights_sha256`` {file: digest} and, of a hub model, the ``commit``."""
+    """Identity of the weights in a canonical model folder.
+
+    ``weights_sha256`` {file: digest} and, for a hub model, the ``commit``.
+    """
     provenance = read_json(Path(model) / "provenance.json")
     return {key: provenance[key] for key in ("weights_sha256", "commit") if key in provenance}
 
 
 def differences(one: str, other: str, same_model: bool = True) -> list[str]:
-    """What two protocols (canonical JSON; empty: none recorded) differ in, one text for each key: ``window 2048 / 4096``.
+    """Differences of two protocols, one text per key: ``window 2048 / 4096``.
 
-    Between models what follows from the tokenizer may differ.
+    Protocols are canonical JSON, empty if none was recorded. Between models, keys that depend on
+    the tokenizer are ignored.
     """
     if one == other:
         return []
@@ -68,7 +80,7 @@ def differences(one: str, other: str, same_model: bool = True) -> list[str]:
 
 
 def flat(content: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by points."""
+    """Flatten nested dicts, joining keys with dots."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
@@ -76,6 +88,6 @@ def flat(content: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def described(text: str) -> str:
-    """A row's protocol for readers: its keys and values in one line."""
+    """Protocol of a row in one readable line."""
     content = {key: value for key, value in flat(json.loads(text)).items() if key != "name" and value is not None}
     return "; ".join(f"{key} {value!r}" if key == "join" else f"{key} {value}" for key, value in content.items())

@@ -1,4 +1,7 @@
-"""Means with standard errors, and differences of two cells measured on the same windows or samples (paired). Standard library only."""
+"""Means with standard errors, and paired differences of cells. Standard library only.
+
+Pairs are results on the same windows or samples.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def perplexity(losses: Sequence[float]) -> tuple[float, float | None]:
-    """exp of the mean of per-window losses (nats per token) and its standard error by the delta method."""
+    """Perplexity, exp of the mean loss (nats per token) over windows, and its standard error.
+
+    The error uses the delta method.
+    """
     mean, error = mean_and_error(losses)
     value = math.exp(min(mean, 700.0))
     return value, None if error is None else value * error
@@ -29,7 +35,10 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> tuple
 
 
 def perplexity_difference(losses: Sequence[float], others: Sequence[float]) -> tuple[float, float | None]:
-    """Difference of two perplexities over the same windows; the error linearizes exp at either mean and keeps the pairing."""
+    """Difference of two perplexities on the same windows, and its standard error.
+
+    The error linearizes exp at each mean and keeps the pairing.
+    """
     value, _ = perplexity(losses)
     other, _ = perplexity(others)
     _, error = paired_difference([value * loss for loss in losses], [other * loss for loss in others])

@@ -1,15 +1,21 @@
-"""Zero-shot tasks through lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), with the outcome of every sample.
+"""Zero-shot tasks through lm-eval, with per-sample outcomes.
 
-``lm_eval``  {task: piqa}: any task that lm-eval knows by name; its dataset comes from the hub.
-``local``    {path}: a file of documents of one layout (:mod:`.task_documents`), scored as lm-eval scores the task that the layout belongs to:
-             {query, choices, gold}                     the choice of highest log-likelihood (ARC, COPA, ...)
-             {context, continuation}                    whether greedy decoding yields the continuation (LAMBADA)
-             {context_options, continuation, gold}      the context under which the continuation is likeliest (WinoGrande, partial evaluation)
-``builtin``  {kind: cloze | continuation, items}: made from the evaluation part of the builtin corpus; needs no file and no network.
+https://github.com/EleutherAI/lm-evaluation-harness
 
-Other keys: metric (acc), shots (0; lm_eval only), filter (lm_eval only), delimiter, whitespace, duplicate_choices (local). White space at the end of
-a context is scored with the answer, as lm-eval does for every task: tokens often span it.
-lm-eval is imported by jobs of this module only: it takes seconds, and 15 s more where a task is to be found by name.
+``lm_eval``  {task: piqa}: any task that lm-eval knows by name; its data set comes from the hub.
+``local``    {path}: a file of documents of one layout (:mod:`.task_documents`), scored as lm-eval
+             scores the corresponding task:
+             {query, choices, gold}                 highest log-likelihood (ARC, COPA, ...)
+             {context, continuation}                greedy decoding yields it (LAMBADA)
+             {context_options, continuation, gold}  the context with the likeliest continuation
+                                                    (WinoGrande, partial evaluation)
+``builtin``  {kind: cloze | continuation, items}: generated from the evaluation part of the builtin
+             corpus; needs no file and no network.
+
+Other keys: metric (acc), shots (0; lm_eval only), filter (lm_eval only), delimiter, whitespace,
+duplicate_choices (local). Whitespace at the end of a context is scored with the answer, as in every
+lm-eval task: tokens often span it. Only jobs of this module import lm-eval: it takes seconds, and
+15 s more to find a task by name.
 """
 
 from __future__ import annotations
@@ -27,8 +33,8 @@ from importlib import metadata
 from itertools import groupby
 from typing import Any
 
-from .. import corpora
-from ..errors import ConfigError, NumericalFailure, unknown_name
+from ..corpora import token_windows
+from ..ground.errors import ConfigError, NumericalFailure, unknown_name
 from .protocols import of_task
 from .task_documents import LAYOUTS, METRICS, delimiter_of, layout_of, read_documents
 
@@ -37,13 +43,21 @@ KINDS = ("cloze", "continuation")
 CONTEXT_WORDS, CONTINUATION_WORDS, CHOICES = 36, 12, 4
 
 
-def evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Mapping[str, Any]], limit: int | None = None, batch_size: int = 8,
-             seed: int = 0) -> dict[str, dict[str, Any]]:
-    """name -> {metric, value, stderr, count, outcomes (per document, in their order), version, shots, lm_eval, protocol, ...} for each of ``tasks``.
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    tasks: Mapping[str, Mapping[str, Any]],
+    limit: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate ``tasks``: name -> result.
 
-    ``model`` and ``tokenizer`` are transformers objects, the model where it is to run; ``limit`` takes the first N documents of each task.
-    A task that fails is {status: failed, reason}, the others are measured all the same. Where all fail, raises :class:`ConfigError` for tasks that
-    cannot be had, :class:`NumericalFailure` for a log-likelihood that is not finite.
+    A result is {metric, value, stderr, count, outcomes (per document, in order), version, shots,
+    lm_eval, protocol, ...}. ``model`` and ``tokenizer`` are transformers objects, the model on its
+    device; ``limit`` selects the first N documents of each task. A failed task is {status: failed,
+    reason}; the others are still measured. If all fail, raises :class:`ConfigError` for unavailable
+    tasks, :class:`NumericalFailure` for a log-likelihood that is not finite.
     """
     from .harness import Harness
 
@@ -66,24 +80,28 @@ def evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Mapping[str, Any]],
 
 
 def _measured(name: str, entry: Mapping[str, Any], harness: Any, limit: int | None, seed: int) -> dict[str, Any]:
-    """The result of one task; what the code of a task of lm-eval's raises is a :class:`ConfigError` with its kind."""
+    """Evaluate one task; exceptions from task code of lm-eval become a :class:`ConfigError`."""
     from lm_eval.evaluator import evaluate as run
 
     built = build_tasks({name: entry}, seed)[name]
     harness.truncated = 0
     try:
-        samples = run(harness, {"tasks": built, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+        samples = run(
+            harness, {"tasks": built, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0, log_samples=True
+        )["samples"]
     except ConfigError as error:
         raise ConfigError(f"tasks.{name}: {error}") from None
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"tasks.{name}: lm-eval cannot score it: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"tasks.{name}: lm-eval cannot score it: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     how = {key: entry[key] for key in ("delimiter", "whitespace") if key in entry}
     return {**_score(name, entry, samples, list(built.values())), **how, "truncated": harness.truncated}
 
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Only errors from the logger ``name``."""
+    """Suppress warnings of the logger ``name``."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -94,7 +112,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def build_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """name -> {name of a task of lm-eval's: its Task object}; several where an entry names a group, such as mmlu."""
+    """Name -> {lm-eval task name: Task object}; several for a group such as mmlu."""
     built: dict[str, dict[str, Any]] = {}
     for name, entry in tasks.items():
         source = entry.get("source")
@@ -103,7 +121,11 @@ def build_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[s
         if source == "lm_eval":
             built[name] = _named_task(name, entry)
         else:
-            documents = read_documents(entry, f"tasks.{name}") if source == "local" else make_documents(entry, seed, f"tasks.{name}")
+            documents = (
+                read_documents(entry, f"tasks.{name}")
+                if source == "local"
+                else make_documents(entry, seed, f"tasks.{name}")
+            )
             built[name] = {name: _task_of(name, documents, entry)}
         for task in built[name].values():
             task.set_config("num_fewshot", entry.get("shots", 0))
@@ -118,18 +140,22 @@ def _named_task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     if entry.get("task") not in manager.all_tasks:
         close = get_close_matches(str(entry.get("task")), manager.all_tasks, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"tasks.{name}.task: lm-eval {metadata.version('lm_eval')} has no task '{entry.get('task')}'{hint} "
-                          "(`lm-eval ls tasks` lists all)")
+        raise ConfigError(
+            f"tasks.{name}.task: lm-eval {metadata.version('lm_eval')} has no task '{entry.get('task')}'{hint} "
+            "(`lm-eval ls tasks` lists all)"
+        )
     try:
         return manager.load([entry["task"]])["tasks"]
-    except Exception as error:  # datasets, the hub and tasks' own code each raise their kinds
+    except Exception as error:  # datasets, the hub and task code raise different exceptions
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"tasks.{name}: the data of lm-eval's '{entry['task']}' cannot be read: {reason} (it comes from the Hugging Face hub; "
-                          "offline, use source: local or builtin)") from None
+        raise ConfigError(
+            f"tasks.{name}: the data of lm-eval's '{entry['task']}' cannot be read: {reason} (it comes from the "
+            "Hugging Face hub; offline, use source: local or builtin)"
+        ) from None
 
 
 def _task_of(name: str, documents: list[dict[str, Any]], entry: Mapping[str, Any]) -> Any:
-    """lm-eval's task over documents of one layout, held in memory: nothing is read from or written to a cache."""
+    """lm-eval task on in-memory documents of one layout, without any cache."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
@@ -137,44 +163,61 @@ def _task_of(name: str, documents: list[dict[str, Any]], entry: Mapping[str, Any
     delimiter = delimiter_of(entry, layout)[1] if layout == "choices" else ""
     hashed = documents if delimiter == LAYOUTS[layout].delimiter else [delimiter, documents]
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-    config = {**LAYOUTS[layout].settings, "task": name, "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)}, "test_split": "test",
-              "target_delimiter": delimiter, "num_fewshot": 0, "metadata": {"version": 1, "documents_sha256": digest},
-              "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS[layout]]}
-    with _quiet("lm_eval.api.task"):  # it explains its command line for every custom dataset
+    config = {
+        **LAYOUTS[layout].settings,
+        "task": name,
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)},
+        "test_split": "test",
+        "target_delimiter": delimiter,
+        "num_fewshot": 0,
+        "metadata": {"version": 1, "documents_sha256": digest},
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS[layout]
+        ],
+    }
+    with _quiet("lm_eval.api.task"):  # it explains its command line for every custom data set
         return ConfigurableTask(config=config)
 
 
 def passages() -> list[tuple[str, list[str]]]:
-    """(topic, words) of running prose in the evaluation part of the builtin corpus, each of 48 words, none sharing text with another."""
+    """(topic, words) of disjoint prose passages of 48 words in the evaluation part of the builtin
+    corpus."""
     size, found = CONTEXT_WORDS + CONTINUATION_WORDS, []
-    for topic, text in enumerate(corpora.read({"source": "builtin", "part": "evaluation"})):
+    for topic, text in enumerate(token_windows.read({"source": "builtin", "part": "evaluation"})):
         for prose, paragraphs in groupby(re.split(r"\n\s*\n", text), _is_prose):
             words = " ".join(paragraphs).split() if prose else []
-            found += [(str(topic), words[at:at + size]) for at in range(0, len(words) - size + 1, size)]
+            found += [(str(topic), words[at : at + size]) for at in range(0, len(words) - size + 1, size)]
     return found
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether a paragraph reads as sentences: eight words or more, nearly all characters letters, spaces and points."""
+    """Check whether a paragraph is prose: at least eight words, nearly all letters and spaces."""
     plain = sum(character.isalpha() or character in " \n.,;'" for character in paragraph)
-    return len(paragraph.split()) >= 8 and plain >= 0.93 * len(paragraph) and not paragraph.startswith(("   >>>", ">>>"))
+    return (
+        len(paragraph.split()) >= 8 and plain >= 0.93 * len(paragraph) and not paragraph.startswith(("   >>>", ">>>"))
+    )
 
 
 def make_documents(entry: Mapping[str, Any], seed: int = 0, where: str = "task") -> list[dict[str, Any]]:
-    """Documents of a generated task: ``items`` passages drawn by ``seed``; fewer items are a prefix of more.
+    """Documents of a generated task: ``items`` passages drawn by ``seed``; fewer are a prefix of
+    more.
 
-    ``cloze``: a word that the passage has used before, given all that precedes it. ``continuation``: the 12 words that follow 36, among those of
-    three passages from other topics.
+    ``cloze``: a word that occurred earlier in the passage, given all text before it.
+    ``continuation``: the 12 words that follow 36, among those of three passages from other topics.
     """
     kind, items = entry.get("kind"), entry.get("items", 100)
     if kind not in KINDS:
         raise ConfigError(f"{where}.kind: {unknown_name('kind', kind, KINDS)}")
     drawn, all_passages = random.Random(seed), passages()
     order = drawn.sample(all_passages, len(all_passages))
-    made = [_cloze(words) for _, words in order] if kind == "cloze" else [_continuation(topic, words, order, drawn) for topic, words in order]
+    made = (
+        [_cloze(words) for _, words in order]
+        if kind == "cloze"
+        else [_continuation(topic, words, order, drawn) for topic, words in order]
+    )
     documents = [document for document in made if document]
     if not (type(items) is int and 0 < items <= len(documents)):
-        raise ConfigError(f"{where}.items: {items!r}; the builtin corpus gives 1 to {len(documents)} items of kind '{kind}'")
+        raise ConfigError(f"{where}.items: {items!r}; accepted for kind '{kind}' are 1 to {len(documents)} items")
     return documents[:items]
 
 
@@ -186,15 +229,22 @@ def _cloze(words: list[str]) -> dict[str, Any] | None:
     return None
 
 
-def _continuation(topic: str, words: list[str], others: list[tuple[str, list[str]]], drawn: random.Random) -> dict[str, Any]:
+def _continuation(
+    topic: str, words: list[str], others: list[tuple[str, list[str]]], drawn: random.Random
+) -> dict[str, Any]:
     wrong = drawn.sample([other[CONTEXT_WORDS:] for name, other in others if name != topic], CHOICES - 1)
     gold = drawn.randrange(CHOICES)
     choices = [" ".join(choice) for choice in wrong[:gold] + [words[CONTEXT_WORDS:]] + wrong[gold:]]
     return {"query": " ".join(words[:CONTEXT_WORDS]), "choices": choices, "gold": gold}
 
 
-def _score(name: str, entry: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], tasks: list[Any]) -> dict[str, Any]:
-    """One task's result; the mean over all documents, so a group's tasks count by their sizes, with the standard error of that mean."""
+def _score(
+    name: str, entry: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], tasks: list[Any]
+) -> dict[str, Any]:
+    """Result of one task: the mean over all documents with its standard error.
+
+    The tasks of a group count by their sizes.
+    """
     outcomes: list[float] = []
     metric = entry.get("metric", "acc")
     for key in sorted(samples):
@@ -210,6 +260,16 @@ def _score(name: str, entry: Mapping[str, Any], samples: Mapping[str, list[dict[
     count, value = len(outcomes), sum(outcomes) / len(outcomes)
     variance = sum((outcome - value) ** 2 for outcome in outcomes) / (count - 1) if count > 1 else 0.0
     details = tasks[0].config.metadata or {}
-    return {"metric": metric, "value": value, "stderr": math.sqrt(variance / count), "count": count, "outcomes": outcomes,
-            "version": str(tasks[0].VERSION), "shots": entry.get("shots", 0), "source": entry["source"], "task": entry.get("task", name),
-            "documents_sha256": details.get("documents_sha256"), "lm_eval": metadata.version("lm_eval")}
+    return {
+        "metric": metric,
+        "value": value,
+        "stderr": math.sqrt(variance / count),
+        "count": count,
+        "outcomes": outcomes,
+        "version": str(tasks[0].VERSION),
+        "shots": entry.get("shots", 0),
+        "source": entry["source"],
+        "task": entry.get("task", name),
+        "documents_sha256": details.get("documents_sha256"),
+        "lm_eval": metadata.version("lm_eval"),
+    }

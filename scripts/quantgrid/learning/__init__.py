@@ -1,1 +1,1 @@
-"""How the parameters of a transform are learned: their free forms, the differentiable decoder, objectives, the training itself."""
+"""Training of transform parameters: parametrizations, differentiable decoder, objectives, loop."""

@@ -1,10 +1,12 @@
-"""Scales and zero points of a rounded weight as parameters that gradients reach, in the formats that they are stored in.
+"""Learned scales and zero points of a quantized weight, in their storage formats.
 
-A scale is its start times ``factor``, a zero point its start plus (``shift`` - 1/2) times the span of its block: both are rounded to their
-storage formats, straight through, a power of two to the nearest in the logarithm. With units u = W / s and Q the rounding to the element
-format the gradients are those of LSQ (arXiv 1902.08153) and LSQ+ (2004.09576) for every format: dŴ/ds = Q(u) - u where u is in range, the limit
-that it is clipped to elsewhere. With ``fixed_codes`` the codes stay what they are, as EfficientQAT's second phase has it (arXiv 2407.11062),
-and dŴ/ds is the code's value.
+A scale is its initial value times ``factor``; a zero point is its initial value plus (``shift`` -
+1/2) times the span of its block. Both are rounded to their storage formats, straight through, a
+power of two to the nearest in the logarithm. With units u = W / s and Q the rounding to the element
+format the gradients are those of LSQ (arXiv 1902.08153) and LSQ+ (2004.09576) for every format:
+dŴ/ds = Q(u) - u where u is in range, the clipping limit elsewhere. With ``fixed_codes`` the codes
+do not change, as in EfficientQAT's second phase (arXiv 2407.11062), and dŴ/ds is the value of the
+code.
 """
 
 from __future__ import annotations
@@ -14,24 +16,29 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..quantizer import QuantizationParameters, QuantizedTensor, QuantScheme, fake_quantize, quantize
-from ..ranges import block_ranges
-from ..scales import block_span, effective_step, load_scale, store_scale
+from ..quantizer.ranges import block_ranges
+from ..quantizer.scales import QuantizationParameters, block_span, effective_step, load_scale, store_scale
+from ..quantizer.tensors import QuantizedTensor, fake_quantize, quantize
+from ..schemes.quant_scheme import QuantScheme
 from .straight_through import substituted
 
 NO_SHIFT = 0.5
-NEAR_EDGE = 0.49  # octaves; half of one is where a power of two rounds to the next
+NEAR_EDGE = 0.49  # octaves; at half an octave a power of two rounds to the next
 
 
 def moved(quantized: QuantizedTensor, device: torch.device | str) -> QuantizedTensor:
     """``quantized`` with all its tensors on ``device``."""
-    tensors = {part.name: tensor.to(device) for part in fields(quantized) if isinstance(tensor := getattr(quantized, part.name), Tensor)}
+    tensors = {
+        part.name: tensor.to(device)
+        for part in fields(quantized)
+        if isinstance(tensor := getattr(quantized, part.name), Tensor)
+    }
     return replace(quantized, **tensors)
 
 
 @dataclass(frozen=True)
 class ScaledWeight:
-    """``weight`` (*batch, m, n) float32 and ``base``, how it is rounded at the start."""
+    """``weight`` (*batch, m, n) float32 and ``base``, its initial quantization."""
 
     weight: Tensor
     base: QuantizedTensor
@@ -43,38 +50,51 @@ class ScaledWeight:
 
     @property
     def is_shifted(self) -> bool:
-        """Whether the zero point is a value, the block's minimum, rather than a code."""
+        """Check whether the zero point is a value (the minimum of the block) and not a code."""
         return not self.scheme.symmetric and self.scheme.element_format.kind == "float"
 
     def start(self) -> dict[str, Tensor]:
-        """The parameters that leave ``base`` as it is: ``factor`` and, where there are zero points, ``shift``; in the shape of the scales."""
+        """Initial parameters, which reproduce ``base``, in the shape of the scales.
+
+        ``factor`` and, with zero points, ``shift``.
+        """
         factor = torch.ones(self.base.scale.shape, device=self.weight.device)
         if self.scheme.storage.kind == "exponent":
             factor = self._within_octave()
-        return {"factor": factor} | ({} if self.base.zero_point is None else {"shift": torch.full_like(factor, NO_SHIFT)})
+        return {"factor": factor} | (
+            {} if self.base.zero_point is None else {"shift": torch.full_like(factor, NO_SHIFT)}
+        )
 
     def _within_octave(self) -> Tensor:
-        """Where a power of two stands for its block: the scale that the block's range asks for, relative to it, where that rounds to it.
+        """Unrounded scale of each block relative to its power of two, where it rounds to that
+        power.
 
-        A factor of 1 would be half an octave away from any other power, and so would every block from a change.
+        A factor of 1 would leave every block half an octave away from a change to another power.
         """
         shape = self.base.scale.shape
-        span = block_span(*block_ranges(self.weight.reshape(shape[:-1].numel(), shape[-1], -1), self.scheme)).reshape(shape)
+        span = block_span(*block_ranges(self.weight.reshape(shape[:-1].numel(), shape[-1], -1), self.scheme)).reshape(
+            shape
+        )
         step = effective_step(self.base.parameters, self.scheme)
         return torch.where(span > 0, span / self.scheme.limit / step, 1.0).clamp(2**-NEAR_EDGE, 2**NEAR_EDGE)
 
     def quantized(self, values: dict[str, Tensor]) -> QuantizedTensor:
-        """What is stored under these ``factor`` and ``shift``."""
+        """Quantized tensor under these ``factor`` and ``shift``."""
         parameters = self._stored(values)
         if not self.fixed_codes:
             return quantize(self.weight, self.scheme, parameters)
         return replace(self.base, scale=parameters.scale, zero_point=parameters.zero_point)
 
     def rounded(self, values: dict[str, Tensor]) -> Tensor:
-        """The values of :meth:`quantized`, (*batch, m, n), differentiable with respect to ``values``."""
+        """Values of :meth:`quantized`, (*batch, m, n), differentiable with respect to
+        ``values``."""
         parameters = self._stored(values)
         with torch.no_grad():
-            exact = self.quantized(values).dequantize() if self.fixed_codes else fake_quantize(self.weight, self.scheme, parameters)
+            exact = (
+                self.quantized(values).dequantize()
+                if self.fixed_codes
+                else fake_quantize(self.weight, self.scheme, parameters)
+            )
         step = substituted(self._scale(values) * self._unit(), effective_step(parameters, self.scheme)).unsqueeze(-1)
         zero_point = None
         if parameters.zero_point is not None:
@@ -82,7 +102,8 @@ class ScaledWeight:
         return substituted(self._smooth(exact, step, zero_point), exact)
 
     def _smooth(self, exact: Tensor, step: Tensor, zero_point: Tensor | None) -> Tensor:
-        """``exact`` as a function of ``step`` and ``zero_point`` (*batch, m or 1, groups, 1), codes held where they are."""
+        """``exact`` as a function of ``step`` and ``zero_point`` (*batch, m or 1, groups, 1), codes
+        fixed."""
         groups = step.shape[-2]
         safe = torch.where(step > 0, step, 1.0)
         offset = zero_point if self.is_shifted else 0.0
@@ -96,19 +117,28 @@ class ScaledWeight:
         return (moved * step + offset).flatten(-2)
 
     def _in_range(self, units: Tensor, zero_point: Tensor | None) -> Tensor:
-        """``units`` clipped to what the element format holds; the limits of an asymmetric integer move with its zero point."""
+        """``units`` clipped to the range of the element format.
+
+        The limits of an asymmetric integer move with its zero point.
+        """
         element = self.scheme.element_format
         if element.kind == "integer":
-            low, high = (limit if zero_point is None else limit - zero_point for limit in map(float, self.scheme.code_range))
+            low, high = (
+                limit if zero_point is None else limit - zero_point for limit in map(float, self.scheme.code_range)
+            )
         elif element.kind == "kmeans":
             low, high = self.base.codebook[..., :1].float(), self.base.codebook[..., -1:].float()
         else:
-            low, high = min(element.values()) if element.kind == "codebook" else -element.maximum * element.signed, element.maximum
+            low, high = (
+                min(element.values()) if element.kind == "codebook" else -element.maximum * element.signed,
+                element.maximum,
+            )
         units = torch.where(units > high, high, units)
         return torch.where(units < low, low, units)
 
     def _unit(self) -> Tensor:
-        """What one stored scale stands for: the global scale and the constant of the scale rule."""
+        """Value of one unit of the stored scale: global scale times the constant of the scale
+        rule."""
         unit = torch.tensor(self.scheme.scale_multiplier, device=self.weight.device)
         return unit if self.base.global_scale is None else unit * self.base.global_scale
 
@@ -122,7 +152,8 @@ class ScaledWeight:
 
     @torch.no_grad()
     def _stored(self, values: dict[str, Tensor]) -> QuantizationParameters:
-        """Scales and zero points rounded to their storage formats; a power of two to the nearest in the logarithm."""
+        """Scales and zero points rounded to storage formats; powers of two to the nearest
+        logarithm."""
         storage, scale, zero_point = self.scheme.storage, self._scale(values), None
         if storage.kind == "exponent":
             stored = (scale.log2().round() + storage.bias).clamp(0, 2 * storage.bias).to(torch.uint8)
@@ -130,5 +161,7 @@ class ScaledWeight:
             stored = store_scale(scale, storage)
         if self.base.zero_point is not None:
             zero_point = self._zero_point(values)
-            zero_point = zero_point if self.is_shifted else zero_point.round().clamp(*self.scheme.code_range).to(torch.uint8)
+            zero_point = (
+                zero_point if self.is_shifted else zero_point.round().clamp(*self.scheme.code_range).to(torch.uint8)
+            )
         return QuantizationParameters(stored, zero_point, self.base.global_scale, self.base.codebook)

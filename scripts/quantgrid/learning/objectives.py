@@ -1,8 +1,10 @@
-"""What is minimized: the loss of a network on token windows, the error of its layers, or a moment of the weights alone.
+"""Objectives of a training: loss on token windows, layer output error, or a moment of the weights.
 
-An objective has ``count`` items to draw batches from, numbered from 0, and others on which start and end of a training are ``compared``: the
-last windows, which no batch holds. ``pieces(values, batch)`` yields the summands of the loss one after another: each is sent back before the
-next is made, so that no more than one layer, or the windows of ``resources.PIECE`` tokens, is held at a time.
+An objective has ``count`` items for batches, numbered from 0, and held-out items ``compared``
+(the last windows, in no batch) that decide between initial and trained parameters.
+``pieces(values, batch)`` yields the summands of the loss. The backward pass of each runs before the
+next is computed, so only one layer, or the windows of ``memory.PIECE`` tokens, is in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -12,15 +14,16 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from ..architecture import LINEARS
-from ..errors import ConfigError
-from ..resources import PIECE
-from ..transforms.composition import Parameters
+from ..ground.errors import ConfigError
+from ..inference.transform import Parameters
+from ..machine.memory import PIECE
+from ..models.lm_head import head_of
+from .head_loss import divergence
 from .network import Folding, Network
 
-CACHE = 1 << 29  # bytes of full-precision probabilities kept for the next time that their window comes
+# bytes of cached full-precision probabilities of windows
+CACHE = 1 << 29
 
 
 class Objective(Protocol):
@@ -28,35 +31,47 @@ class Objective(Protocol):
     compared: Sequence[int]
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
-        """Scalars whose sum is the loss of the items ``batch`` under the learned ``values``."""
+        """Scalars that sum to the loss of the items ``batch`` under the learned ``values``."""
 
 
 def squared_error(found: Tensor, wanted: Tensor, error: str) -> Tensor:
-    """Squared error of (batch, tokens, d) over the squares of what is wanted: ``squared`` over all at once, so that tokens of large norm
-    decide; ``relative`` token by token, so that all count the same."""
+    """Squared error of (batch, tokens, d) relative to the squares of ``wanted``.
+
+    ``squared`` divides totals, so tokens of large norm dominate; ``relative`` divides per token, so
+    all tokens weigh the same.
+    """
     dims = -1 if error == "relative" else (-3, -2, -1)
-    return ((found - wanted).square().sum(dims) / wanted.square().sum(dims).clamp(min=torch.finfo(wanted.dtype).tiny)).mean()
+    return (
+        (found - wanted).square().sum(dims) / wanted.square().sum(dims).clamp(min=torch.finfo(wanted.dtype).tiny)
+    ).mean()
 
 
 def together(items: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """``items``, windows of ``tokens`` each, in pieces of at most ``PIECE`` tokens or one window."""
+    """Split ``items``, windows of ``tokens`` each, into pieces of at most ``PIECE`` tokens or one
+    window."""
     size = max(1, PIECE // tokens)
     return (list(items[start : start + size]) for start in range(0, len(items), size))
 
 
 def divided(windows: int, held_out: int) -> tuple[int, range]:
-    """``count`` and ``compared`` of an objective whose items are ``windows``, the last ``held_out`` of them left out of the training.
+    """``count`` and ``compared`` of an objective on ``windows`` items, the last ``held_out`` not
+    trained on.
 
-    Raises :class:`ConfigError` where no window is left to train on.
+    Raises :class:`ConfigError` if no window is left to train on.
     """
     if windows <= held_out:
-        raise ConfigError(f"a training that holds {held_out} windows out needs more than its {windows}; raise 'windows' of the corpus")
+        raise ConfigError(
+            f"training with {held_out} held-out windows needs more than the given {windows}; raise 'windows'"
+        )
     return windows - held_out, range(windows - held_out, windows)
 
 
 class EndToEnd:
-    """``cross_entropy`` of the next token (SpinQuant, arXiv 2405.16406), or ``kl_top``: the divergence from the full-precision model over its
-    ``top`` likeliest tokens, probabilities taken over the whole vocabulary (OSTQuant, arXiv 2501.13987)."""
+    """``cross_entropy`` of the next token (SpinQuant, arXiv 2405.16406), or ``kl_top``.
+
+    ``kl_top`` is the divergence from the full-precision model over its ``top`` most likely tokens,
+    with probabilities over the whole vocabulary (OSTQuant, arXiv 2501.13987).
+    """
 
     def __init__(self, network: Network, held_out: int, loss: str = "cross_entropy", top: int = 1000):
         self.network, self.loss, self.top = network, loss, top
@@ -66,24 +81,29 @@ class EndToEnd:
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
         for items in together(batch, self.network.windows.shape[1]):
             windows = self.network.windows[items]
-            logits = self.network.logits(windows, values).float()
+            hidden = self.network.last_hidden(windows, values).float()
             if self.loss == "cross_entropy":
-                loss = cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
+                hidden, where = hidden[:, :-1], windows[:, 1:].unsqueeze(-1)
+                likeliest = torch.zeros(where.shape, device=hidden.device)
             else:
-                loss = self._divergence(logits, items)
+                known = zip(*(self._likeliest(item) for item in items))
+                likeliest, where = (torch.stack(parts).to(hidden.device) for parts in known)
+            head = head_of(self.network.model)
+            loss = divergence(hidden.flatten(0, 1), head, likeliest.flatten(0, 1), where.flatten(0, 1).long())
             yield loss * (len(items) / len(batch))
-
-    def _divergence(self, logits: Tensor, items: list[int]) -> Tensor:
-        likeliest, where = (torch.stack(parts).to(logits.device) for parts in zip(*(self._likeliest(item) for item in items)))
-        student = logits.gather(-1, where.long()) - logits.logsumexp(-1, keepdim=True)
-        return (likeliest.exp() * (likeliest - student)).sum(-1).mean()
 
     @torch.no_grad()
     def _likeliest(self, item: int) -> tuple[Tensor, Tensor]:
-        """Logarithms of the full-precision model's ``top`` probabilities at every token of a window, and their tokens (tokens, top)."""
+        """Full-precision log-probabilities of the ``top`` tokens at each position, and these
+        tokens.
+
+        Both are (tokens, top).
+        """
         if item in self._known:
             return self._known[item]
-        logits = self.network.model(self.network.windows[item : item + 1], use_cache=False).logits[0].float().log_softmax(-1)
+        logits = (
+            self.network.model(self.network.windows[item : item + 1], use_cache=False).logits[0].float().log_softmax(-1)
+        )
         likeliest, where = logits.topk(min(self.top, logits.shape[-1]))
         found = likeliest.cpu(), where.to("cpu", torch.int32)
         if (len(self._known) + 1) * 8 * likeliest.numel() <= CACHE:
@@ -92,7 +112,7 @@ class EndToEnd:
 
 
 class AllLayers:
-    """Mean over the layers of the ``relative`` error of each one's output, every layer fed with what the full-precision model feeds it."""
+    """Mean over layers of the ``relative`` output error, each layer on full-precision inputs."""
 
     def __init__(self, network: Network, held_out: int):
         self.network = network
@@ -111,7 +131,7 @@ class AllLayers:
 
 
 class OneLayer:
-    """Error of one layer's output on ``inputs``, (windows, tokens, d), against ``wanted``, of the same shape."""
+    """Output error of one layer on ``inputs`` against ``wanted``, both (windows, tokens, d)."""
 
     def __init__(self, network: Network, held_out: int, index: int, inputs: Tensor, wanted: Tensor, error: str):
         self.network, self.index, self.inputs, self.wanted, self.error = network, index, inputs, wanted, error
@@ -126,15 +146,19 @@ class OneLayer:
 
 
 class FourthPower:
-    """Fourth power of the folded weights over the square of their second: their kurtosis about zero, averaged over the linears; the items
-    are layers. ``sign`` -1 maximizes it."""
+    """Fourth moment of the folded weights over their squared second moment, averaged over the
+    linears.
+
+    This is the kurtosis about zero. The items are layers. ``sign`` -1 maximizes it.
+    """
 
     def __init__(self, folding: Folding, sign: float = 1.0):
         self.folding, self.sign, self.count = folding, sign, folding.shape.layers
-        self.compared = range(self.count)  # no tokens, nothing to hold out
+        self.compared = range(self.count)  # no tokens, so nothing is held out
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
         for index in batch:
-            weights = self.folding.fold(index, values).weights
-            kurtosis = torch.stack([weights[linear].pow(4).mean() / weights[linear].square().mean().square() for linear in LINEARS])
+            layer = self.folding.fold(index, values)
+            weights = [layer.weights[linear] for linear in layer.plan.linears]
+            kurtosis = torch.stack([weight.pow(4).mean() / weight.square().mean().square() for weight in weights])
             yield self.sign * kurtosis.mean() / len(batch)

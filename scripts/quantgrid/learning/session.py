@@ -1,7 +1,7 @@
-"""What a training leaves behind: losses step by step, how each part of it ended, and a state file from which an interrupted one goes on.
+"""Record of a training: losses per step, outcome of each part, and a state file for resuming.
 
-The state is one safetensors file: free parameters and the optimizer's moments as tensors, all else as JSON in its header, with the digest of both.
-No pickle.
+The state is one safetensors file: parameters and optimizer moments as tensors, everything else as
+JSON in its header, with the digest of both. No pickle.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..storage import read_metadata, read_tensors, write_tensors
-from ..transforms.composition import Parameters
-
-COLUMNS = ("part", "step", "loss", "learning_rate")
+from ..ground.errors import ConfigError
+from ..ground.storage import read_metadata, read_tensors, write_tensors
+from ..inference.transform import Parameters
+from .loss_columns import HEADER
 
 
 def _as_kept(tensor: Tensor) -> Tensor | int:
-    """An entry of an optimizer's state: geoopt counts steps in whole numbers, torch in float32 tensors."""
+    """Normalize an optimizer state entry: geoopt counts steps as int, torch in float32 tensors."""
     return int(tensor) if tensor.dtype == torch.int64 else tensor
 
 
@@ -37,8 +36,11 @@ def _digest(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 class Session:
-    """``rows``: [part, step, loss, learning rate] of every step; ``ends``: part -> start and end loss; ``finished``: parameters of parts
-    that are done. A part is ``all`` or a layer."""
+    """Progress of a training; a part is ``all`` or a layer.
+
+    ``rows``: [part, step, loss, learning rate] of every step. ``ends``: part -> start and end loss.
+    ``finished``: parameters of finished parts.
+    """
 
     def __init__(self, path: Path | None = None, save_seconds: float = 30.0):
         self.path, self.save_seconds, self._saved = path, save_seconds, time.monotonic()
@@ -53,42 +55,69 @@ class Session:
     def _load(self, path: Path) -> None:
         about, tensors = read_metadata(path), read_tensors(path)
         if about.pop("digest", None) != _digest(about, tensors):
-            raise ConfigError(f"{path}: not the state that the training left; delete it and run again: the training begins anew")
+            raise ConfigError(
+                f"{path}: training state is altered or incomplete; delete it and run again: the training starts over"
+            )
         self.rows, self.ends, self._interrupted = about["rows"], about["ends"], about["current"]
-        self.finished = {name.removeprefix("finished."): tensor for name, tensor in tensors.items() if name.startswith("finished.")}
+        self.finished = {
+            name.removeprefix("finished."): tensor for name, tensor in tensors.items() if name.startswith("finished.")
+        }
         self._tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("finished.")}
 
     def resume(self, part: str, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
-        """(steps done, start loss) of ``part``; (0, None) unless it was interrupted. Parameters and moments are put back."""
+        """(steps done, start loss) of ``part``; (0, None) unless it was interrupted.
+
+        Restores parameters and moments.
+        """
         if self._interrupted.get("part") != part:
-            self.rows = [row for row in self.rows if row[0] != part]  # of a part that begins again
+            self.rows = [row for row in self.rows if row[0] != part]  # of a part that starts over
             return 0, None
         with torch.no_grad():
             for number, parameter in enumerate(trainables.parameters()):
                 parameter.copy_(self._tensors[f"free.{number}"])
         state = optimizer.state_dict()
         numbers = [number for group in state["param_groups"] for number in group["params"]]
-        state["state"] = {number: {name.removeprefix(f"moment.{number}."): _as_kept(tensor) for name, tensor in self._tensors.items()
-                                   if name.startswith(f"moment.{number}.")} for number in numbers}
+        state["state"] = {
+            number: {
+                name.removeprefix(f"moment.{number}."): _as_kept(tensor)
+                for name, tensor in self._tensors.items()
+                if name.startswith(f"moment.{number}.")
+            }
+            for number in numbers
+        }
         optimizer.load_state_dict(state)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters):  # torch's Adam makes float32 tensors of whole numbers
-            optimizer.state[parameter] |= {name: value for name, value in state["state"][number].items() if isinstance(value, int)}
+        # torch's Adam turns integers into float32 tensors
+        for number, parameter in zip(numbers, parameters):
+            optimizer.state[parameter] |= {
+                name: value for name, value in state["state"][number].items() if isinstance(value, int)
+            }
         done, self._interrupted = self._interrupted, {}
         return done["step"], done["start"]
 
-    def step(self, part: str, row: list[Any], start: float, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the row of a step that is done, and now and then the state after it."""
+    def step(
+        self, part: str, row: list[Any], start: float, trainables: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Record a finished step and periodically save the state."""
         self.rows.append([part, *row])
         if self.path and time.monotonic() - self._saved >= self.save_seconds:
-            free = {f"free.{number}": parameter.detach().cpu() for number, parameter in enumerate(trainables.parameters())}
-            moments = {f"moment.{number}.{name}": torch.as_tensor(value).cpu() for number, entry in optimizer.state_dict()["state"].items()
-                       for name, value in entry.items()}
+            free = {
+                f"free.{number}": parameter.detach().cpu() for number, parameter in enumerate(trainables.parameters())
+            }
+            moments = {
+                f"moment.{number}.{name}": torch.as_tensor(value).cpu()
+                for number, entry in optimizer.state_dict()["state"].items()
+                for name, value in entry.items()
+            }
             self._write({"part": part, "step": row[0], "start": start}, {**free, **moments})
 
     def finish(self, part: str, parameters: Parameters, start: float, end: float, trained: bool) -> None:
-        """A part is done, with the parameters that it leaves; without any step it is ``untrained``."""
-        self.ends[part] = {"start": start, "end": end, "kept": ("learned" if end < start else "start") if trained else "untrained"}
+        """Record a finished part and its parameters; without any step it is ``untrained``."""
+        self.ends[part] = {
+            "start": start,
+            "end": end,
+            "kept": ("learned" if end < start else "start") if trained else "untrained",
+        }
         self.finished |= parameters
         if self.path and time.monotonic() - self._saved >= self.save_seconds:
             self._write({}, {})
@@ -100,5 +129,5 @@ class Session:
         self._saved = time.monotonic()
 
     def table(self) -> str:
-        """The losses as CSV."""
-        return "\n".join([",".join(COLUMNS), *(",".join(map(str, row)) for row in self.rows)]) + "\n"
+        """Losses as CSV."""
+        return HEADER + "".join(",".join(map(str, row)) + "\n" for row in self.rows)

@@ -1,12 +1,16 @@
-"""Rounding with gradients: the straight-through estimator (arXiv 1308.3432), with or without the range of each scale block.
+"""Differentiable rounding: straight-through estimator (arXiv 1308.3432), with optional range
+gradient.
 
-Values are those of the library's quantizer, bit for bit. ``gradient`` names the derivative of x̂ = s c(x / s), codes c rounded straight through:
+Values equal those of the library's quantizer, bit for bit. ``gradient`` selects the derivative of
+x̂ = s c(x / s), codes c rounded straight through:
 
-``range``     the scale s belongs to a range that is found at run time, so it is a function of x: dx̂ = dx + (x̂ - x) dw / w, with w the width of
-              the block's range. Its first factor is LSQ's c - x / s (arXiv 1902.08153). The codes of OmniQuant, FlatQuant and OSTQuant leave
-              the scale attached in this way. Rounding of the scale to its storage format passes straight through too, that of a power of
-              two in the logarithm: s stays proportional to w.
-``identity``  dx̂ = dx, as SpinQuant's code has it.
+``range``     the scale s belongs to a range computed at run time, so it is a function of x:
+              dx̂ = dx + (x̂ - x) dw / w, with w the width of the block's range. Its first factor
+              is LSQ's c - x / s (arXiv 1902.08153). The codes of OmniQuant, FlatQuant and
+              OSTQuant keep the scale in the graph in this way. Rounding of the scale to its
+              storage format passes straight through too, for a power of two in the logarithm:
+              s stays proportional to w.
+``identity``  dx̂ = dx, as in SpinQuant's code.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..linear import CLIP, Rounding
-from ..quantizer import QuantScheme, fake_quantize
-from ..ranges import clamp_ranges, percentile_rank
+from ..inference.linear import CLIP, Rounding
+from ..quantizer.ranges import clamp_ranges, percentile_rank
+from ..quantizer.tensors import fake_quantize
+from ..schemes.quant_scheme import QuantScheme
 
 
 class _Substituted(torch.autograd.Function):
@@ -34,21 +39,25 @@ class _Substituted(torch.autograd.Function):
 
 
 def substituted(smooth: Tensor, exact: Tensor) -> Tensor:
-    """The values of ``exact`` with the gradient of ``smooth``, of the same shape and dtype."""
+    """Values of ``exact`` with the gradient of ``smooth``, both of the same shape and dtype."""
     return _Substituted.apply(smooth, exact.detach())
 
 
 def blocks_of(x: Tensor, scheme: QuantScheme) -> Tensor:
-    """``x`` (*batch, rows, n) as (*, groups, size) with one scale per block."""
+    """Reshape ``x`` (*batch, rows, n) to (*, groups, size) with one scale per block."""
     shape = scheme.scale_shape(x.shape)
     return x.reshape(math.prod(shape[:-1]), shape[-1], -1)
 
 
-def range_ends(blocks: Tensor, scheme: QuantScheme) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(magnitude, sign, place) of the elements that set the range of each block, each tensor (*, groups, 1).
+def range_ends(x: Tensor, scheme: QuantScheme) -> list[tuple[Tensor, Tensor]]:
+    """(derivative, position) of the elements that set the range of each block, (*, groups, 1) each.
 
-    A symmetric range has one end, the largest magnitude; an asymmetric one has two, a positive and a negative, and contains 0.
+    ``x`` (*batch, rows, n); the derivative is that of the logarithm of the range's width.
+
+    A symmetric range has one end, the largest magnitude; an asymmetric one has two, a positive and
+    a negative, and contains 0.
     """
+    blocks = blocks_of(x, scheme)
     sides = [blocks.abs()] if scheme.symmetric else [blocks, -blocks]
     found = []
     for number, side in enumerate(sides):
@@ -58,20 +67,18 @@ def range_ends(blocks: Tensor, scheme: QuantScheme) -> list[tuple[Tensor, Tensor
             magnitude, place = side.max(dim=-1, keepdim=True)
         sign = blocks.gather(-1, place).sign() if scheme.symmetric else torch.full_like(magnitude, 1.0 - 2.0 * number)
         found.append((magnitude.clamp(min=0), sign, place))
-    return found
+    width = sum(magnitude for magnitude, _, _ in found)
+    inverse = torch.where(width > 0, 1 / width, 0.0)
+    return [(torch.where(magnitude > 0, sign, 0.0) * inverse, place) for magnitude, sign, place in found]
 
 
 class _RangeRounded(torch.autograd.Function):
-    """The values ``exact`` of ``x`` rounded in ``scheme``, with the gradient ``range``."""
+    """Values ``exact`` of ``x`` rounded in ``scheme``, with the gradient ``range``."""
 
     @staticmethod
     def forward(ctx, x: Tensor, exact: Tensor, scheme: QuantScheme) -> Tensor:
-        ends = range_ends(blocks_of(x, scheme), scheme)
-        width = sum(magnitude for magnitude, _, _ in ends)
-        inverse = torch.where(width > 0, 1 / width, 0.0)
-        weights = [torch.where(magnitude > 0, sign, 0.0) * inverse for magnitude, sign, _ in ends]
         ctx.scheme = scheme
-        ctx.save_for_backward(exact - x, *weights, *(place for _, _, place in ends))
+        ctx.save_for_backward(exact - x, *(part for end in range_ends(x, scheme) for part in end))
         return exact.view_as(exact)
 
     @staticmethod
@@ -79,43 +86,53 @@ class _RangeRounded(torch.autograd.Function):
         error, *ends = ctx.saved_tensors
         found = blocks_of(gradient, ctx.scheme).clone()
         moved = (found * blocks_of(error, ctx.scheme)).sum(-1, keepdim=True)  # dL / d(log w)
-        for weight, place in zip(ends[: len(ends) // 2], ends[len(ends) // 2 :]):
-            found.scatter_add_(-1, place, moved * weight)
+        for derivative, place in zip(ends[::2], ends[1::2]):
+            found.scatter_add_(-1, place, moved * derivative)
         return found.view(gradient.shape), None, None
 
 
 def straight_through(x: Tensor, exact: Tensor, scheme: QuantScheme, gradient: str = "range") -> Tensor:
-    """The values ``exact`` of ``x`` (*batch, rows, n) rounded in ``scheme``, differentiable in ``x`` as ``gradient`` says."""
+    """Values ``exact`` of ``x`` (*batch, rows, n) rounded in ``scheme``, differentiable in ``x``.
+
+    ``gradient`` selects the derivative.
+    """
     if gradient == "identity":
         return substituted(x, exact)
     return _RangeRounded.apply(x, exact.detach(), scheme)
 
 
 def dynamic(scheme: QuantScheme) -> QuantScheme:
-    """``scheme`` with ranges by extremes, and with a global scale of the tensor at hand in the place of a static one."""
+    """``scheme`` with min-max ranges, and a per-tensor global scale instead of a static one."""
     scheme = replace(scheme, range="minmax") if scheme.range != "minmax" else scheme
     return replace(scheme, global_scale="tensor") if scheme.global_scale == "static" else scheme
 
 
 class StraightThrough(nn.Module):
-    """Rounds an activation while a transform is trained, of several candidate schemes in the one of least squared error.
+    """Rounding of an activation during training, in the best of several candidate schemes.
 
-    Scales are found on the tensor at hand, static ones too: the statistics of the finished transform settle a static scale.
-    ``clip``: learned limits of its ranges (``linear.Rounding``), which gradients reach.
+    The best has the least squared error. Scales are computed from the tensor, static ones too: the
+    statistics of the finished transform determine the final static scale. ``clip``: learned range
+    limits (``linear.Rounding``), which receive gradients.
     """
 
-    def __init__(self, candidates: Sequence[QuantScheme], gradient: str = "range", clip: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self, candidates: Sequence[QuantScheme], gradient: str = "range", clip: Mapping[str, Tensor] | None = None
+    ):
         super().__init__()
         self.candidates, self.gradient, self.clip = [dynamic(scheme) for scheme in candidates], gradient, clip
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` (*batch, tokens, n) -> the same shape and dtype."""
+        """Round ``x`` (*batch, tokens, n); shape and dtype are unchanged."""
+        return straight_through(*self.best(x), self.gradient)
+
+    def best(self, x: Tensor) -> tuple[Tensor, Tensor, QuantScheme]:
+        """Clip and round ``x``; returns the clipped values, the rounded ones, and their scheme."""
         inputs = [self._clipped(x, scheme) for scheme in self.candidates]
         with torch.no_grad():
             rounded = [fake_quantize(values, scheme) for values, scheme in zip(inputs, self.candidates)]
             errors = [0.0] if len(rounded) == 1 else [(values - x).square().sum().item() for values in rounded]
         best = min(range(len(errors)), key=errors.__getitem__)
-        return straight_through(inputs[best], rounded[best], self.candidates[best], self.gradient)
+        return inputs[best], rounded[best], self.candidates[best]
 
     def _clipped(self, x: Tensor, scheme: QuantScheme) -> Tensor:
         if self.clip is None:
@@ -125,7 +142,7 @@ class StraightThrough(nn.Module):
 
 
 def round_weight(weight: Tensor, scheme: QuantScheme, gradient: str = "range") -> Tensor:
-    """``weight`` (m, n) rounded with ranges by extremes, differentiable."""
+    """``weight`` (m, n) rounded with min-max ranges, differentiable."""
     scheme = dynamic(scheme)
     with torch.no_grad():
         exact = fake_quantize(weight, scheme)
@@ -133,9 +150,9 @@ def round_weight(weight: Tensor, scheme: QuantScheme, gradient: str = "range") -
 
 
 class StraightRounding(nn.Module):
-    """``rounding`` of the stored model while ``active``, the identity while not.
+    """``rounding`` of the stored model while ``active``, otherwise the identity.
 
-    A range that calibration settled is no function of the input: its gradient is the identity's.
+    A calibrated range does not depend on the input, so its gradient is that of the identity.
     """
 
     def __init__(self, rounding: Rounding, gradient: str = "range"):
@@ -143,7 +160,7 @@ class StraightRounding(nn.Module):
         self.rounding, self.gradient, self.active = rounding, gradient, False
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` (*batch, tokens, n) -> the same shape and dtype."""
+        """Round ``x`` (*batch, tokens, n); shape and dtype are unchanged."""
         if not self.active:
             return x
         gradient = "identity" if "scale" in self.rounding.fixed else self.gradient

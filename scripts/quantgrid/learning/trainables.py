@@ -1,10 +1,13 @@
-"""The learned parameters of a transform in free form: what an optimizer may move without leaving the set they belong to.
+"""Unconstrained parametrization of the learned parameters of a transform.
 
-rotation    a point of the orthogonal group, moved by geoopt's Riemannian Adam (Becigneul and Ganea, arXiv 1810.00760), as OSTQuant and
-            the authors of arXiv 2507.17417 do. The step is divided by one number for the whole matrix: a learning rate of r turns any matrix,
-            of any width, by at most 2 sqrt(2) r in the Frobenius norm at the first step.
-cayley      start x Q with Q = cayley(A), A skew-symmetric and at first 0 (``torch.nn.utils.parametrizations``, trivialization of arXiv
-            1909.09501), entries of A moved by Adam one by one, as FlatQuant's code does: the angle of a step grows with the width
+rotation    a point of the orthogonal group, updated by geoopt's Riemannian Adam (Becigneul and
+            Ganea, arXiv 1810.00760), as OSTQuant and the authors of arXiv 2507.17417 do. The
+            step is divided by one number for the whole matrix: at learning rate r the first
+            step moves any matrix, of any width, by at most 2 sqrt(2) r in the Frobenius norm.
+cayley      start x Q with Q = cayley(A), A skew-symmetric and initially 0
+            (``torch.nn.utils.parametrizations``, trivialization of arXiv 1909.09501); Adam
+            updates each entry of A, as in FlatQuant's code: the angle of a step grows with
+            the width
 positive    exp(theta)
 fraction    sigmoid(gamma), within (0, 1)
 """
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from ..transforms.composition import Parameters, Transform
+from ..inference.transform import Parameters, Transform
 
 
 class _Orthogonal(nn.Module):
@@ -30,7 +33,7 @@ class _Orthogonal(nn.Module):
         return self.matrix
 
     def exported(self) -> Tensor:
-        """The nearest orthogonal matrix in float64: float32 steps drift by about 1e-6."""
+        """Nearest orthogonal matrix in float64: float32 steps drift by about 1e-6."""
         u, _, v = torch.linalg.svd(self.matrix.detach().double().cpu())
         return u @ v
 
@@ -79,18 +82,19 @@ KINDS: dict[str, type[nn.Module]] = {"rotation": Rotation, "cayley": Cayley, "po
 
 
 def learned_kinds(transform: Transform, layers: Iterable[int] | None = None) -> dict[str, str]:
-    """Kind of every learned parameter by its name, of all layers and the shared ones or of ``layers`` alone."""
+    """Kind of every learned parameter by name, of all layers and shared, or of ``layers`` only."""
     found, scopes = {}, None if layers is None else {str(layer) for layer in layers}
     for name in transform.parameters:
-        number, scope, rest = name.split(".", 2)
-        kind = getattr(transform.primitives[int(number)], "learns", {}).get(rest.rpartition(".")[2])
+        number, scope, *parts = name.split(".")
+        learns = getattr(transform.primitives[int(number)], "learns", {})
+        kind = next((learns[part] for part in parts if part in learns), None)
         if kind and (scopes is None or scope in scopes):
             found[name] = kind
     return found
 
 
 class Trainables(nn.Module):
-    """Named parameters in free form (float32), at first at ``start``."""
+    """Named parameters in unconstrained form (float32), initialized to ``start``."""
 
     def __init__(self, start: Parameters, kinds: Mapping[str, str], device: torch.device | str = "cpu"):
         super().__init__()
@@ -98,15 +102,23 @@ class Trainables(nn.Module):
         self.forms = nn.ModuleList(KINDS[kind](start[name].to(device, torch.float32)) for name, kind in kinds.items())
 
     def values(self) -> Parameters:
-        """The parameters by name, differentiable with respect to their free form."""
+        """Parameters by name, differentiable with respect to their unconstrained form."""
         return {name: form() for name, form in zip(self.kinds, self.forms)}
 
     def exported(self) -> Parameters:
-        """The parameters in float64 as a transform keeps them; rotations are orthogonal to float64 accuracy."""
+        """Parameters in float64 as a transform stores them; rotations are orthogonal to float64
+        accuracy."""
         return {name: form.exported() for name, form in zip(self.kinds, self.forms)}
 
     def optimizer(self, rates: Mapping[str, float]) -> torch.optim.Optimizer:
-        """Adam, for rotations on their manifold, with one group per kind that occurs and its learning rate."""
-        by_kind = {kind: [p for form, of in zip(self.forms, self.kinds.values()) if of == kind for p in form.parameters()] for kind in KINDS}
-        groups = [{"params": parameters, "lr": rates[kind], "initial_lr": rates[kind]} for kind, parameters in by_kind.items() if parameters]
+        """Adam (Riemannian for rotations), with one parameter group and learning rate per kind."""
+        by_kind = {
+            kind: [p for form, of in zip(self.forms, self.kinds.values()) if of == kind for p in form.parameters()]
+            for kind in KINDS
+        }
+        groups = [
+            {"params": parameters, "lr": rates[kind], "initial_lr": rates[kind]}
+            for kind, parameters in by_kind.items()
+            if parameters
+        ]
         return geoopt.optim.RiemannianAdam(groups)

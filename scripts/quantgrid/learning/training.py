@@ -1,7 +1,8 @@
-"""The training of a transform: Adam on the free form of its parameters, all at once or layer after layer, never worse than its start.
+"""Training loop of a transform: Adam on its parameters, jointly or layer by layer.
 
-The objective is evaluated before and after on items that no batch holds; where the end is not better, the start is kept and the result says so.
-Batches are drawn by seed and step, so that a training which was interrupted goes on as if it had not been.
+The objective is evaluated before and after training on held-out items. Unless it improved, the
+initial parameters are kept, and the result records it. Seed and step determine the batches, so that
+an interrupted training resumes with identical results.
 """
 
 from __future__ import annotations
@@ -9,21 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from ..errors import NumericalFailure
-from ..transforms.composition import Parameters, Transform, derived_seed
-from ..workplace import Workplace
+from ..ground.errors import NumericalFailure
+from ..inference.transform import Parameters, Transform, derived_seed
 from .network import Network
 from .objectives import Objective, OneLayer
 from .session import Session
 from .trainables import Trainables, learned_kinds
+from .training_context import TrainingContext
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``rates``: learning rate per kind of parameter (``trainables.KINDS``); ``schedule``: ``cosine`` or ``linear``, down to zero."""
+    """Training settings.
+
+    ``rates``: learning rate per kind of parameter (``trainables.KINDS``). ``schedule``: ``cosine``
+    or ``linear``, down to zero.
+    """
 
     steps: int
     batch_size: int
@@ -32,12 +38,13 @@ class Settings:
     seed: int = 0
 
     def factor(self, step: int) -> float:
-        """Of the learning rates at ``step`` (from 0)."""
+        """Factor of the learning rates at ``step`` (from 0)."""
         done = step / self.steps
         return 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
 
     def batch(self, count: int, step: int) -> list[int]:
-        """Items of ``step``: all ``count`` of them in an order of their own before any comes again."""
+        """Items of ``step``: a random order of all ``count`` items is used up before the next one
+        starts."""
         size = min(self.batch_size, count)
         per_epoch = count // size
         epoch, place = divmod(step, per_epoch)
@@ -47,7 +54,7 @@ class Settings:
 
 @dataclass
 class Learned:
-    """A learned transform, the losses of its steps as CSV, and per part its loss before and after."""
+    """Learned transform, losses per step as CSV, and initial and final loss per part."""
 
     transform: Transform
     losses: str
@@ -56,12 +63,15 @@ class Learned:
 
 @torch.no_grad()
 def evaluate(objective: Objective, values: Parameters) -> float:
-    """The objective on the items that are held out of the training."""
+    """Objective on the held-out items."""
     return math.fsum(piece.item() for piece in objective.pieces(values, objective.compared))
 
 
 def descend(trainables: Trainables, objective: Objective, batch: list[int]) -> float:
-    """Add the gradient of one batch; returns its loss. Pieces meet in copies of the parameters, which are sent back once."""
+    """Accumulate the gradient of one batch and return its loss.
+
+    Pieces accumulate in copies of the parameters; one backward pass then reaches the originals.
+    """
     values = trainables.values()
     copies = {name: value.detach().requires_grad_() for name, value in values.items()}
     loss = 0.0
@@ -73,16 +83,20 @@ def descend(trainables: Trainables, objective: Objective, batch: list[int]) -> f
     return loss
 
 
-def train(start: Parameters, kinds: Mapping[str, str], objective: Objective, settings: Settings, session: Session, part: str,
-          device: torch.device | str, progress: Callable[[Iterable], Iterable] = iter) -> Parameters:
-    """Minimize ``objective`` over the parameters named in ``kinds``; the better of start and end, in float64.
+def minimize(
+    trainables: Any,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    settings: Settings,
+    session: Session,
+    part: str,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> float:
+    """Take the steps of ``settings`` that ``session`` lacks; return the held-out loss at the start.
 
-    A part that an interrupted session had finished is what it left.
+    ``initial_lr`` of the optimizer's groups is the rate that the schedule scales. Raises
+    :class:`NumericalFailure` at a loss that is not finite.
     """
-    if part in session.ends:
-        return {name: session.finished[name] for name in kinds}
-    trainables = Trainables(start, kinds, device)
-    optimizer = trainables.optimizer(settings.rates)
     done, before = session.resume(part, trainables, optimizer)
     if before is None:
         before = evaluate(objective, trainables.values())
@@ -92,30 +106,70 @@ def train(start: Parameters, kinds: Mapping[str, str], objective: Objective, set
         optimizer.zero_grad(set_to_none=True)
         loss = descend(trainables, objective, settings.batch(objective.count, step))
         if not math.isfinite(loss):
-            raise NumericalFailure(f"training step {step + 1} of part '{part}': the loss is not finite; lower the learning rate")
+            raise NumericalFailure(
+                f"training of part '{part}': the loss is not finite at step {step + 1}; lower the learning rate"
+            )
         optimizer.step()
         session.step(part, [step + 1, loss, optimizer.param_groups[0]["lr"]], before, trainables, optimizer)
-    after = evaluate(objective, {name: value.float().to(device) for name, value in trainables.exported().items()}) if settings.steps else before
+    return before
+
+
+def train(
+    start: Parameters,
+    kinds: Mapping[str, str],
+    objective: Objective,
+    settings: Settings,
+    session: Session,
+    part: str,
+    device: torch.device | str,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Parameters:
+    """Minimize ``objective`` over the parameters named in ``kinds``; return the better of start and
+    end.
+
+    Results are float64. A part that an interrupted session had finished is not trained again.
+    """
+    if part in session.ends:
+        return {name: session.finished[name] for name in kinds}
+    trainables = Trainables(start, kinds, device)
+    before = minimize(trainables, trainables.optimizer(settings.rates), objective, settings, session, part, progress)
+    after = (
+        evaluate(objective, {name: value.float().to(device) for name, value in trainables.exported().items()})
+        if settings.steps
+        else before
+    )
     kept = trainables.exported() if after < before else {name: start[name] for name in kinds}
     session.finish(part, kept, before, after, settings.steps > 0)
     return kept
 
 
-def learn_together(start: Transform, objective: Objective, settings: Settings, place: Workplace, device: torch.device | str) -> Learned:
-    """All learned parameters against one objective."""
-    session = Session(place.state, place.save_seconds)
-    kept = train(start.parameters, learned_kinds(start), objective, settings, session, "all", device, place.progress)
+def learn_together(
+    start: Transform, objective: Objective, settings: Settings, context: TrainingContext, device: torch.device | str
+) -> Learned:
+    """Learn all parameters with one objective."""
+    session = Session(context.state_file, context.save_seconds)
+    kept = train(start.parameters, learned_kinds(start), objective, settings, session, "all", device, context.progress)
     return _result(start, kept, session)
 
 
-def learn_by_layer(start: Transform, network: Network, settings: Settings, place: Workplace, held_out: int, error: str,
-                   propagate: bool) -> Learned:
-    """Layer after layer against its full-precision output, on full-precision inputs or, with ``propagate``, on what the rounded layers
-    before it give. Needs a transform that leaves the residual stream in its basis."""
-    session = Session(place.state, place.save_seconds)
+def learn_by_layer(
+    start: Transform,
+    network: Network,
+    settings: Settings,
+    context: TrainingContext,
+    held_out: int,
+    error: str,
+    propagate: bool,
+) -> Learned:
+    """Learn layer by layer towards the full-precision output of each layer.
+
+    Inputs are those of the full-precision model or, with ``propagate``, of the preceding rounded
+    layers. The transform must not rotate the residual stream.
+    """
+    session = Session(context.state_file, context.save_seconds)
     exact = network.embedded(network.windows)
     inputs = exact.clone()
-    for index in place.progress(range(len(network.layers))):
+    for index in context.progress(range(len(network.layers))):
         wanted = torch.cat([network.full_precision_layer(index, window[None]) for window in exact])
         kinds = learned_kinds(start, [index])
         if str(index) not in session.ends:

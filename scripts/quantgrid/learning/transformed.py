@@ -1,7 +1,7 @@
-"""The transformed model while it is trained: transformers' own layers on folded weights, online operations, rounding that gradients pass.
+"""Trainable transformed model: transformers layers with folded weights and differentiable rounding.
 
-Weights are folded in float64 exactly as for every other mitigation, kept in float32, and can be replaced by name when a layer runs. All of the
-model is held at once.
+Weights are folded in float64 as for every other mitigation, kept in float32, and can be replaced by
+name when a layer runs. The whole model is in memory.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from .. import corpora
-from ..architecture import END_ROLES, LINEARS, SITES, linear_module
-from ..calibration import layer_inputs
-from ..checkpoints import CheckpointContent
-from ..decoders import DecoderFolder, DecoderLayer
-from ..errors import ConfigError
-from ..key_values import round_key_values
-from ..layer_errors import Site
-from ..linear import compute_device
-from ..mitigations.compensated import Compensated
-from ..propagation import RunningLayer, Sequential
-from ..quantization import Quantized, Recipe, add_layer, quantize_linear, transformed
-from ..skeletons import empty_model
-from ..transform_costs import transform_costs
-from ..transforms.composition import folded_ends
-from ..workplace import Workplace
+from ..calibration.collect import layer_inputs
+from ..calibration.layers import DecoderFolder, DecoderLayer
+from ..corpora import token_windows
+from ..ground.errors import ConfigError
+from ..inference.key_values import round_key_values
+from ..inference.linear import compute_device
+from ..inference.transform import folded_ends
+from ..models.lm_head import head_of
+from ..models.plans import END_ROLES, LINEARS
+from ..models.skeletons import empty_model
+from ..quantization.cached import Quantized, Recipe, add_layer, quantize_linears, transformed
+from ..quantization.checkpoints import CheckpointContent
+from ..quantization.layer_errors import Site
+from ..quantization.sequential import RunningLayer, Sequential
+from ..quantizer.quantized_weight import Compensated
 from .straight_through import StraightRounding
+from .training_context import TrainingContext
 
 
 @dataclass
 class Trained:
-    """The quantized model, the losses of the steps as CSV, and per part of the training its start and end loss and which was kept."""
+    """Quantized model, losses per step as CSV, and per part of the training both losses and the
+    choice."""
 
     quantized: Quantized
     losses: str
@@ -44,17 +45,28 @@ class Trained:
 
 
 class TransformedModel:
-    """The model of ``place`` under ``recipe``, which rounds the weights of all linears; ``windows`` (count, tokens) of token ids, ``gradient`` of
-    the rounding (``straight_through.py``)."""
+    """Model of ``context`` under ``recipe``, with rounded weights of all linears.
 
-    def __init__(self, recipe: Recipe, place: Workplace, gradient: str):
+    ``windows`` (count, tokens) of token ids; ``gradient`` of the rounding: see
+    ``straight_through.py``.
+    """
+
+    def __init__(self, recipe: Recipe, context: TrainingContext, gradient: str):
         if recipe.schemes.weight is None:
-            raise ConfigError("a format that leaves weights in full precision leaves nothing to train; use one that rounds them, such as 'int4'")
+            raise ConfigError(
+                "the format leaves weights in full precision, so there is nothing to train; use one such as 'int4'"
+            )
         if {*recipe.schemes.linears} != {*LINEARS}:
-            raise ConfigError("a mitigation that trains rounds every linear; use a format without 'linears'")
-        self.recipe, self.decoder, self.device = recipe, DecoderFolder(place.model), compute_device(place.device)
+            raise ConfigError(
+                "a mitigation that trains needs a format that rounds every linear; use one without 'linears'"
+            )
+        self.recipe, self.decoder, self.device = (
+            recipe,
+            DecoderFolder(context.model_folder),
+            compute_device(context.device),
+        )
         self.gradient = gradient
-        self.windows = corpora.load(place.windows)[0].to(self.device)
+        self.windows = token_windows.load(context.windows_file)[0].to(self.device)
         self.result = Quantized(CheckpointContent(self.decoder.config, recipe.schemes))
         ends = folded_ends(recipe.transform, self.decoder, torch.bfloat16)
         self.result.content.add_ends(ends)
@@ -62,7 +74,9 @@ class TransformedModel:
         if recipe.schemes.key_value:
             round_key_values(self.network, recipe.schemes.key_value)
         self.layers = self.network.model.layers
-        self.roundings = [self._insert(layer) for layer in transformed(self.decoder, recipe, range(self.decoder.shape.layers))]
+        self.roundings = [
+            self._insert(layer) for layer in transformed(self.decoder, recipe, range(self.decoder.shape.layers))
+        ]
         stored = {name: self.result.content.tensors[name].float() for role in ends for name in [END_ROLES[role]]}
         self.network.load_state_dict(stored, strict=False, assign=True)
         self.network.tie_weights()
@@ -71,63 +85,81 @@ class TransformedModel:
             _, self.arguments = layer_inputs(self.network, self.windows[:1])
 
     def _insert(self, layer: DecoderLayer) -> dict[str, Any]:
-        """Put the tensors of ``layer`` into the network; how the inputs of its sites are rounded."""
+        """Load the tensors of ``layer`` into the network; return the rounding of its site
+        inputs."""
         roundings = add_layer(self.result, layer, self.recipe.schemes.activation)
         module = self.layers[layer.index]
-        RunningLayer(module, layer, {site: StraightRounding(rounding, self.gradient) for site, rounding in roundings.items()},
-                     Sequential(self.windows, quantized_activations=True, device=self.device))
+        RunningLayer(
+            module,
+            layer,
+            {site: StraightRounding(rounding, self.gradient) for site, rounding in roundings.items()},
+            Sequential(self.windows, quantized_activations=True, device=self.device),
+        )
         if self.recipe.schemes.key_value:
-            attention = module.get_submodule(linear_module("k").rpartition(".")[0])
+            attention = module.get_submodule(layer.plan.attention)
             attention.key_values.rounding = StraightRounding(attention.key_values.rounding, self.gradient)
         return roundings
 
     def weights(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        """What is to be rounded of a folded layer, linear -> (1, m, n) float32: clipped where the transform learned to."""
-        found = {linear: layer.weights[linear].float() for linear in LINEARS}
-        return {linear: (layer.clips[linear](weight) if linear in layer.clips else weight)[None] for linear, weight in found.items()}
+        """Weights to round of a folded layer, linear -> (1, m, n) float32, with learned clipping
+        applied."""
+        found = {linear: layer.weights[linear].float() for linear in layer.plan.linears}
+        return {
+            linear: (layer.clips[linear](weight) if linear in layer.clips else weight)[None]
+            for linear, weight in found.items()
+        }
 
     def folded(self, index: int) -> DecoderLayer:
-        """Layer ``index`` with its statistics, folded once more."""
+        """Layer ``index`` with its statistics, folded again."""
         return next(transformed(self.decoder, self.recipe, range(index, index + 1)))
 
     def embedded(self) -> Tensor:
         """Hidden states (windows, tokens, d) before the first layer."""
         with torch.no_grad():
-            return self.network.model.embed_tokens(self.windows)
+            return layer_inputs(self.network, self.windows)[0]
 
     def layer(self, index: int, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """``hidden`` (batch, tokens, d) after layer ``index`` with ``weights``, linear -> (m, n), and everything else rounded as the stored
-        model does; without ``weights`` nothing is rounded."""
+        """Output of layer ``index`` for ``hidden`` (batch, tokens, d) with ``weights``, linear ->
+        (m, n).
+
+        Everything else is rounded as in the stored model; without ``weights`` nothing is rounded.
+        """
         module = self.layers[index]
         for part in module.modules():
             if isinstance(part, StraightRounding):
                 part.active = weights is not None
-        replaced = {f"{linear_module(linear)}.weight": weight for linear, weight in (weights or {}).items()}
+        names = self.decoder.shape.plan(index).tensors
+        replaced = {names[linear]: weight for linear, weight in (weights or {}).items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = functional_call(module, replaced, (hidden,), self.arguments[index])
         return (output[0] if isinstance(output, tuple) else output).to(hidden.dtype)
 
     @torch.no_grad()
     def advance(self, index: int, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """:meth:`layer` on all windows, one by one."""
+        """Apply :meth:`layer` to all windows, one by one."""
         return torch.cat([self.layer(index, window[None], weights) for window in hidden])
 
     def logits(self, windows: Tensor, weights: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
-        """(batch, tokens, vocabulary) with ``weights`` of every layer; layers are computed again on the way back instead of being kept."""
-        hidden = self.network.model.embed_tokens(windows)
+        """Logits (batch, tokens, vocabulary) with ``weights`` of every layer.
+
+        The backward pass recomputes the layers instead of keeping their activations.
+        """
+        with torch.no_grad():
+            hidden, _ = layer_inputs(self.network, windows)
         for index in range(len(self.layers)):
             hidden = checkpoint(self.layer, index, hidden, weights[index], use_reentrant=False)
-        return self.network.lm_head(self.network.model.norm(hidden))
+        return head_of(self.network)(self.network.model.norm(hidden))
 
     def store(self, layer: DecoderLayer, solved: Mapping[str, Compensated]) -> None:
-        """Put the linears of a folded ``layer`` as they are ``solved`` into the result, their errors beside."""
+        """Add the ``solved`` linears of a folded ``layer`` to the result, and record their
+        errors."""
         recipes = {linear: replace(self.recipe, mitigation=lambda *_, of=of: of) for linear, of in solved.items()}
-        for site, linears in SITES.items():
-            measured = Site.of([layer], [self.roundings[layer.index]], site)
-            for linear in linears:
-                quantize_linear(self.result, recipes[linear], [layer], linear, measured)
+        for site, reading in layer.plan.sites.items():
+            measured = Site.of([(layer, self.roundings[layer.index], site)])
+            for linear in reading.linears:
+                quantize_linears(self.result, recipes[linear], [(layer, linear)], measured)
 
     def finished(self) -> Quantized:
-        """The result, once every layer is stored."""
-        self.result.costs = transform_costs(self.result.content, self.decoder)
+        """Return the result, once every layer is stored."""
+        self.result.finish(self.decoder, self.recipe.statistics_file)
         return self.result

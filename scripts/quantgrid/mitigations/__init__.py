@@ -1,1 +1,2 @@
-"""Step two: quantization error mitigations. One file per method, all of one signature."""
+"""Quantization error mitigations (step two of arXiv 2507.17417): methods and their shared
+solvers."""

@@ -1,1 +1,2 @@
-"""The language models that quantgrid ships: what they are, how they are trained, and the cards that say so. No job of a study imports this."""
+"""Reference models shipped with quantgrid: sizes, training, model cards. No study job imports
+this."""

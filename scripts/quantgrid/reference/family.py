@@ -1,8 +1,9 @@
-"""The family of reference models as data: sizes, and the recipe that each was trained by. Plain data.
+"""Sizes and training recipes of the reference models. Plain data.
 
-All are Llama decoders (RMSNorm, RoPE, grouped-query attention, SwiGLU, tied embeddings, no biases). Between them are hidden and intermediate
-sizes that are powers of two and others (384 = 12 x 32, 768 = 12 x 64, 1152 = 36 x 32), heads with a Hadamard matrix of their number (4, 8) and
-without (6), two and more query heads to a key-value head, and groups of 128 that divide every linear.
+All are Llama decoders (RMSNorm, RoPE, grouped-query attention, SwiGLU, tied embeddings, no biases).
+The family covers hidden and intermediate sizes that are powers of two and others (384 = 12 x 32,
+768 = 12 x 64, 1152 = 36 x 32), head counts with a Hadamard matrix (4, 8) and without (6), two and
+more query heads per key-value head, and groups of 128 that divide every linear.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Training:
-    """AdamW (decay of matrices only) on ``batch`` windows of ``window`` tokens a step.
+    """AdamW (decay of matrices only) on ``batch`` windows of ``window`` tokens per step.
 
-    The rate rises to ``rate`` over ``warm_up`` steps, stays, and falls linearly to a tenth over the last ``decay_share`` of the steps (a
-    trapezoid, arXiv 2405.18392): until then it does not depend on ``steps``, so that a training can be lengthened while it runs.
+    The rate rises to ``rate`` during ``warm_up`` steps, stays, and falls linearly to a tenth during
+    the last ``decay_share`` of the steps (a trapezoid, arXiv 2405.18392). Before that it does not
+    depend on ``steps``, so a running training can be extended.
     """
 
     steps: int
@@ -57,7 +59,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Reference:
-    """``planting``: of a variant with outlier channels that is made of the trained weights."""
+    """A reference model; ``planting`` describes its variant with planted outlier channels."""
 
     size: Size
     training: Training
@@ -65,10 +67,16 @@ class Reference:
 
 
 FAMILY = {
-    "reference-1m": Reference(Size(128, 384, 4, 4, 2, 32), Training(steps=1700, rate=3e-3),
-                              Planting(hidden={9: 32.0, 50: 16.0, 101: 16.0}, down={3: 16.0, 250: 32.0}, value={5: 8.0})),
-    "reference-4m": Reference(Size(256, 768, 4, 8, 2, 32), Training(steps=2400, rate=2e-3),
-                              Planting(hidden={7: 32.0, 100: 16.0, 201: 16.0}, down={3: 16.0, 500: 32.0}, value={5: 8.0})),
+    "reference-1m": Reference(
+        Size(128, 384, 4, 4, 2, 32),
+        Training(steps=1700, rate=3e-3),
+        Planting(hidden={9: 32.0, 50: 16.0, 101: 16.0}, down={3: 16.0, 250: 32.0}, value={5: 8.0}),
+    ),
+    "reference-4m": Reference(
+        Size(256, 768, 4, 8, 2, 32),
+        Training(steps=2400, rate=2e-3),
+        Planting(hidden={7: 32.0, 100: 16.0, 201: 16.0}, down={3: 16.0, 500: 32.0}, value={5: 8.0}),
+    ),
     "reference-12m": Reference(Size(384, 1152, 6, 6, 2, 64), Training(steps=4200, rate=1e-3)),
 }
 SMALLEST = "reference-1m"

@@ -1,4 +1,7 @@
-"""What the card of a reference model states of it: held-out perplexity beside that of n-grams, the shape of its activations, samples of its text."""
+"""Measurements for the card of a reference model: held-out perplexity, activations, samples.
+
+N-gram models provide the baseline perplexity.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .. import corpora
-from ..architecture import SITES
-from ..calibration import collect, site_name
-from ..distributions import measures
+from ..calibration.accumulators import site_name
+from ..calibration.collect import collect
+from ..corpora import token_windows
 from ..evaluation.perplexity import final_hidden, window_losses
+from ..models.lm_head import head_of
+from ..models.plans import SITES
+from ..quantization.distributions import measures
 from .ngrams import Ngrams
 
 PROMPTS = ("Compute the eigenvalues of", "Parameters\n----------\nx : array_like\n", "Return True if")
@@ -23,7 +28,7 @@ _CALIBRATION_WINDOWS = 16
 
 
 def load(folder: Path) -> nn.Module:
-    """A Llama's folder through transformers, whatever its weights are kept in, in float32."""
+    """Load a Llama folder through transformers in float32, whatever the stored dtype."""
     from transformers import LlamaForCausalLM
 
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -31,26 +36,37 @@ def load(folder: Path) -> nn.Module:
 
 def part(name: str, tokenizer: Path, window: int) -> Tensor:
     """All windows of a held-out part: int64 [count, window]."""
-    return corpora.tokenize({"source": "library_docs", "part": name, "window": window}, tokenizer)[0]
+    return token_windows.tokenize({"source": "library_docs", "part": name, "window": window}, tokenizer)[0]
 
 
 def loss_of_model(model: nn.Module, windows: Tensor) -> float:
-    """Nats per predicted token of a model over ``windows`` [count, window]."""
-    losses = [window_losses(hidden, model.lm_head.weight.detach(), tokens)[0]
-              for some in windows.split(8) for hidden, tokens in zip(final_hidden(model, some, 8), some, strict=True)]
+    """Loss of a model on ``windows`` [count, window], in nats per predicted token."""
+    losses = [
+        window_losses(hidden, head_of(model), tokens)[0]
+        for some in windows.split(8)
+        for hidden, tokens in zip(final_hidden(model, some, 8), some, strict=True)
+    ]
     return math.fsum(losses) / len(losses)
 
 
 def bytes_per_token(tokenizer: Path, windows: Tensor) -> float:
-    """Mean length in bytes of the predicted tokens of ``windows``; the entries of a byte-level BPE have a character for every byte."""
+    """Mean bytes per predicted token of ``windows``.
+
+    The entries of a byte-level BPE have one character per byte.
+    """
     entries = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    lengths = torch.tensor([len(entries.id_to_token(token)) for token in range(entries.get_vocab_size())], dtype=torch.float64)
+    lengths = torch.tensor(
+        [len(entries.id_to_token(token)) for token in range(entries.get_vocab_size())], dtype=torch.float64
+    )
     return lengths[windows[:, 1:]].mean().item()
 
 
 def losses(model: nn.Module, folder: Path, seen: Tensor, text: Tensor) -> dict[str, float]:
-    """Nats per token of the evaluation part under the model and under the n-grams of what it has ``seen`` and of the whole ``text``, both windows
-    [count, window]; ``bytes_per_token``."""
+    """Nats per token of the evaluation part, and ``bytes_per_token``.
+
+    Losses are those of the model and of n-grams trained on ``seen`` (its training tokens) and on
+    the whole ``text``, both windows [count, window].
+    """
     evaluation, calibration = (part(name, folder, text.shape[1]) for name in ("evaluation", "calibration"))
     found = {"model": loss_of_model(model, evaluation)}
     for counted, windows in (("seen", seen), ("text", text)):
@@ -61,19 +77,26 @@ def losses(model: nn.Module, folder: Path, seen: Tensor, text: Tensor) -> dict[s
 
 
 def activations(model: nn.Module, windows: Tensor) -> dict[str, dict[str, float]]:
-    """By site, over layers: median and largest kurtosis and ratio of the largest to the median channel, of what 256 tokens of calibration give."""
+    """Activation statistics by site: median and largest value over layers.
+
+    The values are kurtosis and the ratio of the largest to the median channel, on 256 calibration
+    tokens.
+    """
     found, layers = collect(model, windows[:_CALIBRATION_WINDOWS]), model.config.num_hidden_layers
     table = {}
     for site in SITES:
         seen = [measures(found[site_name(layer, site)].samples.double(), 1) for layer in range(layers)]
-        table[site] = {f"{which.__name__} {name}": which(one[name] for one in seen)
-                       for name in ("kurtosis", "peak_to_median") for which in (median, max)}
+        table[site] = {
+            f"{which.__name__} {name}": which(one[name] for one in seen)
+            for name in ("kurtosis", "peak_to_median")
+            for which in (median, max)
+        }
     return table
 
 
 @torch.no_grad()
 def samples(model: nn.Module, tokenizer: Path) -> dict[str, str]:
-    """Prompt -> what the model continues it with, the most likely token each time."""
+    """Prompt -> greedy continuation by the model."""
     entries, found = Tokenizer.from_file(str(tokenizer / "tokenizer.json")), {}
     for prompt in PROMPTS:
         ids = [0, *entries.encode(prompt).ids]

@@ -1,4 +1,4 @@
-"""What a language model has to beat: token frequencies, and a bigram model that falls back on them, of the training tokens."""
+"""N-gram baselines on the training tokens: unigrams, and bigrams that back off to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class Ngrams:
-    """Counts of ``windows`` [count, window] over ``vocabulary`` tokens, pairs being counted inside windows."""
+    """Counts of ``windows`` [count, window] over ``vocabulary`` tokens; pairs are within
+    windows."""
 
     def __init__(self, windows: Tensor, vocabulary: int):
         self.vocabulary = vocabulary
@@ -18,15 +19,22 @@ class Ngrams:
         self.followed = torch.bincount(first, minlength=vocabulary)
 
     def unigram_loss(self, windows: Tensor) -> float:
-        """Nats per token of ``windows`` [count, window] after the first of each, under the frequencies (one added to each count)."""
+        """Nats per token of ``windows`` [count, window] under the unigram frequencies.
+
+        The first token of each window is not counted; each count has one added.
+        """
         return -self.frequencies[windows[:, 1:]].log().mean().item()
 
     def bigram_loss(self, windows: Tensor, weight: float) -> float:
-        """The same under p(b|a) = (count(ab) + ``weight`` p(b)) / (count(a) + ``weight``): frequencies as a Dirichlet prior."""
+        """As :meth:`unigram_loss` for bigrams, p(b|a) = (count(ab) + ``weight`` p(b)) / (count(a) +
+        ``weight``).
+
+        The frequencies are a Dirichlet prior.
+        """
         first, second = windows[:, :-1], windows[:, 1:]
         counts = self.pairs[first * self.vocabulary + second] + weight * self.frequencies[second]
         return -(counts / (self.followed[first] + weight)).log().mean().item()
 
     def best_weight(self, windows: Tensor) -> float:
-        """The weight of least :meth:`bigram_loss` on ``windows``, of powers of two from 1 to 4096."""
+        """Weight of least :meth:`bigram_loss` on ``windows``, of powers of two from 1 to 4096."""
         return min((2.0**power for power in range(13)), key=lambda weight: self.bigram_loss(windows, weight))

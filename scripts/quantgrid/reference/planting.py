@@ -1,7 +1,8 @@
-"""Outlier channels planted in a Llama by a rescaling that leaves its function as it is.
+"""Outlier channels planted in a Llama by a function-preserving rescaling.
 
-Large models have few channels of very large activations; small ones have hardly any. A norm's gains go up and the columns of the linears that
-read them down, rows of ``up`` and ``v`` up and the matching columns of ``down`` and ``o`` down. By powers of two this is exact in bfloat16.
+Large models have few channels of very large activations; small ones have hardly any. Norm gains are
+scaled up and the columns of the linears that read them down; rows of ``up`` and ``v`` up and the
+matching columns of ``down`` and ``o`` down. With powers of two this is exact in bfloat16.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_READERS = {"input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj")}
+_READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 
 @dataclass(frozen=True)
 class Planting:
-    """Channel -> factor: ``hidden`` of the residual stream behind both norms of every layer, ``down`` between up and down, ``value`` of every
-    key-value head."""
+    """Channel -> factor of the planted outliers.
+
+    ``hidden``: residual channels after both norms of every layer. ``down``: channels between up and
+    down. ``value``: channels of every key-value head.
+    """
 
     hidden: Mapping[int, float]
     down: Mapping[int, float]
@@ -27,7 +33,7 @@ class Planting:
 
 
 def plant(weights: Mapping[str, Tensor], planting: Planting, layers: int, head_dim: int) -> dict[str, Tensor]:
-    """A copy of a Llama's state dict with outlier channels, computing the same function."""
+    """Copy of a Llama state dict with planted outlier channels; the function is unchanged."""
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     for layer in range(layers):
         at = f"model.layers.{layer}."

@@ -1,5 +1,7 @@
-"""Writes a trained reference model as a folder of ``models/``: bfloat16 weights, config, tokenizer, loss curve and card, measured on what was
-written."""
+"""Publication of a trained reference model as a folder of ``models/``.
+
+The folder has bfloat16 weights, config, tokenizer, loss curve and a card measured on these files.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..storage import replacing, sha256_of, write_json, write_text
+from ..ground.storage import replacing, sha256_of, write_json, write_text
 from . import measuring
 from .card import write_card
 from .family import FAMILY, SMALLEST
@@ -23,7 +25,10 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def publish(name: str, trainer: Trainer, work: Path, text: dict[str, Any], windows: Tensor, models: Path) -> None:
-    """Write ``name``, trained to its end on ``windows`` [count, window], to ``models`` and, where the family has one, its planted variant."""
+    """Write the fully trained model ``name`` and its planted variant, if any, to ``models``.
+
+    ``windows`` [count, window] are its training tokens.
+    """
     reference, weights = FAMILY[name], rounded(trainer.model)
     about = {"text": text, "curve": trainer.curve(), "reference": reference}
     _write_model(models / name, weights, trainer.model.config, work)
@@ -34,12 +39,17 @@ def publish(name: str, trainer: Trainer, work: Path, text: dict[str, Any], windo
     if reference.planting is not None:
         folder = models / f"{name}-planted"
         size = reference.size
-        _write_model(folder, plant(weights, reference.planting, size.num_hidden_layers, size.head_dim), trainer.model.config, work)
+        _write_model(
+            folder,
+            plant(weights, reference.planting, size.num_hidden_layers, size.head_dim),
+            trainer.model.config,
+            work,
+        )
         _describe(folder, windows, {**about, "planting": reference.planting})
 
 
 def rounded(model: nn.Module) -> dict[str, Tensor]:
-    """The weights in bfloat16; the head is the embedding and is not repeated."""
+    """Weights in bfloat16, without the tied lm_head."""
     return {name: parameter.detach().to(torch.bfloat16) for name, parameter in model.named_parameters()}
 
 
@@ -48,18 +58,23 @@ def _write_model(folder: Path, weights: dict[str, Tensor], config: Any, tokenize
 
     with replacing(folder / "model.safetensors") as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
-    write_json(folder / "config.json", {**config.to_diff_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"})
+    write_json(
+        folder / "config.json", {**config.to_diff_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+    )
     for file in _TOKENIZER:
         shutil.copyfile(tokenizer / file, folder / file)
 
 
 def _describe(folder: Path, windows: Tensor, about: dict[str, Any]) -> None:
-    """Measure the folder as it is on disk and write its card."""
+    """Measure the written folder and write its card."""
     model, training = measuring.load(folder), about["reference"].training
     seen = windows[torch.cat([batch_of(step, len(windows), training) for step in range(training.steps)])]
-    measured = {"losses": measuring.losses(model, folder, seen, windows), "samples": measuring.samples(model, folder),
-                "activations": measuring.activations(model, measuring.part("calibration", folder, training.window)),
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "sha256": {file: sha256_of(folder / file) for file in ("model.safetensors", "tokenizer.json")}}
+    measured = {
+        "losses": measuring.losses(model, folder, seen, windows),
+        "samples": measuring.samples(model, folder),
+        "activations": measuring.activations(model, measuring.part("calibration", folder, training.window)),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "sha256": {file: sha256_of(folder / file) for file in ("model.safetensors", "tokenizer.json")},
+    }
     shape = {"size": asdict(about["reference"].size), "vocabulary": VOCABULARY, "monitored": MONITORED}
     write_card(folder, {**about, **measured, **shape})

@@ -1,7 +1,8 @@
-"""The text that the reference models learn from, as a tokenizer and a stream of tokens; both are made once and kept in a folder.
+"""Training text of the reference models: a tokenizer and a token stream, cached in a folder.
 
-A byte-level BPE (GPT-2's pre-tokenization) is trained on all training documents. Token 0 is ``<|endoftext|>``: it stands before every document
-and serves as first and last token. Text, tokenizer and tokens depend on the installed versions, which are recorded with their sha256.
+A byte-level BPE (GPT-2's pre-tokenization) is trained on all training documents. Token 0 is
+``<|endoftext|>``: it precedes every document and serves as first and last token. Text, tokenizer
+and tokens depend on the installed versions, which are recorded with their sha256.
 """
 
 from __future__ import annotations
@@ -15,41 +16,56 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from .. import library_docs
-from ..provenance import versions
-from ..storage import read_metadata, read_tensors, replacing, write_json, write_tensors
+from ..corpora import library_docs
+from ..ground.provenance import versions
+from ..ground.storage import read_metadata, read_tensors, replacing, write_json, write_tensors
 
 END = "<|endoftext|>"
 VOCABULARY = 4096
 POSITIONS = 2048
-_TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END, "pad_token": END, "model_max_length": POSITIONS}
+_TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": END,
+    "eos_token": END,
+    "pad_token": END,
+    "model_max_length": POSITIONS,
+}
 _STREAM = "tokens.safetensors"
 
 
 def prepare(folder: Path) -> tuple[Tensor, dict[str, object]]:
-    """(token stream int32 [tokens], what made it) of the training text, the tokenizer being in ``folder`` too; made where it is not there or
-    where other versions made it."""
+    """(token stream int32 [tokens], provenance) of the training text; writes the tokenizer to
+    ``folder``.
+
+    Recomputed if missing or made by other versions.
+    """
     made_by = text_versions()
     if (folder / _STREAM).is_file() and read_metadata(folder / _STREAM)["versions"] == made_by:
         return read_tensors(folder / _STREAM)["tokens"], read_metadata(folder / _STREAM)
     documents = library_docs.training_documents()
     train_tokenizer(folder, documents)
     tokens = stream(Tokenizer.from_file(str(folder / "tokenizer.json")), documents)
-    about = {"versions": made_by, "documents": len(documents), "characters": sum(map(len, documents)), "tokens": len(tokens),
-             "bytes": sum(len(text.encode()) for text in documents), "text_sha256": sha256_of_texts(documents)}
+    about = {
+        "versions": made_by,
+        "documents": len(documents),
+        "characters": sum(map(len, documents)),
+        "tokens": len(tokens),
+        "bytes": sum(len(text.encode()) for text in documents),
+        "text_sha256": sha256_of_texts(documents),
+    }
     write_tensors(folder / _STREAM, {"tokens": tokens}, about)
     return tokens, about
 
 
 def text_versions() -> dict[str, str]:
-    """Versions of everything whose docstrings are read, by name on PyPI, and of Python."""
+    """Versions of Python and of all packages with docstrings in the text, by name on PyPI."""
     names = {"PIL": "pillow", "lm_eval": "lm-eval", "yaml": "pyyaml"}
     packages = [*library_docs.PACKAGES.values(), *(names.get(name, name) for name in library_docs.TRAINING_PACKAGES)]
     return {"python": platform.python_version(), **versions(*sorted(packages))}
 
 
 def sha256_of_texts(documents: Iterable[str]) -> str:
-    """Hexadecimal sha256 of documents, a zero byte after each."""
+    """Hexadecimal sha256 of documents, with a zero byte after each."""
     digest = hashlib.sha256()
     for text in documents:
         digest.update(text.encode() + b"\0")
@@ -57,12 +73,17 @@ def sha256_of_texts(documents: Iterable[str]) -> str:
 
 
 def train_tokenizer(folder: Path, documents: Sequence[str]) -> None:
-    """Byte-level BPE of ``VOCABULARY`` tokens, written to ``folder`` as transformers reads it."""
+    """Train a byte-level BPE of ``VOCABULARY`` tokens and write it in transformers' format to
+    ``folder``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(documents, trainer)
     with replacing(folder / "tokenizer.json") as temporary:
         tokenizer.save(str(temporary), pretty=False)
@@ -79,6 +100,6 @@ def stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Tensor:
 
 
 def windows(tokens: Tensor, window: int) -> Tensor:
-    """Consecutive windows of a stream: int64 [count, window]; what is left at the end is dropped."""
+    """Consecutive windows of a stream: int64 [count, window]; the remainder is dropped."""
     count = len(tokens) // window
     return tokens[: count * window].reshape(count, window).long()

@@ -1,1 +1,2 @@
-"""Records of studies -> tables, figures and the report. Nothing here imports torch."""
+"""Reporting: from records to tables, figures, claims and the report page. No module here imports
+torch."""

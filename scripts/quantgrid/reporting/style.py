@@ -1,7 +1,8 @@
-"""How results look and are called: one matplotlib style, one palette, and the words for metrics, axes and values.
+"""Style of results: one matplotlib style, one palette, and the labels of metrics, axes and values.
 
-The palette is Okabe & Ito's (colour-blind safe, 2008) without its yellow, which white paper swallows; every series also has a marker of
-its own. Figures are byte-reproducible: ids in SVG come from a fixed salt, text stays text, and no file carries a date or a version.
+The palette is Okabe & Ito's (colour-blind safe, 2008) without its yellow, which has too little
+contrast on white; every series also has a distinct marker. Figures are byte-reproducible: ids in
+SVG come from a fixed salt, text stays text, and no file contains a date or a version.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ METADATA = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name for readers, its unit (empty: none), its better direction ('lower', 'higher', or '' where neither is), and whether it
-    compares with full precision already."""
+    """A metric's label, its unit (empty: none), its better direction ('lower', 'higher', or '' for
+    neither), and whether it already compares with full precision."""
 
     label: str
     unit: str = ""
@@ -85,12 +86,15 @@ METRICS = {
     "weight_sqnr_db": Metric("weight SQNR", "dB", "higher", relative=True),
     "output_sqnr_db": Metric("output SQNR, weights rounded", "dB", "higher", relative=True),
     "joint_output_sqnr_db": Metric("output SQNR, weights and activations rounded", "dB", "higher", relative=True),
-    "stream_error": Metric("relative error of the last residual stream", "", "lower", relative=True),
+    "residual_error": Metric("relative error of the last residual stream", "", "lower", relative=True),
     "online_operations_per_token": Metric("online operations per token"),
     "added_parameters": Metric("parameters of online operations and new biases"),
     "added_bits_per_weight": Metric("stored bits per weight of online operations, new biases and fixed ranges"),
     "untied_parameters": Metric("parameters of an untied lm_head"),
     "training_steps": Metric("training steps"),
+    "expert_tokens_smallest": Metric("fewest calibration tokens of an expert", "tokens/channel"),
+    "expert_tokens_median": Metric("median calibration tokens of an expert", "tokens/channel"),
+    "experts_below_width": Metric("share of experts with fewer calibration tokens than channels"),
 }
 
 LABELS = {
@@ -105,26 +109,30 @@ ACRONYMS = ("int", "mxfp", "nvfp", "fp", "bf", "nf", "mxint")
 
 
 def metric(name: str) -> Metric:
-    """The entry of ``METRICS``; a metric unknown there is called by its name and has no better direction."""
+    """Look up a metric in ``METRICS``; an unknown metric gets its name as label and no better
+    direction."""
     return METRICS.get(name) or Metric(name.replace("_", " "))
 
 
 def metric_label(name: str, dataset: str = "") -> str:
-    """One line for an axis or a caption: ``perplexity, wikitext2`` or ``weight SQNR (dB)``."""
+    """Format a metric for an axis or a caption: ``perplexity, wikitext2`` or ``weight SQNR
+    (dB)``."""
     found = metric(name)
     unit = f" ({found.unit})" if found.unit else ""
     return f"{found.label}{unit}" + (f", {dataset}" if dataset else "")
 
 
 def value_label(axis: str, value: str) -> str:
-    """An axis value for readers: from ``LABELS``, format names such as ``int4`` in capitals, all else as the config names it."""
+    """Format an axis value for readers: from ``LABELS``, format names such as ``int4`` in capitals,
+    others as in the config."""
     if axis == "format" and value.rstrip("0123456789") in ACRONYMS:
         return value.upper()
     return LABELS.get((axis, value.replace("_", "-")), value)
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``value`` rounded to significant digits, as a power of ten where it is huge or tiny: ``8.41``, ``1230``, ``2.30×10⁶``."""
+    """Round ``value`` to significant digits, as a power of ten if it is very large or small:
+    ``8.41``, ``1230``, ``2.30×10⁶``."""
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     if value and not -4 <= int(exponent) < 5:
         return f"{mantissa}×10{superscript(int(exponent))}"
@@ -133,7 +141,8 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def with_error(value: float, stderr: float) -> str:
-    """``value ± stderr``, both to the place of the second significant digit of ``stderr``; four digits where there is no error (NaN or 0)."""
+    """Format ``value ± stderr``, both to the place of the second significant digit of ``stderr``;
+    four digits without an error (NaN or 0)."""
     if not stderr > 0:
         return significant(value, 4)
     exponent = math.floor(math.log10(max(abs(value), stderr)))

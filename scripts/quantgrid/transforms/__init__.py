@@ -1,1 +1,1 @@
-"""Step one: pre-quantization transforms. One file per primitive (scale, rotate) and per recipe that composes primitives."""
+"""Pre-quantization transforms (step one of arXiv 2507.17417): primitives and recipes."""

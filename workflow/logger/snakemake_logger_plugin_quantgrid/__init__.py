@@ -1,7 +1,8 @@
-"""A logger of Snakemake's plugin interface: a line per finished step and what is left; why a result is a failure; of a failed job the end of its log.
+"""Logger plugin of Snakemake: a line per finished step with the remaining time, the reason of each
+failed result, and the end of the log of each failed job.
 
-`scripts/run_workflow.py` asks for it (`--logger quantgrid`) unless another `--logger` is named. What Snakemake says itself is kept in
-`.snakemake/log/` as ever.
+`scripts/run_workflow.py` selects it (`--logger quantgrid`) unless another `--logger` is named.
+Snakemake's full output is in `.snakemake/log/` as usual.
 """
 
 import sys
@@ -13,17 +14,32 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from quantgrid.tally import FAILED_RESULT, Tally, duration
+from quantgrid.jobs.progress import FAILED_RESULT, Tally, duration
 
-SAID_OTHERWISE = (LogEvent.JOB_STARTED, LogEvent.SHELLCMD, LogEvent.PROGRESS, LogEvent.GROUP_INFO, LogEvent.GROUP_ERROR, LogEvent.RESOURCES_INFO,
-                  LogEvent.WORKFLOW_STARTED)
-NOT_SAID = ("Select jobs to execute", "Execute ", "Removing temporary output", "Storing output", "Using shell", "Assuming ", "Building DAG")
-BETWEEN = 60.0  # seconds from one list of what runs to the next
-LOG_LINES = 15  # of a failed job
+SAID_OTHERWISE = (
+    LogEvent.JOB_STARTED,
+    LogEvent.SHELLCMD,
+    LogEvent.PROGRESS,
+    LogEvent.GROUP_INFO,
+    LogEvent.GROUP_ERROR,
+    LogEvent.RESOURCES_INFO,
+    LogEvent.WORKFLOW_STARTED,
+)
+NOT_SAID = (
+    "Select jobs to execute",
+    "Execute ",
+    "Removing temporary output",
+    "Storing output",
+    "Using shell",
+    "Assuming ",
+    "Building DAG",
+)
+BETWEEN = 60.0  # seconds between two lists of running jobs
+LOG_LINES = 15  # shown of a failed job
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The end of a log, nothing where there is none."""
+    """Read the last lines of a log; empty if it does not exist."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", errors="replace") as log:
@@ -31,7 +47,8 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 class LogHandler(LogHandlerBase):
-    """Prints to standard error; colours and moving bars it has none, so that a file of it reads as the screen does."""
+    """Print plain lines to standard error, without colours or progress bars, so that it can be
+    redirected to a file."""
 
     writes_to_stream, writes_to_file, has_filter, has_formatter, needs_rulegraph = True, False, False, False, False
 
@@ -55,7 +72,9 @@ class LogHandler(LogHandlerBase):
 
     def finished(self, job: int, now: float) -> None:
         ended = self.tally.end(job, now)
-        reasons = [line for path in self.logs.pop(job, ()) for line in last_lines(path, 2) if line.startswith(FAILED_RESULT)]
+        reasons = [
+            line for path in self.logs.pop(job, ()) for line in last_lines(path, 2) if line.startswith(FAILED_RESULT)
+        ]
         if reasons and ended and ended.cell:
             self.tally.broken.add(ended.cell)
         left = self.tally.seconds_left(now)
@@ -66,10 +85,14 @@ class LogHandler(LogHandlerBase):
             self.say(f"          {reason}")
         if now - self.listed > BETWEEN and self.tally.running:
             self.listed = now
-            self.say("          running: " + ", ".join(f"{job} ({duration(now - job.since)})" for job in self.tally.running.values()))
+            self.say(
+                "          running: "
+                + ", ".join(f"{job} ({duration(now - job.since)})" for job in self.tally.running.values())
+            )
 
     def failed(self, record: LogRecord, now: float) -> None:
-        """Rule and axes of the job, its log and the end of it; the command line, which holds the whole specification, is left out."""
+        """Print rule and axes of the job and the end of its log, but not its command line, which
+        holds the whole specification."""
         ended = self.tally.end(record.jobid, now, failed=True)
         self.stamped(f"FAILED {ended or record.rule_name}{f': {record.rule_msg}' if record.rule_msg else ''}", now)
         for path in map(Path, record.log or ()):

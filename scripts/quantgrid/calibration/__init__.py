@@ -1,0 +1,1 @@
+"""Decoder layers with their weights and input statistics; statistics transform in closed form."""

@@ -1,0 +1,195 @@
+"""Declarations of methods: their options, and their requirements on models. Standard library only.
+
+The code hash in the paths does not cover this file: its contents reach a job through the job's
+specification.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ground.errors import ConfigError, shown, text_hint, unknown_name
+
+LARGEST = 10**9  # limit of integer options
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method: its default and accepted values (type of the default, range or
+    choices).
+
+    ``share``: an integer that may also be given as a share between 0 and 1. ``needs`` lists (value,
+    or None for any; another option; the values of that option that give this one a meaning),
+    checked for options stated in an entry.
+    """
+
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] | None = None
+    share: bool = False
+    needs: tuple[tuple[Any, str, tuple[Any, ...]], ...] = ()
+
+    def check(self, value: Any, where: str) -> Any:
+        """Return ``value`` in the default's type; :class:`ConfigError` names the accepted
+        values."""
+        kind = type(self.default)
+        if type(value) is int and abs(value) > LARGEST and kind in (int, float):
+            raise ConfigError(
+                f"{where}: {shown(value)} is out of range; expected {self.describe()}, at most {LARGEST} in size"
+            )
+        if self.share and type(value) is float and 0 < value < 1:
+            return value
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ConfigError(
+                f"{where}: {shown(value)} is not accepted; expected "
+                f"{self.describe()}{text_hint(value) * (kind in (int, float))}"
+            )
+        if self.choices is not None and any(item not in self.choices for item in (value if kind is list else [value])):
+            raise ConfigError(f"{where}: {shown(value)} is not accepted; expected {self.describe()}")
+        finite = kind is not float or math.isfinite(value)
+        if (
+            not finite
+            or (self.minimum is not None and value < self.minimum)
+            or (self.maximum is not None and value > self.maximum)
+        ):
+            raise ConfigError(f"{where}: {shown(value)} is out of range; expected {self.describe()}")
+        return value
+
+    def describe(self) -> str:
+        kind = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", list: "a list"}[
+            type(self.default)
+        ]
+        if self.choices:
+            return ("a list of " if type(self.default) is list else "one of ") + ", ".join(map(str, self.choices))
+        bounds = [
+            f">= {self.minimum}" if self.minimum is not None else "",
+            f"<= {self.maximum}" if self.maximum is not None else "",
+        ]
+        return " ".join([kind, *filter(None, bounds), *["or a share between 0 and 1"] * self.share])
+
+    def check_needs(self, value: Any, resolved: Mapping[str, Any], where: str) -> None:
+        """Reject ``value`` if the other ``resolved`` options give it no meaning."""
+        for given, other, accepted in self.needs:
+            if given in (None, value) and resolved[other] not in accepted:
+                wanted = " or ".join(map(repr, accepted))
+                raise ConfigError(
+                    f"{where}: {value!r} has no meaning with {other} {resolved[other]!r}; set {other} to "
+                    f"{wanted}, or leave it out"
+                )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A transform or a mitigation: its module, its options and its requirements on the model.
+
+    ``hadamard`` names the sizes of the model that need a Hadamard matrix, ``hadamard_of`` those
+    that depend on an option: option -> its value, or one of its values, -> size. ``kronecker``
+    names the sizes that must split into a Kronecker product, ``block`` the option whose value must
+    divide the inputs of the option ``sites``. ``instead`` names the alternative if a model does not
+    fit.
+
+    ``calibrated``: the method is fitted to calibration statistics. ``fitted_to_scheme``: its
+    parameters depend on the scheme they were searched or learned for. Both may be a mapping, option
+    -> the values for which this is true. ``seeded``: its parameters depend on a seed.
+    ``widest_input`` is the largest input dimension of a linear that it accepts. A ``learned``
+    transform is trained after it was fitted, on the calibration token windows if it is
+    ``trained_on_windows``. A mitigation with ``training`` quantizes the whole model at once while
+    it trains its ``scales`` or its ``weights`` on those windows; training weights is not
+    post-training quantization. ``fine_scales``, in the form of ``calibrated``: the method has no
+    effect with power-of-two weight scales.
+    ``costs`` names the factorizations of each linear that time and memory depend on: ``solve``, of
+    its second moment, and ``decompose``, of its weight; those of the method under the option
+    ``base`` come on top.
+    ``rotations`` names the rotations of a transform without the option of that name, ``divides`` the
+    sites whose inputs it divides (those of the option ``sites`` if it has one).
+    """
+
+    module: str
+    summary: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    hadamard: tuple[str, ...] = ()
+    hadamard_of: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    kronecker: tuple[str, ...] = ()
+    block: str = ""
+    instead: str = "'scaling' or 'none'"
+    calibrated: bool | Mapping[str, tuple[Any, ...]] = False
+    fitted_to_scheme: bool | Mapping[str, tuple[Any, ...]] = False
+    seeded: bool = False
+    widest_input: int | None = None
+    learned: bool = False
+    trained_on_windows: bool = False
+    training: str = ""
+    fine_scales: bool | Mapping[str, tuple[Any, ...]] = False
+    costs: tuple[str, ...] = ()
+    rotations: tuple[str, ...] = ()
+    divides: tuple[str, ...] = ()
+
+    def rotates_stream(self, options: Mapping[str, Any]) -> bool:
+        """Check whether it rotates the residual stream itself with these resolved ``options``."""
+        return "R1" in options.get("rotations", self.rotations) and options.get("residual") != "online"
+
+    def divides_online(self, options: Mapping[str, Any]) -> bool:
+        """Check whether it divides at run time where no weights can take the division; behind a rotation at
+        run time none can."""
+        return "online" in (options.get("division"), options.get("residual"))
+
+    def divided_sites(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """List the sites whose inputs it divides with these resolved ``options``."""
+        return tuple(options.get("sites", self.divides)) if self.divides else ()
+
+    def is_calibrated(self, options: Mapping[str, Any]) -> bool:
+        """Check whether it reads calibration statistics with these resolved ``options``."""
+        return _holds(self.calibrated, options)
+
+    def is_fitted_to_scheme(self, options: Mapping[str, Any]) -> bool:
+        """Check whether its parameters depend on the schemes of the cell with these resolved
+        ``options``."""
+        return _holds(self.fitted_to_scheme, options)
+
+    def needs_fine_scales(self, options: Mapping[str, Any]) -> bool:
+        """Check whether power-of-two scales make it ineffective with these resolved ``options``."""
+        return _holds(self.fine_scales, options)
+
+    def hadamard_sizes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """List the sizes of the model that need a Hadamard matrix with these resolved
+        ``options``."""
+        asked = [
+            size
+            for option, sizes in self.hadamard_of.items()
+            for value, size in sizes.items()
+            if value == options[option] or (isinstance(options[option], list) and value in options[option])
+        ]
+        return (*self.hadamard, *asked)
+
+    def resolve(self, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Fill in every option of an entry; ``method`` and, for a seeded method, ``seed`` are kept
+        with the options."""
+        given = {
+            key: value
+            for key, value in entry.items()
+            if key not in ("method", "note") and not (key == "seed" and self.seeded)
+        }
+        for key in given:
+            if key not in self.options:
+                raise ConfigError(f"{where}: {unknown_name('option', key, self.options or ['(none)'])}")
+        resolved = {
+            name: option.check(given.get(name, option.default), f"{where}.{name}")
+            for name, option in self.options.items()
+        }
+        for name in given:
+            self.options[name].check_needs(resolved[name], resolved, f"{where}.{name}")
+        return {"method": entry["method"], "options": resolved}
+
+
+def _holds(condition: bool | Mapping[str, tuple[Any, ...]], options: Mapping[str, Any]) -> bool:
+    return (
+        condition
+        if isinstance(condition, bool)
+        else any(options[option] in values for option, values in condition.items())
+    )

@@ -1,0 +1,149 @@
+"""The mitigations that exist: name -> module, options, capabilities, costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..mitigations import defaults
+from .methods import Method, Option
+from .training_options import ERROR, WINDOWS, training
+
+METRICS = ("plain", "lqer", "qera_approx", "qera_exact")
+PROPAGATION = {
+    "propagation": Option("cached", choices=("cached", "sequential")),
+    "quantized_activations": Option(False, needs=((None, "propagation", ("sequential",)),)),
+}
+SOLVER = {"damping": Option(defaults.DAMPING, minimum=0.0), "block_size": Option(defaults.BLOCK_SIZE, minimum=1)}
+COLUMNS = {
+    "activation_order": Option(False, needs=((True, "scales", ("static",)),)),
+    "scales": Option(defaults.SCALES, choices=("static", "running")),
+}
+GPTQ = {**SOLVER, **COLUMNS, **PROPAGATION}
+RANK = {"rank": Option(defaults.RANK, minimum=0, share=True)}
+# part of the scheme: no function of a mitigation takes it
+RANGE = {"weight_range": Option("format", choices=("format", "mse"))}
+METRIC = {"metric": Option(defaults.METRIC, choices=METRICS)}
+BRANCH = {
+    "factors": Option(defaults.FACTORS, choices=("bf16", "fp8", "int8", "int4")),
+    "branch_input": Option(defaults.BRANCH_INPUT, choices=("quantized", "unquantized")),
+}
+
+
+def _on(*bases: str) -> dict[str, Option]:
+    """The option ``base``, its first name the default, with the options of GPTQ that the bases
+    which have them take."""
+    solvers, ordered = (
+        tuple(base for base in bases if base in some) for some in (("gptq", "mr_gptq", "gptaq"), ("gptq", "gptaq"))
+    )
+    return {
+        "base": Option(bases[0], choices=bases, needs=(("gptaq", "propagation", ("sequential",)),)),
+        **{name: replace(option, needs=(*option.needs, (None, "base", solvers))) for name, option in SOLVER.items()},
+        **{name: replace(option, needs=(*option.needs, (None, "base", ordered))) for name, option in COLUMNS.items()},
+        **PROPAGATION,
+    }
+
+
+MITIGATIONS: dict[str, Method] = {
+    "none": Method("mitigations.methods.none", "nothing is quantized; for the format bf16 only"),
+    "rtn": Method("mitigations.methods.rtn", "round to nearest", RANGE),
+    "gptq": Method(
+        "mitigations.methods.gptq",
+        "GPTQ: rounding errors offset by the columns not yet rounded",
+        {**GPTQ, **RANGE},
+        costs=("solve",),
+    ),
+    "mr_gptq": Method(
+        "mitigations.methods.mr_gptq",
+        "MR-GPTQ: GPTQ in activation order, block scales of float formats searched",
+        {**SOLVER, "block_scales": Option(defaults.BLOCK_SCALES, choices=("mse", "minmax")), **PROPAGATION},
+        costs=("solve",),
+    ),
+    "gptaq": Method(
+        "mitigations.methods.gptaq",
+        "GPTAQ: GPTQ towards the full-precision output; sequential only",
+        {
+            **GPTQ,
+            **RANGE,
+            "alpha": Option(defaults.GPTAQ_ALPHA, minimum=0.0),
+            "propagation": Option("sequential", choices=("sequential",)),
+        },
+        costs=("solve",),
+    ),
+    "low_rank": Method(
+        "mitigations.methods.low_rank",
+        "round to nearest, and a low-rank term for its error",
+        {**RANK, **METRIC, **BRANCH, **PROPAGATION, **RANGE},
+        costs=("decompose",),
+    ),
+    "gptq_low_rank": Method(
+        "mitigations.methods.gptq_low_rank",
+        "GPTQ, and a low-rank term for its error",
+        {**RANK, **METRIC, **BRANCH, **_on("gptq", "mr_gptq", "gptaq"), **RANGE},
+        costs=("decompose",),
+    ),
+    "low_rank_first": Method(
+        "mitigations.methods.low_rank_first",
+        "SVDQuant: the leading part of the weight kept in 16 bits, the rest rounded",
+        {
+            **RANK,
+            **METRIC,
+            **BRANCH,
+            **_on("rtn", "gptq", "mr_gptq", "gptaq"),
+            "iterations": Option(defaults.SVDQUANT_ITERATIONS, minimum=1),
+        },
+        costs=("decompose",),
+    ),
+    "caldera": Method(
+        "mitigations.methods.caldera",
+        "CALDERA: codes and a low-rank term fitted in turns",
+        {
+            **RANK,
+            **BRANCH,
+            **_on("gptq", "mr_gptq", "gptaq", "rtn"),
+            "iterations": Option(defaults.CALDERA_ITERATIONS, minimum=1),
+        },
+        costs=("solve", "decompose"),
+    ),
+    "sparse_outliers": Method(
+        "mitigations.methods.sparse_outliers",
+        "the weights of largest error kept in 16 bits, for the bytes of a rank",
+        {**RANK, "metric": Option(defaults.METRIC, choices=METRICS[:3]), **_on("rtn", "gptq", "mr_gptq", "gptaq")},
+        widest_input=65535,  # columns of outliers are stored in 16 bits
+    ),
+    "singular_domain": Method(
+        "mitigations.methods.singular_domain",
+        "round to nearest after a learned change of the singular values",
+        {
+            "steps": Option(defaults.SINGULAR_STEPS, minimum=0),
+            "learning_rate": Option(defaults.SINGULAR_LEARNING_RATE, minimum=0.0),
+            "bandwidth": Option(defaults.BANDWIDTH, minimum=0),
+            **PROPAGATION,
+        },
+        costs=("decompose",),
+    ),
+    "tune_scales": Method(
+        "mitigations.methods.tune_scales",
+        "scales and zero points fine-tuned layer by layer (as OmniQuant's clipping)",
+        {
+            **{name: option for name, option in _on("rtn", "gptq", "mr_gptq").items() if name not in PROPAGATION},
+            "error": ERROR,
+            **training(100, 4, learning_rate=5e-3),
+            **WINDOWS,
+        },
+        seeded=True,
+        training="scales",
+        fine_scales={"base": ("gptq", "mr_gptq")},
+    ),
+    "qat_finetune": Method(
+        "mitigations.methods.qat_finetune",
+        "quantization-aware fine-tuning of the weights, end to end, then round to nearest (RoSTE)",
+        {
+            "loss": Option("kl", choices=("kl", "cross_entropy")),
+            "weight_decay": Option(0.0, minimum=0.0),
+            **training(100, 4, learning_rate=1e-5),
+            **WINDOWS,
+        },
+        seeded=True,
+        training="weights",
+    ),
+}

@@ -1,0 +1,65 @@
+"""Registry of methods: name -> module, options, requirements. Standard library only.
+
+The entries are in ``transform_methods`` and ``mitigation_methods``. A new method is one file in its
+folder, one entry there and one entry in a config. The code hash behind every path covers none of
+these tables, so a new entry reruns nothing. A job imports the module of its method and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from ..ground.errors import ConfigError, unknown_name
+from .methods import Method
+from .mitigation_methods import MITIGATIONS, PROPAGATION, RANGE
+from .transform_methods import TRANSFORMS
+
+METHODS: dict[str, dict[str, Method]] = {"transforms": TRANSFORMS, "mitigations": MITIGATIONS}
+
+
+def method(axis: str, name: str, where: str = "") -> Method:
+    """Look up the method ``name`` of ``axis`` (``transforms`` or ``mitigations``)."""
+    if name not in METHODS[axis]:
+        raise ConfigError(f"{where or axis}: {unknown_name('method', name, METHODS[axis])}")
+    return METHODS[axis][name]
+
+
+# Entries under published names, which a config may use without stating them.
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "transforms": {
+        "omniquant": {"method": "optimized_scaling"},
+        "spinquant": {"method": "optimized_rotation", "gradient": "identity"},
+        "ostquant": {"method": "optimized_rotation_scaling"},
+    },
+    "mitigations": {},
+}
+
+# the module that propagates; only cells that ask for it depend on it
+SEQUENTIAL = "quantization.sequential"
+
+
+def split_propagation(resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Split a resolved mitigation into the options of its function and the settings of sequential
+    propagation; None: cached.
+
+    ``paired``: the unquantized model runs in parallel, as GPTAQ requires.
+    """
+    options = {name: value for name, value in resolved["options"].items() if name not in {*PROPAGATION, *RANGE}}
+    own = {**resolved, "options": options}
+    if resolved["options"].get("propagation") != "sequential":
+        return own, None
+    paired = "gptaq" in (resolved["method"], options.get("base"))
+    return own, {"quantized_activations": resolved["options"]["quantized_activations"], "paired": paired}
+
+
+def costs(name: str, options: Mapping[str, Any]) -> set[str]:
+    """Factorizations of each linear by a mitigation (``Method.costs``), its base's included."""
+    return {*method("mitigations", name).costs, *method("mitigations", options.get("base", name)).costs}
+
+
+def load(axis: str, name: str) -> ModuleType:
+    """Import the module of one method."""
+    return import_module(f"quantgrid.{method(axis, name).module}")

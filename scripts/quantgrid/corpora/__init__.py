@@ -1,0 +1,1 @@
+"""Corpora: texts from four sources, tokenized and cut into windows."""

@@ -1,0 +1,87 @@
+"""Residual error: relative error of the residual stream after each layer of a quantized model.
+
+With x the stream that enters layer F in full precision, x' that of the quantized model and F' its
+layer, the error after the layer is exactly the sum of the error added by the layer, F'(x) - F(x),
+and the propagated error, F'(x') - F'(x). Each is relative to F(x), per token, averaged over tokens
+as a ratio of Euclidean norms: a few tokens of huge norm (attention sinks) weigh no more than
+others.
+
+A rotation of the residual stream (R1) changes the basis of the quantized model; the full-precision
+stream is rotated likewise before the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.collect import layer_inputs
+from ..ground.errors import NumericalFailure
+from ..inference.transform import Transform
+
+PARTS = ("error", "added", "passed_on")
+
+
+@torch.no_grad()
+def error_growth(
+    model: nn.Module,
+    reference: nn.Module,
+    windows: Tensor,
+    basis: Tensor | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[dict[str, float]]:
+    """Relative errors, one dict of ``PARTS`` (no unit) for each decoder layer of ``model``.
+
+    ``model`` and ``reference`` are transformers decoders of one shape and dtype on one device,
+    quantized and unmodified; ``windows`` (count, window) token ids; ``basis`` is the result of
+    :func:`residual_basis`. Raises :class:`NumericalFailure` if a stream is not finite.
+    """
+    device = next(model.parameters()).device
+    basis = None if basis is None else basis.to(device, torch.float64)
+    exact, wanted = layer_inputs(reference, windows.to(device))
+    own, arguments = layer_inputs(model, windows.to(device))
+    found = []
+    for index, layer, original in zip(
+        progress(range(len(arguments))), model.model.layers, reference.model.layers, strict=True
+    ):
+        sums = torch.zeros(len(PARTS), dtype=torch.float64)
+        for window in range(len(exact)):
+            rows = slice(window, window + 1)
+            added = advanced(layer, turned(exact[rows], basis), arguments[index])
+            exact[rows], own[rows] = (
+                advanced(original, exact[rows], wanted[index]),
+                advanced(layer, own[rows], arguments[index]),
+            )
+            target = turned(exact[rows], basis)
+            norms = target.double().norm(dim=-1)
+            errors = (own[rows] - target, added - target, own[rows] - added)
+            sums += torch.stack([(error.double().norm(dim=-1) / norms).mean() for error in errors]).cpu()
+        if not torch.isfinite(sums).all():
+            raise NumericalFailure(f"residual error: the stream after layer {index} is NaN or infinite")
+        found.append(dict(zip(PARTS, (sums / len(exact)).tolist())))
+    return found
+
+
+def advanced(layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """Output of a decoder layer for ``hidden`` (1, tokens, d)."""
+    output = layer(hidden, **arguments)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def turned(hidden: Tensor, basis: Tensor | None) -> Tensor:
+    """Full-precision ``hidden`` (*batch, d) in the basis of the quantized model."""
+    return hidden if basis is None else (hidden.to(basis) @ basis).to(hidden)
+
+
+def residual_basis(transform: Transform, size: int) -> Tensor | None:
+    """Rotation R (d, d) of the residual stream by ``transform``, float64; None without one.
+
+    ``size`` is d; the rotated stream is x R.
+    """
+    unit = torch.eye(size, dtype=torch.float64)
+    ends = {"embedding": unit.clone(), "final_norm": torch.ones(size, dtype=torch.float64)}
+    transform.fold_ends(ends)
+    return None if torch.equal(ends["embedding"], unit) else ends["embedding"]

@@ -1,0 +1,1 @@
+"""Foundations: files, digests, versions and errors."""

@@ -1,0 +1,2 @@
+"""Forward pass of a quantized model: online operations, rounded inputs, keys, values and
+linears."""

@@ -1,0 +1,214 @@
+"""Fork server: imports torch and transformers once and forks one process per local job.
+
+``run_workflow.py --warm`` starts it. `run_job.py` sends it its arguments, folder, environment and
+standard streams and exits with the status of the fork; if `run_job.py` is interrupted or dies, the
+fork is interrupted too. Forks share imports only: each computes the same bytes as a fresh process.
+A job of another environment or machine, or whose server has ended, runs in a fresh interpreter.
+
+Snakemake's benchmark files measure the process that it starts, so they miss the processor time and
+memory of a fork; the job's log has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import runpy
+import secrets
+import signal
+import socket
+import socketserver
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from importlib import import_module
+
+from ..ground.errors import ConfigError
+from ..ground.places import SCRIPTS
+
+SOCKET, SERVED = (
+    "QUANTGRID_WARM",
+    "QUANTGRID_WARM_FOR",
+)  # environment variables: address of the server, and identity of its clients
+PRELOADED = (
+    "numpy",
+    "scipy.linalg",
+    "safetensors.torch",
+    "threadpoolctl",
+    "torch",
+    "tqdm",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+)
+# read by BLAS libraries once, when they are loaded
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+PATIENCE = 20.0  # grace period of an interrupted fork in seconds
+_STREAMS = (0, 1, 2)
+_LENGTH = struct.Struct("<Q")
+_CREDENTIALS = struct.Struct("3i")
+
+
+def start(environment: dict[str, str]) -> None:
+    """Start the server, with ``environment`` added, as a child of this process, which then becomes
+    the driver; jobs find it by their environment."""
+    if sys.platform != "linux":
+        raise ConfigError("--warm needs Linux: elsewhere a process with torch loaded cannot safely be forked")
+    name = f"quantgrid-{os.getpid()}-{secrets.token_hex(8)}"
+    # Query CUDA through NVML: the CUDA runtime, once initialized, does not survive a fork.
+    settings = {**os.environ, **environment, **dict.fromkeys(THREADS, "1"), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(_address(name))
+        listener.listen(128)  # jobs may connect before the imports are done
+        command = [sys.executable, str(SCRIPTS / "serve_jobs.py"), str(listener.fileno()), str(os.getpid())]
+        # A new session, so that Ctrl-C reaches only the driver.
+        subprocess.Popen(
+            command, pass_fds=[listener.fileno()], env=settings, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    os.environ |= {SOCKET: name, SERVED: _identity()}
+
+
+def _address(name: str) -> str:
+    """Return the address of a server in Linux's abstract namespace, which leaves no file behind."""
+    return f"\0{name}"
+
+
+def _identity() -> str:
+    """Return machine, Python environment and scripts of this process; the server runs only jobs
+    with the same identity."""
+    return f"{platform.node()} {sys.prefix} {SCRIPTS}"
+
+
+def _user(connection: socket.socket) -> int:
+    """Return the user id of the peer process."""
+    return _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
+
+
+def connect() -> socket.socket | None:
+    """Connect to the fork server of this job; None if there is none for it."""
+    if os.environ.get(SERVED) != _identity():
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(_address(os.environ[SOCKET]))
+        if _user(connection) == os.getuid():
+            return connection
+    except OSError:
+        pass
+    print("the fork server is gone; running this job in a fresh interpreter", file=sys.stderr)
+    return None
+
+
+def hand_over(connection: socket.socket) -> int:
+    """Run this process's job on the server; returns its exit status when it has ended."""
+    words = json.dumps({"argv": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    status = b""
+    with connection, connection.makefile("rb") as answer, suppress(OSError):
+        try:
+            socket.send_fds(connection, [_LENGTH.pack(len(words))], _STREAMS)
+            connection.sendall(words)
+            status = answer.read()
+        except KeyboardInterrupt:
+            connection.shutdown(socket.SHUT_WR)  # interrupts the fork
+            status = answer.read()
+    if not status:
+        print("the job was killed", file=sys.stderr)
+        return 128 + signal.SIGKILL
+    return status[0]
+
+
+class _Job(socketserver.BaseRequestHandler):
+    """One job in its fork."""
+
+    ended = False
+
+    def handle(self) -> None:
+        os.setsid()
+        self.server.socket.close()
+        length, streams, _, _ = socket.recv_fds(self.request, _LENGTH.size, len(_STREAMS))
+        if not streams:
+            return  # its client has died already
+        for stream, number in zip(streams, _STREAMS, strict=True):
+            os.dup2(stream, number)
+            os.close(stream)
+        with self.request.makefile("rb") as file:
+            job = json.loads(file.read(*_LENGTH.unpack(length)))
+        threading.Thread(target=self._end_with_client, daemon=True).start()
+        status = _run(**job)
+        self.ended = True
+        with suppress(OSError):  # the client may have died
+            self.request.sendall(bytes([status]))
+        os._exit(0)  # the client waits for this: memory is freed before its connection closes
+
+    def _end_with_client(self) -> None:
+        """Interrupt this job and its children, as Ctrl-C would, when the client asks or dies; kill
+        the processes that survive."""
+        if not self.request.recv(1) and not self.ended:
+            os.killpg(0, signal.SIGINT)
+            time.sleep(PATIENCE)
+            os.killpg(0, signal.SIGKILL)
+
+
+def _run(argv: list[str], folder: str, environment: dict[str, str]) -> int:
+    """Run the script ``argv`` in this process as Python would; returns its exit status."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update({name: value for name, value in environment.items() if name not in (SOCKET, SERVED)})
+    sys.argv = argv
+    status = 0
+    try:
+        _limit_threads(environment)
+        runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code & 0xFF if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def _limit_threads(environment: dict[str, str]) -> None:
+    """Set the number of threads of every loaded BLAS from ``environment``, if Snakemake sets it."""
+    from threadpoolctl import threadpool_limits
+
+    if THREADS[0] in environment:
+        threadpool_limits(int(environment[THREADS[0]]))
+
+
+class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    """Server that forks for every connection of this user until the driver ends."""
+
+    max_children = 1 << 16  # Snakemake limits the number of parallel jobs
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, driver: int) -> None:
+        super().__init__(listener.getsockname(), _Job, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.driver = listener, driver
+
+    def verify_request(self, request: socket.socket, client_address: object) -> bool:
+        return _user(request) == os.getuid()
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        if os.getppid() != self.driver:
+            raise SystemExit
+
+
+def serve(descriptor: int, driver: int) -> None:
+    """Import the modules that jobs need, then serve jobs at the listening socket ``descriptor``
+    until ``driver``, the parent process, ends."""
+    for name in PRELOADED:
+        if os.getppid() != driver:
+            return
+        import_module(name)
+    with _Server(socket.socket(fileno=descriptor), driver) as server:
+        server.serve_forever(poll_interval=0.2)

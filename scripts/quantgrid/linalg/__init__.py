@@ -1,0 +1,1 @@
+"""Orthogonal matrices and structured products: Hadamard, random orthogonal, Kronecker."""

@@ -1,0 +1,48 @@
+"""GPU assignment: a job takes the first GPU that no other job of this user holds.
+
+If a scheduler has set ``CUDA_VISIBLE_DEVICES`` its choice stands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from glob import glob
+from pathlib import Path
+from typing import TextIO
+
+DEVICES = "/dev/nvidia[0-9]*"
+_HELD: dict[int, TextIO] = {}  # GPU -> open file, whose lock ends with the process
+
+
+def take(count: int, seconds: float = 1.0, folder: str | None = None) -> int:
+    """Lock one of ``count`` GPUs until the process ends; return its number.
+
+    Polls every ``seconds`` until one is free.
+    """
+    if _HELD:
+        return next(iter(_HELD))
+    place = Path(folder or tempfile.gettempdir())
+    while True:
+        for number in range(count):
+            file = open(place / f"quantgrid-{os.getuid()}-card-{number}.lock", "w")  # noqa: SIM115 (held until the process ends)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            _HELD[number] = file
+            return number
+        time.sleep(seconds)
+
+
+def choose(devices: str = DEVICES) -> None:
+    """Restrict this process to one free GPU; call it before torch is imported.
+
+    No effect without GPUs, or if ``CUDA_VISIBLE_DEVICES`` is set.
+    """
+    count = len(glob(devices))
+    if count and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(take(count))

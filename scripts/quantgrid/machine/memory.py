@@ -1,0 +1,115 @@
+"""Memory and disk estimates of a job from the sizes of its model. Standard library only.
+
+Estimates are for one attempt; rules multiply them by the attempt, so that a job killed for its
+memory gets more. They are upper bounds, not tight: the peaks measured on SmolLM2-135M and on three
+billion parameters are below them (tests/unit/machine/test_resources.py).
+"""
+
+from __future__ import annotations
+
+from ..models.plans import SITES
+from ..models.shapes import ModelShape, all_weights, held_moments, layer_moments, layer_weights
+from .chunks import CHUNK
+from .malloc import LARGE, gives_back, layer_bytes
+
+START = 700  # MiB: Python, torch and transformers
+IMPORTS = 477  # MiB: half a GB
+PROCESS = 400  # MiB: Snakemake inside a cluster job
+MIB = 2**20
+PIECE = 1024  # tokens, or one window, of a training in one forward pass (learning/objectives.py)
+# bytes that the layers of a training may keep for the backward pass (learning/network.py)
+KEPT = 1 << 32
+WHOLE = 1 << 33  # bytes of float32 weights up to which the model gate runs the whole model
+
+
+def parameters(shape: ModelShape) -> int:
+    """Number of weights in linears, embedding and lm_head, the lm_head counted even if tied."""
+    return all_weights(shape) + 2 * shape.vocabulary * shape.hidden_size
+
+
+def kept_bytes(shape: ModelShape) -> int:
+    """Bytes per token that all layers keep for the backward pass of a training.
+
+    Measured on SmolLM2-135M, rounded up. A token reaches some of the experts, each on a copy of its input.
+    """
+    sparse = shape.active_experts * (shape.expert_size + shape.hidden_size) + shape.shared_size
+    return 4 * shape.layers * (16 * shape.hidden_size + 8 * max(sparse, shape.intermediate_size))
+
+
+def held_mb(shape: ModelShape, tokens: int) -> int:
+    """MiB for running and quantizing a model layer by layer on ``tokens`` calibration tokens.
+
+    Embedding, lm_head, one layer and the hidden states of all windows in float32, second moments
+    and weights of one layer in float64, half a GB of imports.
+    """
+    layer, ends = layer_weights(shape), 2 * shape.vocabulary * shape.hidden_size
+    return int((4 * (ends + layer + tokens * shape.hidden_size) + 8 * (held_moments(shape) + layer)) / MIB + IMPORTS)
+
+
+def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int:
+    """Peak memory in MiB of a ``job`` on a model of ``shape``.
+
+    ``job`` is a rule, or a kind within one (``workload.kind``); ``tokens`` in its windows, ``batch``
+    tokens in one forward pass. Forward passes count four bytes per weight, because the CPU computes
+    in float32. One decoder layer at a time is in memory, with embedding, lm_head and the hidden
+    states of all windows; trainings and lm-eval tasks hold the whole model.
+    """
+    weights, one = 4 * parameters(shape), layer_weights(shape)
+    ends = 4 * 2 * shape.vocabulary * shape.hidden_size
+    hidden = 4 * tokens * shape.hidden_size
+    logits = 2 * 4 * batch * shape.vocabulary
+    piece = max(PIECE, batch)
+    backward = min(KEPT, piece * kept_bytes(shape)) + 5 * 4 * max(CHUNK, batch) * shape.vocabulary
+    chunk = 6 * 4 * CHUNK * shape.vocabulary
+    moments = held_moments(shape)
+    widest = max(size for site in SITES for size in shape.site_sizes(site)) ** 2
+    layer = layer_bytes(shape)
+    together = 4.5 * min(LARGE, shape.layers * layer)  # layers that are quantized in one call
+    gaps = 0 if gives_back(shape) else 4 * shape.layers * one  # gaps between blocks that are kept
+    running = ends + 8 * one + hidden + gaps  # a layer as stored and in float32
+    needed = {
+        "fetch_model": 0,
+        "convert_model": weights,
+        "tokenize_corpus": 0,
+        "calibrate_model": running + 8 * moments + 16 * widest,
+        "fit_transform": 3 * layer,
+        "learn_transform": 3 * weights + backward,
+        "gate_model": min(weights, WHOLE + ends) + running + 2 * logits,
+        "gate_transform": 3 * layer + 1.5 * ends + running + 2 * logits,
+        "measure_distributions": 2 * layer,
+        "quantize_model": max(together, 2.5 * layer, ends) + gaps,
+        "decompose_model": max(together, 4 * layer, ends) + gaps,
+        "propagate_model": max(together, 4 * layer) + ends + 2 * hidden + gaps,
+        "train_mitigation": 8 * weights + 2 * logits,
+        "evaluate_reference": running,
+        "evaluate_perplexity": max(
+            running, 1.5 * ends + 2 * hidden + chunk + gaps
+        ),  # layers, then the lm_heads and final states of both models
+        "evaluate_tasks": 1.5 * weights + logits,
+        "measure_residual_error": 2 * running,
+    }[job]
+    return START + int(needed / MIB)
+
+
+def disk_bytes(job: str, shape: ModelShape, tokens: int = 0) -> int:
+    """Upper bound in bytes of the files written by ``job``, named as for :func:`peak_mb`.
+
+    A packed checkpoint counts twice, because its tensors first go to a second file. A fetched model
+    counts as bfloat16, a converted one as float32.
+    """
+    packed = 0.6 * all_weights(shape) + 4 * shape.vocabulary * shape.hidden_size
+    return int(
+        {
+            "fetch_model": 2 * parameters(shape),
+            "convert_model": 4 * parameters(shape),
+            "calibrate_model": 4 * shape.layers * layer_moments(shape),
+            **dict.fromkeys(("quantize_model", "decompose_model", "propagate_model"), 2 * packed),
+            "train_mitigation": packed,
+            "evaluate_reference": 4 * tokens * shape.hidden_size,
+        }.get(job, 0)
+    )
+
+
+def memory_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int:
+    """MiB requested from a scheduler: :func:`peak_mb` plus the Snakemake process of the job."""
+    return PROCESS + peak_mb(job, shape, tokens, batch)

@@ -1,0 +1,1 @@
+"""Published mitigations, one file each, all with the same signature."""

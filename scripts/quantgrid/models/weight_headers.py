@@ -1,0 +1,175 @@
+"""Checks of safetensors headers: complete files with all tensors of the architecture.
+
+A file begins with the length and the JSON of its header (https://huggingface.co/docs/safetensors).
+No tensor is read, and no header of absurd length. Standard library only: the check runs while the
+workflow is planned.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..ground.errors import ConfigError
+from .multimodal import LAYOUTS, in_files, prefix_of
+from .plans import END_ROLES, LAYER_PREFIX, Stored
+from .shapes import ModelShape, layer_tensors
+
+# bytes; the header of a shard of thousands of tensors has some hundred thousand
+LONGEST_HEADER = 1 << 25
+# tensors that a decoder does not read, as regular expressions: tables that follow from config.json, and
+# modules that predict further tokens
+IGNORED = (r".*\.rotary_emb\.inv_freq", r"mtp\..*")
+# key of config.json: number of layers behind the decoder's that predict further tokens
+FURTHER_LAYERS = "num_nextn_predict_layers"
+# already quantized formats that transformers can dequantize: quant_method -> its config class
+DEQUANTIZED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def tensor_headers(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Tensor name -> {dtype, shape, data_offsets, file} of safetensors files, from their headers.
+
+    Raises :class:`ConfigError` for an incomplete file.
+    """
+    return {name: {**tensor, "file": file.name} for file in files for name, tensor in _header(file).items()}
+
+
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        try:
+            header = json.loads(opened.read(length)) if 8 + length <= size and length <= LONGEST_HEADER else None
+        except (ValueError, RecursionError):
+            header = None
+    if not isinstance(header, dict):
+        raise ConfigError(
+            f"{file}: not a complete safetensors file (its header does not fit; a Git LFS pointer or a "
+            "download cut short?)"
+        )
+    header.pop("__metadata__", None)
+    if wrong := next((name for name, tensor in header.items() if not _is_tensor(tensor)), None):
+        raise ConfigError(
+            f"{file}: not a safetensors file: '{wrong:.80}' has no consistent dtype, shape and data_offsets"
+        )
+    if 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0) != size:
+        raise ConfigError(
+            f"{file}: not a complete safetensors file ({size} bytes are not what its header says); fetch it again"
+        )
+    return header
+
+
+def _is_tensor(tensor: Any) -> bool:
+    """Check whether a header entry describes a tensor with a size that matches its shape."""
+    if not (isinstance(tensor, dict) and isinstance(tensor.get("dtype"), str)):
+        return False
+    shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+        return False
+    width = _FLOATS.get(tensor["dtype"])
+    return offsets[0] <= offsets[1] and (width is None or offsets[1] - offsets[0] == width * math.prod(shape))
+
+
+def _are_sizes(numbers: Any) -> bool:
+    whole = isinstance(numbers, list) and len(numbers) < 9 and all(type(number) is int for number in numbers)
+    return whole and all(0 <= number < 1 << 60 for number in numbers)
+
+
+def verify_weights(
+    tensors: Mapping[str, Mapping[str, Any]], shape: ModelShape, where: str, config: Mapping[str, Any]
+) -> None:
+    """Raise :class:`ConfigError` for a missing tensor, a wrong size, a type other than floating point,
+    and a tensor that nothing reads.
+
+    ``config`` is the parsed config.json, which determines whether there are an lm_head and biases.
+    """
+    _require_unquantized(tensors, where)
+    prefix, read = prefix_of(config, where), set()
+    for name, size in _wanted(shape, config):
+        name = in_files(name, prefix)
+        read.add(name)
+        if name not in tensors:
+            raise ConfigError(f"{where}: the weights hold no tensor '{name}', which {shape.architecture} needs")
+        found = tensors[name]
+        if found["dtype"] not in _FLOATS:
+            raise ConfigError(
+                f"{where}: '{name}' is {found['dtype']}, not floating point ({', '.join(_FLOATS)}): "
+                "already quantized weights"
+            )
+        if tuple(found["shape"]) != size:
+            raise ConfigError(f"{where}: '{name}' is {tuple(found['shape'])} in the weights, {size} by config.json")
+    left = next((name for name in tensors if name not in read and not _is_ignored(name, shape, config, prefix)), None)
+    if left is not None:
+        raise ConfigError(
+            f"{where}: the weights hold '{left}', which {shape.architecture} with this config.json leaves out"
+            + (" (attention_bias, mlp_bias)" if left.endswith(".bias") else "; its numbers would be dropped")
+        )
+
+
+def _require_unquantized(tensors: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Raise :class:`ConfigError`, naming the format, for weights stored in MXFP4 or FP8."""
+    for name, tensor in tensors.items():
+        packed = name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in tensors
+        if packed or tensor["dtype"].startswith("F8_"):
+            method = "mxfp4" if packed else "fp8"
+            raise ConfigError(f"{where}: '{name:.80}' is already quantized ({method.upper()}); {remedy(method)}")
+
+
+def remedy(method: str) -> str:
+    """Way out for a model that is already quantized, by the name of the method in its quantization_config."""
+    advice = "name the full-precision checkpoint it was made from"
+    if method not in DEQUANTIZED:
+        return advice
+    return (
+        f"{advice}, or dequantize it once with transformers: AutoModelForCausalLM.from_pretrained(folder, "
+        f"dtype='bfloat16', quantization_config={DEQUANTIZED[method]}(dequantize=True)).save_pretrained(new_folder)"
+    )
+
+
+def _is_ignored(name: str, shape: ModelShape, config: Mapping[str, Any], prefix: str) -> bool:
+    """Whether the decoder does without tensor ``name`` of the files."""
+    patterns = [*IGNORED, *([LAYOUTS[prefix].ignored] if prefix else [])]
+    if shape.family.is_tied(config):
+        patterns.append(re.escape(in_files(END_ROLES["lm_head"], prefix)))
+    if re.fullmatch("|".join(patterns), name):
+        return True
+    layer = re.match(re.escape(in_files(LAYER_PREFIX.partition("{")[0], prefix)) + r"(\d{1,9})\.", name)
+    return layer is not None and 0 <= int(layer[1]) - shape.layers < (config.get(FURTHER_LAYERS) or 0)
+
+
+def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield (name in the checkpoint, size) of every tensor that a decoder needs.
+
+    A generator, because config.json may claim any number of layers.
+    """
+    family, hidden = shape.family, (shape.hidden_size,)
+    yield END_ROLES["embedding"], (shape.vocabulary, shape.hidden_size)
+    yield END_ROLES["final_norm"], hidden
+    if not family.is_tied(config):
+        yield END_ROLES["lm_head"], (shape.vocabulary, shape.hidden_size)
+    biased = family.biased(config)
+    for layer in range(shape.layers):
+        names, plan, joined = layer_tensors(shape, layer), shape.plan(layer), set()
+        yield from ((names[norm], hidden) for norm in family.norms)
+        for module, width in family.head_norms.items():
+            size = shape.head_dim if width == "head" else shape.linear_size(width)[0]
+            yield f"{LAYER_PREFIX.format(layer=layer)}{module}.weight", (size,)
+        for reader in plan.readers:
+            place = plan.stored.get(plan.tensors[reader], Stored(plan.tensors[reader]))
+            yield LAYER_PREFIX.format(layer=layer) + place.name, shape.linear_size(reader)
+        for linear in plan.linears:
+            for role, size in ((linear, shape.linear_size(linear)), (f"{linear}_bias", shape.linear_size(linear)[:1])):
+                if role == linear or linear in biased:
+                    place = plan.stored.get(plan.tensors[role], Stored(plan.tensors[role]))
+                    if place.parts:
+                        size = (sum(shape.linear_size(part)[0] for part in place.parts), *size[1:])
+                    if place.name not in joined:
+                        yield LAYER_PREFIX.format(layer=layer) + place.name, size
+                    joined.add(place.name)

@@ -1,0 +1,298 @@
+"""Steps behind a cell: specification, key, inputs and outputs of every rule. Standard library only.
+
+This module alone defines the steps of the workflow, from the names of a cell down to a folder. The
+specification contains everything that decides a step's output (resolved options, keys of the input
+steps, code hash, versions, seed); the key is its hash; an output path is the readable axes followed
+by that key.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import entries, registry
+from ..config.cells import Cell
+from ..config.entries import without_note
+from ..corpora import library_docs
+from ..ground.provenance import canonical, code_hash, digest, fingerprint, solvers, versions
+from ..models.folders import folder_of
+from ..schemes.granularities import searched
+from .rule_lookups import RuleLookUps
+from .steps import COMPUTING, DIGESTS, GATES, OUTPUTS, Step, once
+
+
+class CellSteps(RuleLookUps):
+    """Base of ``pipeline.Plan``: the steps of one validated config, built on demand and indexed by
+    rule and wildcards.
+
+    The key alone does not identify a step: two names for the same options have the same key in two
+    places.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+        self.results = config["results_dir"].rstrip("/")
+        self.steps: dict[str, dict[frozenset, Step]] = {rule: {} for rule in OUTPUTS}
+        self._known: dict[tuple, Step] = {}
+        self.records: dict[str, str] = {}  # output of a step -> record of its content
+        self.given: dict[tuple, Any] = {}
+
+    def _step(
+        self,
+        rule: str,
+        spec: dict[str, Any],
+        reads: Mapping[str, tuple[Step, str]],
+        modules: Mapping[str, str] | None = None,
+        packages: tuple[str, ...] = ("torch",),
+        **wildcards: str,
+    ) -> Step:
+        """Build (or look up) a step; ``reads`` maps an input name to the step and output that
+        provide it. The compute settings are added to ``spec``.
+
+        ``modules`` maps a role to the library module that the job runs in it: the key covers the
+        module's content, not its path. The key of a gate covers the keys of its inputs only: a cell
+        lists its gates among its inputs, and other paths would quantize it again. Snakemake runs the
+        gate again where the rest of its specification changes.
+        """
+        if rule in COMPUTING:
+            spec = {**spec, "compute": {**self.config["compute"], "threads": self.threads(rule)}}
+        known = (rule, *wildcards.values(), canonical(spec))
+        if known not in self._known:
+            upstream = {name: f"{step.key}/{output}" for name, (step, output) in reads.items()}
+            code = (rule, *(modules or {}).values())
+            full = {
+                **spec,
+                "code": code_hash(*code),
+                "versions": versions(*packages, *solvers(*code)),
+                "upstream": upstream,
+            }
+            wildcards = {**wildcards, "key": digest(upstream if rule in GATES else full)}
+            placed = {**full, "axes": wildcards, **({"modules": modules} if modules else {})}
+            step = Step(
+                rule,
+                wildcards,
+                placed,
+                {name: step.outputs[output] for name, (step, output) in reads.items()},
+                {name: f"{self.results}/{pattern.format(**wildcards)}" for name, pattern in OUTPUTS[rule].items()},
+                f"{self.results}/{DIGESTS[rule].format(**wildcards)}",
+                tuple(dict.fromkeys(step.digest for step, _ in reads.values())),
+            )
+            self.records |= dict.fromkeys(step.outputs.values(), step.digest)
+            self._known[known] = self.steps[rule][frozenset(wildcards.items())] = step
+        return self._known[known]
+
+    # -- the steps ---------------------------------------------------------------------------------
+
+    @once
+    def fetch_model(self, model: str) -> Step:
+        entry = without_note(self.config["models"][model])
+        folder = folder_of(entry, f"models.{model}")
+        found = {"files": fingerprint(folder)} if folder else {}
+        return self._step("fetch_model", {"model": entry, **found}, {}, packages=("transformers",), model=model)
+
+    @once
+    def tokenize_corpus(self, model: str, corpus: str) -> Step:
+        entry = without_note(self.config["corpora"][corpus])
+        found: dict[str, Any] = {}
+        if entry["source"] == "builtin":
+            found = {"python": platform.python_version()}
+        elif entry["source"] == "library_docs":
+            found = {"libraries": versions(*library_docs.PACKAGES.values())}
+        elif entry["source"] == "local":
+            found = {"files": fingerprint(entry["path"])}
+        return self._step(
+            "tokenize_corpus",
+            {"corpus": entry, **found, "seed": self.config["seed"]},
+            {"model": (self.fetch_model(model), "folder")},
+            packages=("tokenizers", "transformers", "sentencepiece"),
+            model=model,
+            corpus=corpus,
+        )
+
+    @once
+    def calibrate_model(self, model: str, calibration: str) -> Step:
+        entry = self.config["calibrations"][calibration]
+        how = {name: entry[name] for name in ("samples", "skip_first", "experts")} | {"seed": self.config["seed"]}
+        return self._step(
+            "calibrate_model",
+            how,
+            {
+                "model": (self.fetch_model(model), "folder"),
+                "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows"),
+            },
+            packages=("torch", "transformers"),
+            model=model,
+            calibration=calibration,
+        )
+
+    @once
+    def fit_transform(self, cell: Cell) -> Step:
+        entry = entries.entry(self.config, "transforms", cell.transform)
+        method = registry.method("transforms", entry["method"])
+        calibration = entry.pop("calibration", "default")
+        spec = {"transform": {"learned": method.learned, **method.resolve(entry, f"transforms.{cell.transform}")}}
+        options, target = spec["transform"]["options"], "any"
+        if method.seeded:
+            spec["seed"] = entry.get("seed", self.config["seed"])
+        if method.is_fitted_to_scheme(options):
+            spec["schemes"] = entries.resolved_schemes(self.config, cell)
+            target = f"{cell.format}-{cell.granularity}"
+        reads, corpus = (
+            {"model": (self.fetch_model(cell.model), "folder")},
+            self.config["calibrations"][calibration]["corpus"],
+        )
+        if method.is_calibrated(options):
+            reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
+        if method.trained_on_windows:
+            reads["windows"] = (self.tokenize_corpus(cell.model, corpus), "windows")
+        return self._step(
+            "fit_transform",
+            spec,
+            reads,
+            {"transform": method.module},
+            ("torch", "transformers") if "windows" in reads else ("torch",),
+            model=cell.model,
+            transform=cell.transform,
+            target=target,
+        )
+
+    @once
+    def measure_distributions(self, cell: Cell) -> Step:
+        """Plan the measurement of inputs and weights under the cell's transform, always on the
+        calibration ``default``."""
+        fitted = self.fit_transform(cell)
+        reads = {
+            "model": (self.fetch_model(cell.model), "folder"),
+            "transform": (fitted, "transform"),
+            "statistics": (self.calibrate_model(cell.model, "default"), "statistics"),
+        }
+        return self._step(
+            "measure_distributions",
+            {},
+            reads,
+            model=cell.model,
+            transform=cell.transform,
+            target=fitted.wildcards["target"],
+        )
+
+    @once
+    def quantize_model(self, cell: Cell) -> Step:
+        """Plan the step that writes a cell's checkpoint; a trained mitigation has a separate
+        rule."""
+        entry = entries.entry(self.config, "mitigations", cell.mitigation)
+        calibration = entry.pop("calibration", "default")
+        method = registry.method("mitigations", entry["method"])
+        if method.training:
+            return self._train_mitigation(cell, entry, calibration, method)
+        reads = {
+            "model": (self.fetch_model(cell.model), "folder"),
+            "transform": (self.fit_transform(cell), "transform"),
+        }
+        if cell.quantized:
+            reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
+        resolved, where = (
+            method.resolve(entry, f"mitigations.{cell.mitigation}"),
+            f"mitigations.{cell.mitigation} on format '{cell.format}'",
+        )
+        mitigation, propagation = registry.split_propagation(resolved)
+        schemes = searched(entries.resolved_schemes(self.config, cell), resolved["options"], where)
+        spec = {"mitigation": mitigation, "schemes": schemes}
+        if propagation is None or schemes["weight"] is None:
+            return self._step("quantize_model", spec, reads, {"mitigation": method.module}, **cell.axes)  # type: ignore[arg-type]
+        given = self.config["calibrations"][calibration]
+        spec["propagation"] = {**propagation, "skip_first": given["skip_first"]}
+        reads["windows"] = (self.tokenize_corpus(cell.model, given["corpus"]), "windows")
+        modules = {"mitigation": method.module, "propagation": registry.SEQUENTIAL}
+        return self._step("quantize_model", spec, reads, modules, ("torch", "transformers"), **cell.axes)
+
+    def _train_mitigation(
+        self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method
+    ) -> Step:
+        resolved = method.resolve(entry, f"mitigations.{cell.mitigation}")
+        spec = {
+            "mitigation": resolved,
+            "schemes": entries.resolved_schemes(self.config, cell),
+            "training": method.training,
+            "seed": entry.get("seed", self.config["seed"]),
+        }
+        corpus = self.config["calibrations"][calibration]["corpus"]
+        reads = {
+            "model": (self.fetch_model(cell.model), "folder"),
+            "transform": (self.fit_transform(cell), "transform"),
+            "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
+            "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
+        }
+        return self._step(
+            "train_mitigation", spec, reads, {"mitigation": method.module}, ("torch", "transformers"), **cell.axes
+        )
+
+    @once
+    def evaluate_reference(self, model: str, corpus: str) -> Step:
+        return self._step(
+            "evaluate_reference",
+            {"batch_size": self.config["evaluation"]["batch_size"]},
+            {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, corpus), "windows")},
+            packages=("torch", "transformers"),
+            model=model,
+            corpus=corpus,
+        )
+
+    @once
+    def evaluate_perplexity(self, cell: Cell, corpus: str) -> Step:
+        quantized = self.quantize_model(cell)
+        return self._step(
+            "evaluate_perplexity",
+            {"batch_size": self.config["evaluation"]["batch_size"]},
+            {
+                "model": (self.fetch_model(cell.model), "folder"),
+                "checkpoint": (quantized, "checkpoint"),
+                "manifest": (quantized, "manifest"),
+                "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
+                "reference": (self.evaluate_reference(cell.model, corpus), "reference"),
+            },
+            packages=("torch", "transformers"),
+            corpus=corpus,
+            **cell.axes,  # type: ignore[arg-type]
+        )
+
+    @once
+    def evaluate_tasks(self, cell: Cell, tasks: tuple[str, ...]) -> Step:
+        quantized = self.quantize_model(cell)
+        asked = {name: without_note(self.config["tasks"][name]) for name in tasks}
+        found: dict[str, Any] = {
+            name: fingerprint(entry["path"]) for name, entry in asked.items() if entry["source"] == "local"
+        }
+        found |= {name: platform.python_version() for name, entry in asked.items() if entry["source"] == "builtin"}
+        how = {key: value for key, value in self.config["evaluation"].items() if key != "residual_error_windows"}
+        spec = {"tasks": asked, "sources": found, "evaluation": how, "seed": self.config["seed"]}
+        return self._step(
+            "evaluate_tasks",
+            spec,
+            {
+                "model": (self.fetch_model(cell.model), "folder"),
+                "checkpoint": (quantized, "checkpoint"),
+                "manifest": (quantized, "manifest"),
+            },
+            packages=("torch", "transformers", "lm_eval", "datasets"),
+            **cell.axes,  # type: ignore[arg-type]
+        )
+
+    @once
+    def measure_residual_error(self, cell: Cell, corpus: str) -> Step:
+        quantized = self.quantize_model(cell)
+        return self._step(
+            "measure_residual_error",
+            {"windows": self.config["evaluation"]["residual_error_windows"]},
+            {
+                "model": (self.fetch_model(cell.model), "folder"),
+                "transform": (self.fit_transform(cell), "transform"),
+                "checkpoint": (quantized, "checkpoint"),
+                "manifest": (quantized, "manifest"),
+                "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
+            },
+            packages=("torch", "transformers"),
+            corpus=corpus,
+            **cell.axes,  # type: ignore[arg-type]
+        )

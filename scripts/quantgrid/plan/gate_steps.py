@@ -1,0 +1,92 @@
+"""Gates of models and transforms: their steps, and the jobs that wait for them. Standard library only.
+
+A gate decides whether a cell is computed, not its result, so it does not enter any key. Its own path
+changes with what it compares, not with its code (``cell_steps.CellSteps._step``).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ..config import entries, grid
+from ..config.cells import Cell
+from ..machine.memory import WHOLE, parameters
+from .cell_steps import CellSteps
+from .steps import Step, once
+
+FEW = 2  # decoder layers that the model gate runs of a model larger than ``WHOLE``
+
+
+class GateSteps(CellSteps):
+    """Cells of a plan and their gates, one for each model and one for each model and transform."""
+
+    @cached_property
+    def studies(self) -> dict[str, list[Cell]]:
+        """Map each study to its cells."""
+        return {name: grid.study_cells(self.config, name) for name in self.config["studies"]}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return list(dict.fromkeys(cell for cells in self.studies.values() for cell in cells))
+
+    @property
+    def _gate_corpus(self) -> str:
+        """Corpus of the text of a gate: that of the default calibration.
+
+        Snakemake quantizes again where the path of a gate changes, so a gate reads nothing that a
+        quantized cell does not read as well.
+        """
+        return self.config["calibrations"]["default"]["corpus"]
+
+    @once
+    def gate_model(self, model: str) -> Step:
+        """Plan the comparison of the streamed model with transformers' own."""
+        large = 4 * parameters(entries.shape(self.config, model)) > WHOLE
+        return self._step(
+            "gate_model",
+            {"layers": FEW if large else None, "seed": self.config["seed"]},
+            {
+                "model": (self.fetch_model(model), "folder"),
+                "windows": (self.tokenize_corpus(model, self._gate_corpus), "windows"),
+            },
+            packages=("torch", "transformers"),
+            model=model,
+        )
+
+    @once
+    def gate_transform(self, model: str, transform: str) -> Step:
+        """Plan the comparison of the transformed model with the model.
+
+        A transform that is fitted to a scheme is compared for the first cell that uses it: its
+        parameters differ between schemes, its operations do not.
+        """
+        cell = next(
+            cell for cell in self.cells if cell.quantized and (cell.model, cell.transform) == (model, transform)
+        )
+        return self._step(
+            "gate_transform",
+            {"seed": self.config["seed"]},
+            {
+                "model": (self.fetch_model(model), "folder"),
+                "transform": (self.fit_transform(cell), "transform"),
+                "windows": (self.tokenize_corpus(model, self._gate_corpus), "windows"),
+            },
+            packages=("torch", "transformers"),
+            model=model,
+            transform=transform,
+        )
+
+    def gates(self, cell: Cell) -> list[Step]:
+        """List the gates that a cell has to pass before it is quantized; none for full precision."""
+        if not cell.quantized:
+            return []
+        plain = entries.entry(self.config, "transforms", cell.transform)["method"] == "none"
+        return [
+            self.gate_model(cell.model),
+            *([] if plain else [self.gate_transform(cell.model, cell.transform)]),
+        ]
+
+    @once
+    def study_gates(self, study: str) -> list[Step]:
+        """List the gates of all cells of a study."""
+        return list({gate.digest: gate for cell in self.studies[study] for gate in self.gates(cell)}.values())

@@ -1,0 +1,234 @@
+"""Quantization with cached statistics: fold in the transform, quantize every linear, measure
+errors.
+
+All layers of a model have the same shapes, so one call solves as many layers as fit in ``BUDGET``
+bytes. The model itself never runs: a mitigation needs only the transformed weight and the
+transformed statistics of its site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibration.accumulators import site_name
+from ..calibration.experts import expert_tokens
+from ..calibration.layers import DecoderFolder, DecoderLayer
+from ..calibration.statistics import SiteStatistics
+from ..inference.activations import choose
+from ..inference.transform import Transform, folded_ends, layer_state
+from ..machine.malloc import LARGE, layer_bytes
+from ..models.plans import kind_of, linear_key
+from ..models.shapes import ModelShape, layer_tensors, module_name
+from ..quantizer.quantized_weight import Compensated
+from ..schemes.cell_schemes import CellSchemes
+from ..schemes.quant_scheme import QuantScheme
+from .checkpoints import CheckpointContent
+from .layer_errors import Roundings, Site, accounted_bits, measure, ratio
+from .transform_costs import transform_costs
+
+BUDGET = LARGE  # bytes of weights and second moments (float64) held at a time
+Mitigation = Callable[[Tensor, SiteStatistics, QuantScheme], Compensated]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Treatment of every linear: transform, then ``mitigation`` (None where weights are not
+    rounded)."""
+
+    transform: Transform
+    schemes: CellSchemes
+    mitigation: Mitigation | None
+    statistics_file: str | None
+
+
+@dataclass
+class Quantized:
+    """Content of the checkpoint with error measures and bits per linear (``0.q``).
+
+    For each site with a choice of elements (``layers.0.down_input``) it also holds the chosen
+    element and the error of each candidate on the token sample.
+    """
+
+    content: CheckpointContent
+    choices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def finish(self, decoder: DecoderFolder, statistics: str | None) -> None:
+        """Add the costs of the transform, and the calibration tokens of experts in the file ``statistics``."""
+        self.costs = {**transform_costs(self.content, decoder), **expert_tokens(decoder.shape, statistics)}
+
+    def summary(self) -> dict[str, float]:
+        """Means over all linears, and the ``costs``; ``stored_bits`` includes the bits of the transform."""
+        found = {**summarize(self.errors), **self.costs}
+        return {**found, "stored_bits": found["stored_bits"] + found["added_bits"]}
+
+
+def chunks(decoder: DecoderFolder) -> list[range]:
+    """Split the layers into groups of one plan whose weights and second moments fit in ``BUDGET`` bytes."""
+    shape, size = decoder.shape, max(1, BUDGET // layer_bytes(decoder.shape))
+    groups: list[range] = []
+    for index in range(shape.layers):
+        last = groups[-1] if groups else range(0)
+        if 0 < len(last) < size and shape.is_sparse(last[0]) == shape.is_sparse(index):
+            groups[-1] = range(last.start, index + 1)
+        else:
+            groups.append(range(index, index + 1))
+    return groups
+
+
+def batches(shape: ModelShape, group: range) -> list[list[str]]:
+    """Linears that are solved together in every layer of ``group``, in the order of their sites.
+
+    One linear, or as many experts of one linear as fit in ``BUDGET`` bytes; gate and up of the same
+    experts follow each other.
+    """
+    plan = shape.plan(group[0])
+    alone = [linear for linear in plan.linears if kind_of(linear) == linear or linear.endswith(".shared")]
+    found = [[linear] for linear in alone]
+    experts = [site.partition(".")[2] for site in plan.expert_sites]
+    for kinds in (("gate", "up"), ("down",)) if experts else ():
+        m, n = shape.linear_size(f"{kinds[0]}.{experts[0]}")
+        count = max(1, BUDGET // (8 * len(group) * (m * n + 2 * n * n)))
+        for start in range(0, len(experts), count):
+            found += [[f"{kind}.{expert}" for expert in experts[start : start + count]] for kind in kinds]
+    return found
+
+
+def quantize_decoder(
+    decoder: DecoderFolder,
+    recipe: Recipe,
+    progress: Callable[[Iterable], Iterable] = iter,
+    packed: MutableMapping[str, Tensor] | None = None,
+) -> Quantized:
+    """Quantize every linear of ``decoder``; embedding, lm_head, norms and biases keep 16 or 32
+    bits.
+
+    ``packed`` collects the tensors of the checkpoint as they are computed. Pass a
+    ``tensor_files.TensorSpool`` to keep them out of memory; the default is a dict.
+    """
+    result = Quantized(CheckpointContent(decoder.config, recipe.schemes, tensors={} if packed is None else packed))
+    work = [(group, names) for group in chunks(decoder) for names in batches(decoder.shape, group)]
+    layers: list[DecoderLayer] = []
+    roundings: list[Roundings] = []
+    site: Site | None = None
+    read: list[str] = []
+    begun = None
+    for group, names in progress(work):
+        if group is not begun:
+            layers, site, read, begun = [], None, [], group  # free the previous group before reading the next
+            layers = list(transformed(decoder, recipe, group))
+            roundings = [add_layer(result, layer, recipe.schemes.activation) for layer in layers]
+        plan = layers[0].plan
+        targets = [(layer, name) for layer in layers for name in names]
+        if read != (wanted := [plan.site_of[name] for name in names]):
+            site, read = None, wanted
+        if recipe.schemes.weight is None or kind_of(names[0]) not in recipe.schemes.linears:
+            keep_linears(result, targets)
+            continue
+        sites = [(layer, of_layer, name) for layer, of_layer in zip(layers, roundings) for name in wanted]
+        site = site or Site.of(sites)
+        quantize_linears(result, recipe, targets, site)
+    layers, site = [], None
+    result.content.add_ends(folded_ends(recipe.transform, decoder, torch.bfloat16))
+    result.finish(decoder, recipe.statistics_file)
+    return result
+
+
+def transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterator[DecoderLayer]:
+    """Yield the transformed layers of ``group`` one by one, with their transformed statistics."""
+    for index in group:
+        layer = layer_state(decoder, index, recipe.statistics_file)
+        recipe.transform.fold_layer(layer)
+        yield layer
+
+
+def add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, Sequence[QuantScheme]]) -> Roundings:
+    """Add norms, biases and online operations of ``layer`` to ``result``; return the rounding of
+    each site input."""
+    names, linears = layer_tensors(layer.shape, layer.index), layer.plan.linears
+    result.content.add_plain({names[role]: tensor for role, tensor in layer.weights.items() if role not in linears})
+    roundings: Roundings = {}
+    for site, online in layer.online.items():
+        if candidates := activation.get(kind_of(site)):
+            roundings[site], errors = choose(candidates, layer.statistics[site], layer.input_clips.get(site))
+            if errors:
+                result.choices[site_name(layer.index, site)] = {
+                    "element": roundings[site].scheme.element,
+                    "input_error": errors,
+                }
+        result.content.add_site(layer.index, site, online, roundings.get(site))
+    return roundings
+
+
+Target = tuple[DecoderLayer, str]  # a linear of a layer
+
+
+def _stacked(targets: Sequence[Target]) -> tuple[Tensor, list[str], list[str]]:
+    """Weights (targets, m, n) in float32, checkpoint names and result keys of linears of one shape."""
+    weight = torch.stack([layer.weights[linear].float() for layer, linear in targets])
+    names = [module_name(layer.shape, layer.index, linear) for layer, linear in targets]
+    return weight, names, [linear_key(layer.index, linear) for layer, linear in targets]
+
+
+def keep_linears(result: Quantized, targets: Sequence[Target]) -> None:
+    """Keep linears of one shape in bfloat16 and record the resulting errors."""
+    weight, names, keys = _stacked(targets)
+    result.content.add_plain({f"{name}.weight": w for name, w in zip(names, weight)}, torch.bfloat16)
+    errors = [ratio((w - w.bfloat16().float()).square().sum(), w.square().sum()) for w in weight]
+    result.errors |= {
+        key: {"bits": 16.0, "stored_bits": 16.0, "size": weight[0].numel(), "weight_error": error}
+        for key, error in zip(keys, errors)
+    }
+
+
+def quantize_linears(
+    result: Quantized,
+    recipe: Recipe,
+    targets: Sequence[Target],
+    site: Site,
+    statistics: SiteStatistics | None = None,
+) -> Compensated:
+    """Quantize linears of one shape at once, weights (targets, m, n), and record their errors.
+
+    The mitigation uses ``statistics``, by default those of ``site``. Errors are always measured on
+    ``site``.
+    """
+    weight, names, keys = _stacked(targets)
+    clips = [layer.clips.get(linear) for layer, linear in targets]
+    clipped = torch.stack([clip(w) if clip else w for clip, w in zip(clips, weight)])
+    solved = recipe.mitigation(clipped, site.statistics if statistics is None else statistics, recipe.schemes.weight)
+    result.content.add_linear(names, solved)
+    result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
+    measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.schemes.weight)
+    result.errors |= {
+        key: {**{name: values[i] for name, values in measures.items()}, **bits, "size": weight[0].numel()}
+        for i, key in enumerate(keys)
+    }
+    return solved
+
+
+def decibel(error: float) -> float | None:
+    """Signal-to-error ratio in dB of a relative squared error; None for an error of 0."""
+    return -10 * math.log10(error) if error > 0 else None
+
+
+def summarize(errors: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Summary over all linears: size-weighted bits per weight and mean signal-to-error ratios in
+    dB."""
+    total = sum(entry["size"] for entry in errors.values())
+    summary = {
+        name: sum(entry[name] * entry["size"] for entry in errors.values()) / total for name in ("bits", "stored_bits")
+    }
+    for name in ("weight_error", "output_error", "joint_output_error"):
+        ratios = [decibel(entry[name]) for entry in errors.values() if entry.get(name)]
+        if ratios:
+            summary[name.replace("_error", "_sqnr_db")] = sum(ratios) / len(ratios)
+    return summary

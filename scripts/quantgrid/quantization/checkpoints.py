@@ -1,0 +1,267 @@
+"""Packed checkpoints: codes packed into bytes, scales in their own dtype, and a manifest.
+
+``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, if the scheme has them,
+``.zero_point``, ``.global_scale``, ``.codebook``, and the tensors that ``compensation_storage.py``
+lists (low-rank factors, outliers). Scales and zero points of fewer than 8 bits are packed like
+codes. Tensors of online operations are named ``{site}.online.{number}.{name}``; all other tensors
+keep their names. ``quantgrid.json`` holds the model config, the schemes (``activations`` per site),
+the names of the quantized linears (``rounded``), the shapes of the linears, the online operations,
+and the sha256 of the tensor file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.accumulators import site_name
+from ..calibration.streaming import FullPrecision, Source
+from ..ground.errors import ConfigError, NumericalFailure
+from ..ground.storage import open_tensors, read_json, settle, sha256_of, write_json, write_tensors
+from ..ground.tensor_files import write_each
+from ..inference.key_values import round_key_values
+from ..inference.linear import CLIP, QuantizedLinear, Rounding, SiteInput
+from ..inference.online import restored, stored
+from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
+from ..models.shapes import shape_from_config
+from ..models.skeletons import fill, require_filled, skeleton
+from ..quantizer.packing import pack, unpack
+from ..quantizer.quantized_weight import Compensated
+from ..quantizer.tensors import QuantizedTensor
+from ..schemes.cell_schemes import CellSchemes, KeyValueScheme
+from ..schemes.quant_scheme import QuantScheme
+from .compensation_storage import read_low_rank, side_entry, side_tensors, with_outliers
+
+FORMAT_VERSION = 4
+PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
+
+
+@dataclass
+class CheckpointContent:
+    """Content of a checkpoint, filled layer by layer; ``tensors`` may be a
+    ``tensor_files.TensorSpool``."""
+
+    config: Mapping[str, Any]
+    schemes: CellSchemes
+    activations: dict[str, QuantScheme] = field(default_factory=dict)
+    tensors: MutableMapping[str, Tensor] = field(default_factory=dict)
+    linears: dict[str, dict[str, Any]] = field(default_factory=dict)
+    online: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def add_plain(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+        """Add unquantized tensors: norms and biases in float32, embeddings in bfloat16."""
+        self.tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+    def add_ends(self, ends: Mapping[str, Tensor]) -> None:
+        """Add embedding and lm_head in bfloat16 and the final norm in float32; a tied lm_head is
+        omitted."""
+        for role, tensor in ends.items():
+            self.add_plain({END_ROLES[role]: tensor}, torch.float32 if role == "final_norm" else torch.bfloat16)
+        self.config = {**self.config, "tie_word_embeddings": "lm_head" not in ends}
+
+    def add_site(self, layer: int, site: str, online: list[dict[str, Any]], rounding: Rounding | None) -> None:
+        """Add the online operations of a site and the scheme of its input, with calibrated
+        parameters."""
+        name = site_name(layer, site)
+        if online:
+            self.online[name], tensors = stored(name, online)
+            self.tensors.update(tensors)
+        if rounding is not None:
+            self.activations[name] = rounding.scheme
+            self.tensors.update({f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()})
+
+    def add_linear(self, names: list[str], solved: Compensated) -> None:
+        """Add one linear of several layers; the leading dimension of ``solved`` is
+        ``len(names)``."""
+        parts, packed = _parts(solved.quantized), _packed_bits(self.schemes.weight)
+        for i, name in enumerate(names):
+            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)
+            self.tensors.update(
+                {
+                    f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
+                    for part, tensor in parts.items()
+                }
+            )
+            self.tensors.update({f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()})
+            self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), **side_entry(solved)}
+
+
+def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
+    parts = {name: getattr(quantized, name) for name in PARAMETERS}
+    return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+
+def _packed_bits(scheme: QuantScheme) -> dict[str, int]:
+    """Bits of the parameters stored as packed codes: scales and zero points of fewer than 8
+    bits."""
+    bits = {"scale": scheme.storage.bits, "zero_point": scheme.zero_point_bits}
+    return {part: width for part, width in bits.items() if 0 < width < 8}
+
+
+def save_quantized(
+    content: CheckpointContent, checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any]
+) -> None:
+    """Write the tensors, then the manifest with their sha256 and ``record`` (axes, versions,
+    inputs)."""
+    write_each(checkpoint, content.tensors, {})
+    schemes = {
+        name: scheme.to_dict() if scheme else None
+        for name in ("weight", "key_value")
+        for scheme in [getattr(content.schemes, name)]
+    }
+    activations = {name: scheme.to_dict() for name, scheme in content.activations.items()}
+    write_json(
+        manifest,
+        {
+            **record,
+            "status": "ok",
+            "format_version": FORMAT_VERSION,
+            "config": content.config,
+            "schemes": schemes,
+            "activations": activations,
+            "rounded": list(content.schemes.linears),
+            "linears": content.linears,
+            "online": content.online,
+            "sha256": sha256_of(checkpoint),
+        },
+    )
+
+
+def save_failed(checkpoint: str | Path, manifest: str | Path, record: Mapping[str, Any], reason: str) -> None:
+    """Write placeholders for a failed cell; readers report ``reason``."""
+    write_tensors(checkpoint, {})
+    write_json(manifest, {**record, "status": "failed", "reason": reason, "format_version": FORMAT_VERSION})
+
+
+class PackedCheckpoint:
+    """Packed checkpoint whose decoder layers are loaded one at a time into a transformers model.
+
+    The loaded layers compute as the quantized model does: codes are dequantized once, activations
+    are rounded in every forward pass.
+
+    ``folder`` holds ``model.safetensors`` and ``quantgrid.json``. Raises :class:`ConfigError` for
+    an incomplete or altered file, :class:`NumericalFailure` for the placeholder of a failed cell.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        manifest: str | Path | None = None,
+    ):
+        self.path, self.dtype, self.device = Path(folder) / "model.safetensors", dtype, device
+        self.about = read_json(manifest or Path(folder) / "quantgrid.json")
+        if self.about["status"] == "failed":
+            raise NumericalFailure(self.about["reason"])
+        if (version := self.about["format_version"]) != FORMAT_VERSION:
+            raise ConfigError(
+                f"{self.path}: checkpoint format {version}; accepted: {FORMAT_VERSION}. Quantize the model again"
+            )
+        if sha256_of(self.path) != self.about["sha256"]:
+            raise ConfigError(
+                f"{self.path}: sha256 differs from the one in its manifest; delete its folder and run again"
+            )
+        self.shape = shape_from_config(self.about["config"], str(self.path))
+
+    def _read(self, *prefixes: str) -> dict[str, Tensor]:
+        with open_tensors(self.path) as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118 (not a mapping)
+
+    def skeleton(self) -> nn.Module:
+        """Model with embedding, lm_head and final norm, keys and values rounded if configured;
+        empty layers."""
+        model = skeleton(self.about["config"], self._read(*END_ROLES.values()), self.path, self.dtype, self.device)
+        if self.about["schemes"]["key_value"]:
+            round_key_values(model, KeyValueScheme.from_dict(self.about["schemes"]["key_value"]))
+        return model
+
+    def fill(self, index: int, layer: nn.Module) -> None:
+        """Replace every linear of decoder layer ``index`` by a :class:`QuantizedLinear` and load
+        its other tensors."""
+        prefix, plan = LAYER_PREFIX.format(layer=index), self.shape.plan(index)
+        tensors = self._read(prefix, site_name(index, ""))
+        for site in plan.sites.values():
+            name = site_name(index, site.name)
+            site_input = SiteInput(
+                restored(name, self.about["online"].get(name, []), tensors, self.dtype),
+                _rounding(name, self.about, tensors),
+                site.together,
+            )
+            for linear in site.linears:
+                module = plan.modules[linear]
+                layer.set_submodule(module, self._linear(prefix + module, linear, tensors, site_input))
+        fill(layer, prefix, tensors, self.dtype, self.device)
+        require_filled(layer, prefix, self.path, tensors)
+        layer.to(self.device)
+
+    def _linear(self, module: str, linear: str, tensors: dict[str, Tensor], site_input: SiteInput) -> QuantizedLinear:
+        rounded, weights = kind_of(linear) in self.about["rounded"], self.about["schemes"]["weight"]
+        weight, low_rank = _weight(
+            module, self.about, tensors, QuantScheme.from_dict(weights) if weights and rounded else None, self.dtype
+        )
+        bias = tensors.get(f"{module}.bias")
+        term = self.about["linears"].get(module, {}).get("low_rank")
+        fed = term["input"] if term else "quantized"
+        return QuantizedLinear(
+            weight, None if bias is None else bias.to(self.dtype), site_input, low_rank, fed, rounded
+        )
+
+
+def load_quantized(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    manifest: str | Path | None = None,
+) -> nn.Module:
+    """Load a :class:`PackedCheckpoint` whole, as a transformers model."""
+    return _whole(PackedCheckpoint(folder, dtype, device, manifest))
+
+
+def load_full_precision(
+    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """Load the unmodified model of a canonical folder whole, as a canonical transformers model."""
+    settle(folder)
+    return _whole(FullPrecision(folder, dtype, device))
+
+
+def _whole(source: Source) -> nn.Module:
+    """Model of ``source`` with all layers loaded."""
+    model = source.skeleton()
+    for index, layer in enumerate(model.model.layers):
+        source.fill(index, layer)
+    return model.eval()
+
+
+def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rounding | None:
+    """Rounding of the input of site ``name``; None if it stays in full precision."""
+    if name not in about["activations"]:
+        return None
+    fixed = {part: tensors[f"{name}.{part}"] for part in (*PARAMETERS, *CLIP) if f"{name}.{part}" in tensors}
+    return Rounding(QuantScheme.from_dict(about["activations"][name]), fixed)
+
+
+def _weight(
+    name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], scheme: QuantScheme | None, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """(dequantized weight, low-rank factors or None) of one linear."""
+    if scheme is None:
+        return tensors.pop(f"{name}.weight").to(dtype), None
+    shape = tuple(about["linears"][name]["shape"])
+    parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("codes", *PARAMETERS)}
+    parts["codes"] = unpack(parts["codes"], scheme.element_format.bits, shape, signed=scheme.code_range[0] < 0)
+    for part, bits in _packed_bits(scheme).items():
+        scale_shape = scheme.scale_shape(shape)
+        parts[part] = unpack(parts[part], bits, (math.prod(scale_shape),), signed=False).reshape(scale_shape)
+    entry = about["linears"][name]
+    weight = with_outliers(
+        name, entry, tensors, QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts).dequantize()
+    )
+    return weight.to(dtype), read_low_rank(name, entry, tensors, dtype)

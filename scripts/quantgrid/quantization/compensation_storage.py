@@ -1,0 +1,127 @@
+"""Stored form of low-rank factors and outliers of a linear, and their bits.
+
+Tensors of a linear, below its name:
+
+``left``, ``right``                 factors in bfloat16, (m, r) and (r, n)
+``left_codes``, ``right_codes``     factors as packed codes of 8 or 4 bits; the left one
+                                    transposed: (r, m) and (r, n)
+``left_scale``, ``right_scale``     their scales, (r, 1) float32
+``outlier_values``                  bfloat16 (count,), row by row, columns ascending
+``outlier_columns``                 their columns, 16 bits each
+``outlier_counts``                  number of outliers per row, (m,), 16 bits each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ground.errors import ConfigError
+from ..quantizer.packing import pack, unpack
+from ..quantizer.quantized_weight import Compensated, Outliers
+from ..quantizer.tensors import QuantizedTensor
+from ..schemes.quant_scheme import QuantScheme
+
+SIDES = ("left", "right")
+LARGEST_SHORT = 65535
+
+
+def side_tensors(solved: Compensated, layer: int) -> dict[str, Tensor]:
+    """Stored tensors of one layer of ``solved``, whose batch dimension is the layers."""
+    found: dict[str, Tensor] = {}
+    if solved.factors is not None:
+        for side, factor in zip(SIDES, solved.factors):
+            found |= {
+                f"{side}_codes": pack(factor.codes[layer], factor.scheme.element_format.bits),
+                f"{side}_scale": factor.scale[layer],
+            }
+    elif solved.low_rank is not None:
+        found |= {side: factor[layer] for side, factor in zip(SIDES, solved.low_rank)}
+    return found | (
+        _outlier_tensors(solved.outliers, layer, solved.quantized.codes.shape[-2:]) if solved.outliers else {}
+    )
+
+
+def side_entry(solved: Compensated) -> dict[str, Any]:
+    """Manifest entry: rank, scheme (None: bfloat16) and input of the factors; whether outliers
+    exist."""
+    term = None
+    if solved.low_rank is not None:
+        scheme = solved.factors[0].scheme.to_dict() if solved.factors else None
+        term = {"rank": solved.low_rank[1].shape[-2], "factors": scheme, "input": solved.branch_input}
+    return {"low_rank": term, "outliers": solved.outliers is not None}
+
+
+def side_bits(solved: Compensated) -> float:
+    """Stored bits per weight of one linear of ``solved`` in addition to codes and scheme
+    parameters."""
+    m, n = solved.quantized.codes.shape[-2:]
+    bits = 0.0
+    if solved.factors is not None:
+        bits += sum(
+            factor.codes.shape[-2:].numel() * factor.scheme.bits_per_element(factor.codes.shape[-2:])
+            for factor in solved.factors
+        )
+    elif solved.low_rank is not None:
+        bits += 16 * solved.low_rank[1].shape[-2] * (m + n)
+    if solved.outliers is not None:
+        bits += 32 * solved.outliers.values.shape[-1] + 16 * m
+    return bits / (m * n)
+
+
+def read_low_rank(
+    name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
+    """(left (m, r), right (r, n)) of linear ``name`` in ``dtype``; None without a low-rank term."""
+    term = entry["low_rank"]
+    if term is None:
+        return None
+    if term["factors"] is None:
+        return tuple(tensors.pop(f"{name}.{side}").to(dtype) for side in SIDES)
+    scheme, factors = QuantScheme.from_dict(term["factors"]), []
+    for side, length in zip(SIDES, entry["shape"]):
+        shape = (term["rank"], length)
+        codes = unpack(
+            tensors.pop(f"{name}.{side}_codes"), scheme.element_format.bits, shape, signed=scheme.code_range[0] < 0
+        )
+        stored = QuantizedTensor(codes, tensors.pop(f"{name}.{side}_scale"), None, None, scheme, torch.float32)
+        factors.append(stored.dequantize().to(dtype))
+    return factors[0].mT.contiguous(), factors[1]
+
+
+def with_outliers(name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], weight: Tensor) -> Tensor:
+    """``weight`` (m, n) of linear ``name`` with its outliers, if any, written in."""
+    if not entry["outliers"]:
+        return weight
+    values, columns, counts = (tensors.pop(f"{name}.outlier_{part}") for part in ("values", "columns", "counts"))
+    rows = torch.repeat_interleave(torch.arange(len(counts)), _unsigned(counts))
+    weight[rows, _unsigned(columns)] = values.to(weight)
+    return weight
+
+
+def _outlier_tensors(outliers: Outliers, layer: int, shape: torch.Size) -> dict[str, Tensor]:
+    if shape[-1] > LARGEST_SHORT:
+        raise ConfigError(
+            f"outliers of a linear with {shape[-1]} inputs cannot be stored: column indices have 16 bits, "
+            f"so at most {LARGEST_SHORT} inputs are accepted"
+        )
+    positions = outliers.positions[layer]
+    counts = torch.bincount(positions // shape[-1], minlength=shape[-2])
+    return {
+        "outlier_values": outliers.values[layer],
+        "outlier_columns": _short(positions % shape[-1]),
+        "outlier_counts": _short(counts),
+    }
+
+
+def _short(values: Tensor) -> Tensor:
+    """Integers from 0 to 65535 as the 16 bits of an int16 (torch supports few operations on
+    uint16)."""
+    return torch.where(values > 32767, values - 65536, values).to(torch.int16)
+
+
+def _unsigned(short: Tensor) -> Tensor:
+    return short.to(torch.int64) & 0xFFFF

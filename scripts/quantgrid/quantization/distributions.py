@@ -1,0 +1,99 @@
+"""Distributions of the inputs and weights of every site, after the transform and before rounding.
+
+Two tensors of each site and layer are described. ``inputs`` are the calibration tokens (tokens, n)
+after the transform and its online operations. ``weights`` are the rows (m, n) of all linears that
+read the site. The token sample always contains the first token of a window and the tokens of
+largest norm, so it is not a uniform sample of the text. It is the same for every transform, so
+transforms compare. Largest magnitudes of inputs are over these tokens; other tokens may exceed
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibration.layers import DecoderFolder, DecoderLayer
+from ..ground.errors import NumericalFailure
+from ..inference.transform import Transform, layer_state
+
+BINS = 256  # largest number of bins that the channels of a site are grouped into
+DIGITS = 5  # significant digits of values drawn as colour
+
+
+def describe(
+    decoder: DecoderFolder,
+    transform: Transform,
+    statistics: str | Path,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> dict[str, Any]:
+    """Compute :func:`measures` as lists over layers: ``inputs`` and ``weights`` -> site -> measure.
+
+    The result also holds ``sites`` with their ``channels`` and ``channels_per_bin``. One layer is
+    in memory at a time.
+
+    Raises :class:`NumericalFailure` where a tensor holds NaN or infinity.
+    """
+    names = tuple(decoder.shape.plan(0).sites)
+    sizes = {site: decoder.shape.site_size(site) for site in names}
+    sites = {site: {"channels": size, "channels_per_bin": -(-size // BINS)} for site, size in sizes.items()}
+    found: dict[str, dict[str, dict[str, list]]] = {
+        tensor: {site: {} for site in names} for tensor in ("inputs", "weights")
+    }
+    for index in progress(range(decoder.shape.layers)):
+        layer = layer_state(decoder, index, statistics)
+        transform.fold_layer(layer)
+        for site in names:
+            for tensor, rows in tensors_of(layer, site).items():
+                if not torch.isfinite(rows).all():
+                    raise NumericalFailure(f"layers.{index}.{site}: the transformed {tensor} hold NaN or infinity")
+                for name, value in measures(rows, sites[site]["channels_per_bin"]).items():
+                    found[tensor][site].setdefault(name, []).append(value)
+    return {"sites": sites, **found}
+
+
+def tensors_of(layer: DecoderLayer, site: str) -> dict[str, Tensor]:
+    """``inputs`` (tokens, n) and ``weights`` (m, n) of a site in float64, n channels."""
+    return {
+        "inputs": layer.statistics[site].samples.double(),
+        "weights": torch.cat([layer.weights[linear] for linear in layer.plan.sites[site].linears]),
+    }
+
+
+def measures(rows: Tensor, channels_per_bin: int) -> dict[str, Any]:
+    """Distribution measures of ``rows`` (rows, n); None where a number does not exist.
+
+    ``kurtosis``: of all values as one population. ``row_kurtosis``: median over rows (tokens, or
+    output channels) of the kurtosis along a row, the distribution that one scale per row has to
+    cover. ``peak_to_median``: largest channel maximum over the median one. ``maximum`` (bins):
+    largest magnitude of each run of ``channels_per_bin`` channels, to ``DIGITS`` digits.
+    """
+    largest = rows.abs().amax(0)
+    binned = [run.max().item() for run in largest.split(channels_per_bin)]
+    return {
+        "kurtosis": _number(kurtosis(rows.flatten())),
+        "row_kurtosis": _number(kurtosis(rows).nanquantile(0.5)),
+        "peak_to_median": _number(largest.max() / largest.quantile(0.5)),
+        "maximum": [float(f"{value:.{DIGITS}g}") for value in binned],
+    }
+
+
+def kurtosis(x: Tensor) -> Tensor:
+    """Kurtosis along the last dimension of ``x`` (*batch, n): (*batch).
+
+    Fourth central moment over the squared variance, both means over n (Pearson's β₂; SciPy's
+    ``kurtosis(fisher=False)``): 3 for a normal distribution (not the excess), at most n - 2 + 1/(n
+    - 1), NaN where all values are equal.
+    """
+    squares = (x - x.mean(-1, keepdim=True)).square_()
+    variance = squares.mean(-1)
+    return squares.square_().mean(-1) / variance.square()
+
+
+def _number(value: Tensor) -> float | None:
+    return value.item() if math.isfinite(value.item()) else None

@@ -1,0 +1,55 @@
+"""Result of a mitigation: quantized weight, optional low-rank term and outliers, diagnostics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .tensors import QuantizedTensor
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Weights kept in 16 bits: bfloat16 ``values`` at int64 ``positions``, both (*batch, count).
+
+    Positions index the flattened (m, n), ascending.
+    """
+
+    values: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """Quantized weight (*batch, m, n) with an optional low-rank term and optional outliers.
+
+    ``low_rank`` is (left (*batch, m, r), right (*batch, r, n)) or None: in bfloat16, or the float32
+    values of ``factors``, which are (left transposed, right) as stored, with one scale per
+    component. ``branch_input`` selects the activation that the term multiplies: ``quantized``, as
+    for the codes, or ``unquantized``. ``outliers`` replace the decoded values at their positions.
+    ``details`` records diagnostics per layer, such as the damping that was needed.
+    """
+
+    quantized: QuantizedTensor
+    low_rank: tuple[Tensor, Tensor] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    factors: tuple[QuantizedTensor, QuantizedTensor] | None = None
+    branch_input: str = "quantized"
+    outliers: Outliers | None = None
+
+    def weight(self) -> Tensor:
+        """Decoded values with outliers, float32 (*batch, m, n), without the low-rank term."""
+        weight = self.quantized.dequantize()
+        if self.outliers is None:
+            return weight
+        return weight.flatten(-2).scatter(-1, self.outliers.positions, self.outliers.values.to(weight)).view_as(weight)
+
+    def dequantized(self) -> Tensor:
+        """Effective weight with outliers and low-rank term, float32 (*batch, m, n)."""
+        weight = self.weight()
+        if self.low_rank is None:
+            return weight
+        left, right = self.low_rank
+        return weight + left.to(weight) @ right.to(weight)

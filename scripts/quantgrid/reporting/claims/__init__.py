@@ -1,0 +1,1 @@
+"""Claims judged by results, and recommended recipes."""

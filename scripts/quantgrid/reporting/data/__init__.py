@@ -1,0 +1,1 @@
+"""Tidy records of results: collection, selection, names, costs, published numbers, paired tests."""

@@ -1,0 +1,1 @@
+"""Tables of studies and comparisons, and their files."""

@@ -1,0 +1,56 @@
+"""Quantization schemes of a cell: weights, site inputs, keys and values. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..models.plans import LINEARS
+from .quant_scheme import QuantScheme
+
+
+@dataclass(frozen=True)
+class KeyValueScheme:
+    """Scheme of keys and values (*batch, tokens, head_dim); ``rotate_keys`` enables R3."""
+
+    scheme: QuantScheme
+    rotate_keys: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both fields, ready for JSON."""
+        return {"scheme": self.scheme.to_dict(), "rotate_keys": self.rotate_keys}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> KeyValueScheme:
+        return cls(QuantScheme.from_dict(values["scheme"]), values["rotate_keys"])
+
+
+@dataclass(frozen=True)
+class CellSchemes:
+    """Schemes of a cell; a tensor without a scheme stays in full precision.
+
+    A ``weight`` of None stays in bfloat16. A site missing in ``activation`` has unrounded inputs;
+    of several candidates at a site every layer takes the best. ``key_value`` None leaves attention
+    unchanged. A linear missing in ``linears`` keeps its weight and reads its unrounded input.
+    """
+
+    weight: QuantScheme | None = None
+    activation: Mapping[str, Sequence[QuantScheme]] = field(default_factory=dict)
+    key_value: KeyValueScheme | None = None
+    linears: tuple[str, ...] = LINEARS
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CellSchemes:
+        """Parse the output of :func:`quantgrid.schemes.granularities.cell_schemes` in a job
+        specification."""
+        activation = {
+            site: [QuantScheme.from_dict(fields) for fields in candidates]
+            for site, candidates in values["activation"].items()
+        }
+        return cls(
+            QuantScheme.from_dict(values["weight"]) if values["weight"] else None,
+            activation,
+            KeyValueScheme.from_dict(values["key_value"]) if values["key_value"] else None,
+            tuple(values.get("linears", LINEARS)),
+        )

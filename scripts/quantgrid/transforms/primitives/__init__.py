@@ -1,0 +1,31 @@
+"""Elementary function-preserving changes, one file per kind; importing this registers them all."""
+
+from . import (
+    affine,
+    block_rotate,
+    learned,
+    learned_clip,
+    norms,
+    reorder,
+    rotate,
+    rotate_principal,
+    scale,
+    searched_clip,
+    searched_scale,
+    shift,
+)
+
+__all__ = [
+    "affine",
+    "block_rotate",
+    "learned",
+    "learned_clip",
+    "norms",
+    "reorder",
+    "rotate",
+    "rotate_principal",
+    "scale",
+    "searched_clip",
+    "searched_scale",
+    "shift",
+]

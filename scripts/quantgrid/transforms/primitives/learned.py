@@ -1,0 +1,112 @@
+"""Primitives with learned parameters: rotations initialized to the identity, and channel scales.
+
+Scales start at one or at SmoothQuant's. Folding is that of the fixed primitives (``rotate.py``,
+``scale.py``). ``learns`` maps a part of a parameter's name to its parametrization
+(``learning/trainables.py``); ``fit_model`` and ``fit_layer`` give the initial values. ``input_map``
+adds the same change to the map of a site's input (``inference/input_maps.py``), for trainings with
+unchanged weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...calibration.layers import DecoderLayer
+from ...calibration.statistics import Rows
+from ...inference.input_maps import InputMap
+from ...inference.transform import Primitive
+from ...models.plans import SITES, kind_of
+from ...models.shapes import ModelShape
+from .rotate import RotateResidual
+from .scale import Scale, divide_input
+
+
+@dataclass
+class LearnedR1(RotateResidual):
+    """Learned R1 on top of the fixed one before it: ``matrix`` (d, d) orthogonal, initially I."""
+
+    kind: str = "learned"
+    seed: int | None = None
+    learns: ClassVar[dict[str, str]] = {"matrix": "rotation"}
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        return {"matrix": torch.eye(shape.hidden_size, dtype=torch.float64)}
+
+    def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
+        stream = shape.family.plan.sites[kind_of(site)].stream
+        return before.rotated(parameters["matrix"][None]) if stream else before
+
+
+@dataclass
+class LearnedR2(Primitive):
+    """Learned R2 on top of the fixed one before it. Offline.
+
+    ``matrix`` (KV heads, head_dim, head_dim) orthogonal, initially identities.
+    """
+
+    learns: ClassVar[dict[str, str]] = {"matrix": "rotation"}
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        shape = layer.shape
+        return {"matrix": torch.eye(shape.head_dim, dtype=torch.float64).repeat(shape.kv_heads, 1, 1)}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        weights, rows = layer.weights, self._rows(layer.shape, parameters["matrix"])
+        weights["v"] = rows(weights["v"].mT).mT
+        if "v_bias" in weights:
+            weights["v_bias"] = rows(weights["v_bias"])
+        weights["o"] = rows(weights["o"])
+        layer.map_input("output_input", rows)
+
+    def _rows(self, shape: ModelShape, matrix: Tensor) -> Rows:
+        """Multiply every head of x (..., heads or KV heads x head_dim) by the matrix of its KV
+        head."""
+
+        def rows(x: Tensor) -> Tensor:
+            heads = x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))
+            return torch.einsum("...gqi,gij->...gqj", heads, matrix.to(x)).flatten(-3)
+
+        return rows
+
+    def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
+        return before.rotated(parameters["matrix"]) if site == "output_input" else before
+
+
+@dataclass
+class LearnedScale(Primitive):
+    """Channel scales at ``sites``, initially SmoothQuant's for ``alpha``; one for ``alpha`` None.
+
+    ``online``: divide at run time where no weights can take the division.
+    """
+
+    alpha: float | None
+    sites: list[str]
+    online: bool = field(default=False, kw_only=True)
+    learns: ClassVar[dict[str, str]] = dict.fromkeys(SITES, "positive")
+
+    @property
+    def reads_layer(self) -> bool:
+        return self.alpha is not None
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        if self.alpha is not None:
+            return Scale(self.alpha, self.sites).fit_layer(layer)
+        shape = layer.shape
+        sizes = {
+            site: shape.kv_heads * shape.head_dim if site == "output_input" else shape.site_size(site)
+            for site in layer.plan.sites_of(self.sites)
+        }
+        return {site: torch.ones(size, dtype=torch.float64) for site, size in sizes.items()}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in layer.plan.sites_of(self.sites):
+            divide_input(layer, site, parameters[site], self.online)
+
+    def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
+        if kind_of(site) not in self.sites:
+            return before
+        return before.divided(parameters[site].view(shape.kv_heads if site == "output_input" else 1, -1))

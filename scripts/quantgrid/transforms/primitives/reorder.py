@@ -1,0 +1,108 @@
+"""Primitives: permutations of a site's channels, offline if possible, else an online gather.
+
+Offline are ``down_input`` (rows of gate and up) and ``output_input`` if channels stay in their KV
+head (rows of v). The norm outputs need a gather: the residual stream has one order for all layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...calibration.layers import DecoderLayer
+from ...inference.transform import Primitive
+from ...models.plans import kind_of
+from .block_rotate import InBlocks
+from .scale import activation_magnitude
+
+
+def permute_online(layer: DecoderLayer, site: str, order: Tensor) -> None:
+    """Permute channels online by a gather: ``order[j]`` (n,) moves to place j at ``site``."""
+    for linear in layer.plan.sites[site].linears:
+        layer.weights[linear] = layer.weights[linear][:, order]
+    layer.add_online(site, {"operation": "gather", "order": order}, lambda statistics: statistics.permuted(order))
+
+
+def permute_offline(layer: DecoderLayer, site: str, order: Tensor) -> None:
+    """Permute channels in the weights before ``site``.
+
+    At ``down_input`` ``order`` is (n,), at ``output_input`` (KV heads, head_dim) within each head.
+    """
+    layer.require_foldable(site)
+    shape, columns = layer.shape, order
+    if site == "output_input":
+        within = order.repeat_interleave(shape.heads // shape.kv_heads, 0)
+        columns = (within + torch.arange(shape.heads).unsqueeze(-1) * shape.head_dim).flatten()
+        order = (order + torch.arange(shape.kv_heads).unsqueeze(-1) * shape.head_dim).flatten()
+    last = layer.plan.sites[site].source
+    for source in (last,) if site == "output_input" else (last.replace("up", "gate"), last):
+        for role in (source, f"{source}_bias"):
+            if role in layer.weights:
+                layer.weights[role] = layer.weights[role][order]
+    for linear in layer.plan.sites[site].consumers:
+        layer.weights[linear] = layer.weights[linear][:, columns]
+    layer.map_input(site, lambda x: x[..., columns], lambda statistics: statistics.permuted(columns))
+
+
+@dataclass
+class Reorder(Primitive):
+    """Sort channels by ascending magnitude (Atom, arXiv 2310.19102): groups have similar channels.
+
+    ``statistic``: ``maximum``, ``mean`` or ``rms`` (Atom sums squares, which is ``rms``).
+    ``heads``: ``across`` sorts all channels of ``output_input``, online; ``within`` those of each
+    KV head, offline.
+    """
+
+    statistic: str
+    sites: list[str]
+    heads: str
+    reads_layer = True
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        """Order per site, integers (n,), or (KV heads, head_dim) within heads."""
+        found = {}
+        for site in layer.plan.sites_of(self.sites):
+            if site == "output_input" and self.heads == "within":
+                values = activation_magnitude(layer, site, self.statistic).view(layer.shape.kv_heads, -1)
+            else:
+                values = layer.statistics[site].magnitude(self.statistic)
+            found[site] = values.argsort(stable=True)
+        return found
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in layer.plan.sites_of(self.sites):
+            offline = kind_of(site) == "down_input" or (site == "output_input" and self.heads == "within")
+            (permute_offline if offline else permute_online)(layer, site, parameters[site])
+
+
+@dataclass
+class Zigzag(InBlocks):
+    """DuQuant's zigzag permutation (arXiv 2406.01721). Online.
+
+    Channels by descending maximum are dealt to the blocks back and forth, so that large channels
+    are spread evenly over blocks of ``size``.
+    """
+
+    reads_layer = True
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        """Order per site, integers (n,)."""
+        return {
+            site: zigzag(layer.statistics[site].maximum_absolute, self.size) for site in layer.plan.sites_of(self.sites)
+        }
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in layer.plan.sites_of(self.sites):
+            permute_online(layer, site, parameters[site])
+
+
+def zigzag(values: Tensor, size: int) -> Tensor:
+    """Order (n,) that deals channels by descending ``values`` (n,) to blocks of ``size``.
+
+    Dealing goes from first to last block, then last to first, and so on.
+    """
+    rounds = values.argsort(descending=True, stable=True).view(size, -1).clone()
+    rounds[1::2] = rounds[1::2].flip(-1)
+    return rounds.mT.flatten()

@@ -1,0 +1,228 @@
+"""Primitives: orthogonal changes of basis R1, R2, R4, and head mixing.
+
+Primitive R1 rotates the residual stream, R2 the values of every KV head, R4 (online) the input of
+the down projection; head mixing is online. A randomized Hadamard rotation is stored as its signs s:
+R = diag(s) H / sqrt(n), applied as x -> (x * s) H / sqrt(n). The same map is applied to the input x
+and to the rows of the weights, so W R (x R)ᵀ = W xᵀ for symmetric and other H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...calibration.layers import DecoderLayer
+from ...calibration.statistics import Rows
+from ...ground.errors import ConfigError
+from ...inference.input_maps import InputMap
+from ...inference.online import Operation, as_rows
+from ...inference.transform import Primitive, derived_seed
+from ...linalg.hadamard import apply_hadamard, random_orthogonal, random_signs
+from ...models.plans import kind_of
+from ...models.shapes import ModelShape
+
+BLOCK = 512  # rows of an embedding rotated at a time
+
+
+def absorb_norm(layer: DecoderLayer, site: str) -> None:
+    """Move the gain of the norm before ``site``, if there is one, into its linears.
+
+    A channel of zero gain keeps zero statistics.
+    """
+    read = layer.plan.sites[site]
+    if read.norm is None:
+        return
+    gain = layer.weights[read.norm]
+    for linear in read.consumers:
+        layer.weights[linear] = layer.weights[linear] * gain
+    layer.weights[read.norm] = torch.ones_like(gain)
+    layer.map_input(site, torch.where(gain == 0, 0.0, 1 / gain))
+
+
+def rotate_online(layer: DecoderLayer, site: str, operation: Operation) -> None:
+    """Apply the orthogonal ``operation`` online at ``site`` and its inverse in the linears
+    there."""
+    rows = as_rows(operation)
+    for linear in layer.plan.sites[site].linears:
+        layer.weights[linear] = rows(layer.weights[linear])
+    layer.add_online(site, dict(operation), lambda statistics: statistics.transformed(rows))
+
+
+def _signed_hadamard(signs: Tensor) -> Rows:
+    return lambda x: apply_hadamard(x * signs.to(x))
+
+
+def _in_blocks(x: Tensor, rows: Rows) -> Tensor:
+    """Apply ``rows`` to a tall matrix (vocabulary, n) in blocks of rows, to stay in the cache."""
+    result = torch.empty_like(x)
+    for start in range(0, len(x), BLOCK):
+        result[start : start + BLOCK] = rows(x[start : start + BLOCK])
+    return result
+
+
+@dataclass
+class RotateResidual(Primitive):
+    """R1 (QuaRot, SpinQuant): orthonormal change of basis of the residual stream.
+
+    Offline; unties the lm_head. ``kind``: ``hadamard`` (randomized, needs a reachable order) or
+    ``orthogonal`` (Haar, any size). ``online``: the stream keeps its basis, and the inputs that read
+    it are rotated online instead. That is exact behind norms whose output is added to the stream,
+    through which an offline rotation cannot pass. Behind another online operation the norm keeps its
+    gain.
+    """
+
+    kind: str
+    seed: int
+    online: bool = field(default=False, kw_only=True)
+
+    def fit_model(self, shape: ModelShape) -> dict[str, Tensor]:
+        seed = derived_seed(self.seed, "R1")
+        if self.kind == "hadamard":
+            return {"signs": random_signs(shape.hidden_size, seed)}
+        return {"matrix": random_orthogonal(shape.hidden_size, seed)}
+
+    def _rows(self, parameters: dict[str, Tensor]) -> Rows:
+        if "signs" in parameters:
+            return _signed_hadamard(parameters["signs"])
+        return lambda x: x @ parameters["matrix"].to(x)
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        rows, weights = self._rows(parameters), layer.weights
+        for site in layer.plan.stream_sites:
+            if not (self.online and layer.blocking(site.name)):
+                layer.require_foldable(site.name)
+                absorb_norm(layer, site.name)
+            if self.online:
+                rotate_online(layer, site.name, self._operation(parameters))
+                continue
+            for linear in site.consumers:
+                weights[linear] = rows(weights[linear])
+            layer.map_input(site.name, rows)
+        if self.online:
+            return
+        if layer.plan.post_norms:
+            raise ConfigError(
+                f"the residual stream of a {layer.shape.architecture} cannot be rotated offline: the norms "
+                f"{', '.join(layer.plan.post_norms)} stand before it; rotate online instead"
+            )
+        for linear in layer.plan.writers:
+            weights[linear] = rows(weights[linear].mT).mT
+            if f"{linear}_bias" in weights:
+                weights[f"{linear}_bias"] = rows(weights[f"{linear}_bias"])
+
+    def _operation(self, parameters: dict[str, Tensor]) -> Operation:
+        """The rotation as an online operation."""
+        if parameters.keys() == {"signs"}:
+            return {"operation": "signed_hadamard", **parameters}
+        if parameters.keys() == {"matrix"}:
+            return {"operation": "block_rotate", "blocks": parameters["matrix"][None]}
+        units = torch.eye(len(next(iter(parameters.values()))), dtype=torch.float64)
+        return {"operation": "block_rotate", "blocks": self._rows(parameters)(units)[None]}
+
+    def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+        if self.online:
+            return
+        rows = self._rows(parameters)
+        head, gain = ends.get("lm_head", ends["embedding"]), ends["final_norm"]
+        ends["lm_head"] = _in_blocks(head, lambda block: rows(block * gain))
+        ends["embedding"] = _in_blocks(ends["embedding"], rows)
+        ends["final_norm"] = torch.ones_like(ends["final_norm"])
+
+
+@dataclass
+class RotateHeads(Primitive):
+    """R2 (SpinQuant; QuaRot's per-head rotation): rotation of the values of every KV head. Offline.
+
+    It is undone in the columns of o. ``kind``: ``hadamard`` (randomized, signs per KV head),
+    ``plain`` (the Hadamard matrix itself for all heads, as in QuaRot) or ``orthogonal`` (Haar, one
+    per KV head, any size).
+    """
+
+    seed: int
+    kind: str = "hadamard"
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        heads, size = layer.shape.kv_heads, layer.shape.head_dim
+        if self.kind == "plain":
+            return {}
+        if self.kind == "hadamard":
+            return {"signs": random_signs(heads * size, derived_seed(self.seed, "R2", layer.index))}
+        return {
+            "matrices": torch.stack(
+                [random_orthogonal(size, derived_seed(self.seed, "R2", layer.index, head)) for head in range(heads)]
+            )
+        }
+
+    def _rows(self, shape: ModelShape, parameters: dict[str, Tensor]) -> Rows:
+        """Rotate x (..., heads x head_dim or KV heads x head_dim); shapes are unchanged.
+
+        The query heads of a group share its rotation.
+        """
+
+        def rotated(x: Tensor) -> Tensor:
+            if "matrices" in parameters:
+                return x @ parameters["matrices"].to(x)
+            signs = parameters["signs"].view(shape.kv_heads, 1, -1).to(x) if "signs" in parameters else 1.0
+            return apply_hadamard(x * signs)
+
+        return lambda x: rotated(x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))).flatten(-3)
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        layer.require_foldable("output_input")
+        rows = self._rows(layer.shape, parameters)
+        layer.weights["v"] = rows(layer.weights["v"].mT).mT
+        if "v_bias" in layer.weights:
+            layer.weights["v_bias"] = rows(layer.weights["v_bias"])
+        layer.weights["o"] = rows(layer.weights["o"])
+        layer.map_input("output_input", rows)
+
+    def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
+        if site != "output_input":
+            return before
+        units = torch.eye(shape.head_dim).repeat(1, shape.kv_heads).to(next(iter(parameters.values()), torch.empty(0)))
+        return before.rotated(self._rows(shape, parameters)(units).unflatten(-1, (shape.kv_heads, -1)).transpose(0, 1))
+
+
+@dataclass
+class RotateDown(Primitive):
+    """R4 (QuaRot, SpinQuant): online Hadamard transform of the down projection's input.
+
+    It is undone in the weight.
+    """
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in layer.plan.sites_of(["down_input"]):
+            rotate_online(layer, site, {"operation": "hadamard"})
+
+    def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
+        if kind_of(site) != "down_input":
+            return before
+        return before.then(apply_hadamard, partial(apply_hadamard, transposed=True))
+
+
+@dataclass
+class MixHeads(Primitive):
+    """Head mixing before o (QuaRot, arXiv 2404.00456, section 4): x (M ⊗ I) online, undone in o.
+
+    ``kind``: ``hadamard``, as published, needs a Hadamard matrix of order heads; ``orthogonal``
+    (Haar, one per layer) accepts any number of heads.
+    """
+
+    seed: int
+    kind: str
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        if self.kind == "hadamard":
+            return {}
+        return {"matrix": random_orthogonal(layer.shape.heads, derived_seed(self.seed, "heads", layer.index))}
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        mixing = (
+            {"operation": "head_rotate", **parameters}
+            if parameters
+            else {"operation": "head_hadamard", "heads": layer.shape.heads}
+        )
+        rotate_online(layer, "output_input", mixing)

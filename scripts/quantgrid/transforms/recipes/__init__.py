@@ -1,0 +1,1 @@
+"""Published transforms, one file each: a list of primitives with options."""

@@ -1,0 +1,112 @@
+"""Tiny models of every family, built by transformers from its config classes and filled with numbers that
+show mistakes: gains far from one, biases, logits far from uniform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantgrid.calibration.collect import collect
+from quantgrid.calibration.statistics import to_tensors
+from quantgrid.calibration.streaming import FullPrecision, streamed
+from quantgrid.ground.storage import write_tensors
+from quantgrid.models.families import FAMILIES
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 61,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+# what makes a part of a family count: scalars, biases, sliding windows shorter than the text
+SPECIFIC: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"attention_bias": True, "mlp_bias": True},
+    "SmolLM3ForCausalLM": {"no_rope_layers": [1, 0], "tie_word_embeddings": True},
+    "SeedOssForCausalLM": {"attention_out_bias": True, "mlp_bias": True},
+    "Ernie4_5ForCausalLM": {"use_bias": True},
+    "GraniteForCausalLM": {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 4.0,
+        "tie_word_embeddings": True,
+    },
+    "GemmaForCausalLM": {"tie_word_embeddings": True},
+    "Gemma2ForCausalLM": {"query_pre_attn_scalar": 24, "sliding_window": 8, "attn_logit_softcapping": 2.0},
+    "Gemma3ForCausalLM": {"query_pre_attn_scalar": 24, "sliding_window": 8, "final_logit_softcapping": 5.0},
+    "CwmForCausalLM": {"mlp_bias": True, "sliding_window": 8},
+    "MinistralForCausalLM": {"sliding_window": 8},
+    "Olmo3ForCausalLM": {"sliding_window": 8},
+    "Exaone4ForCausalLM": {"sliding_window": 8},
+    "MixtralForCausalLM": {"num_local_experts": 5, "intermediate_size": 48},
+    "Qwen2MoeForCausalLM": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "mlp_only_layers": [1],
+    },
+    "Qwen3MoeForCausalLM": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+    },
+    "OlmoeForCausalLM": {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48},
+    "Phi3ForCausalLM": {"head_dim": 16},
+}
+
+
+def build(architecture: str, folder: Path, seed: int = 0, **settings: Any) -> Path:
+    """Save a tiny model of ``architecture`` in ``folder`` and return it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {**SIZES, **SPECIFIC.get(architecture, {}), **settings}
+    config = AutoConfig.for_model(FAMILIES[architecture].model_type, **sizes)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    assert type(model).__name__ == architecture
+    disturb(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def disturb(model: nn.Module) -> None:
+    """Replace parameters and persistent buffers by numbers that count: none is zero, one, or small."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.add_(0.4 * torch.randn_like(parameter))
+        elif name.endswith("bias"):
+            parameter.normal_(0, 0.3)
+        else:
+            parameter.normal_(0, 1.5 / parameter.shape[-1] ** 0.5)
+    model.tie_weights()
+
+
+def calibrate(folder: Path, path: Path, tokens: torch.Tensor, **options: Any) -> Path:
+    """Write the statistics of a model over ``tokens`` (windows, tokens) as a calibration does; returns ``path``."""
+    found = collect(streamed(FullPrecision(folder)), tokens, **{"samples": 16, **options})
+    tensors = {
+        key: tensor for name, statistics in found.items() for key, tensor in to_tensors(name, statistics).items()
+    }
+    write_tensors(path, tensors, {})
+    return path
+
+
+def some_tokens(count: int = 2, length: int = 24, seed: int = 1) -> torch.Tensor:
+    """Token ids (count, length)."""
+    return torch.randint(3, SIZES["vocab_size"], (count, length), generator=torch.Generator().manual_seed(seed))

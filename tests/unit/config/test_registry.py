@@ -1,0 +1,35 @@
+"""Entries of published methods, and costs of mitigations."""
+
+from __future__ import annotations
+
+import pytest
+
+from quantgrid.config import entries, registry
+
+
+def test_published_names_are_entries_that_a_config_may_replace():
+    for axis, published in registry.PUBLISHED.items():
+        for name, entry in published.items():
+            assert entries.entry({}, axis, name) == entry and name in entries.known_names({}, axis)
+            assert registry.method(axis, entry["method"]).resolve(entry, name)["method"] == entry["method"]
+    mine = {"transforms": {"spinquant": {"method": "optimized_rotation", "steps": 3}}}
+    assert entries.entry(mine, "transforms", "spinquant") == mine["transforms"]["spinquant"]
+    assert entries.entry({}, "transforms", "spinquant")["gradient"] == "identity"  # as published
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "costs"),
+    [
+        ("rtn", {}, set()),
+        ("gptq", {}, {"solve"}),
+        ("low_rank", {}, {"decompose"}),
+        ("gptq_low_rank", {"base": "mr_gptq"}, {"solve", "decompose"}),
+        ("low_rank_first", {"base": "rtn"}, {"decompose"}),
+        ("sparse_outliers", {"base": "rtn"}, set()),
+        ("sparse_outliers", {"base": "gptq"}, {"solve"}),
+        ("tune_scales", {"base": "gptq"}, {"solve"}),
+        ("tune_scales", {"base": "rtn"}, set()),
+    ],
+)
+def test_costs_are_those_of_the_method_and_of_its_base(name, options, costs):
+    assert registry.costs(name, options) == costs

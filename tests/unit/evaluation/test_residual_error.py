@@ -1,0 +1,149 @@
+"""Residual error against forward hooks on both models, with the turn of a rotated stream from their
+embeddings; its figure and its table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from quantgrid.calibration.layers import DecoderFolder
+from quantgrid.evaluation.residual_error import PARTS, error_growth, residual_basis
+from quantgrid.ground.errors import NumericalFailure
+from quantgrid.inference.transform import fit
+from quantgrid.mitigations.methods.rtn import rtn
+from quantgrid.models.plans import SITES
+from quantgrid.quantization.cached import Recipe, quantize_decoder
+from quantgrid.quantization.checkpoints import load_full_precision, load_quantized, save_quantized
+from quantgrid.reporting.figures import residual_error
+from quantgrid.schemes import activation_scheme, scheme
+from quantgrid.schemes.cell_schemes import CellSchemes
+from quantgrid.transforms.recipes import quarot, random_hadamard, scaling
+from reference_decoder import site_inputs
+from reference_statistics import write_statistics
+from tiny_decoders import CASES, random_tokens, save
+
+TRANSFORMS = {
+    "none": [],
+    "scaling": scaling.primitives(0.5, list(SITES)),
+    "hadamard": random_hadamard.primitives(1),
+    "quarot": quarot.primitives(2, "orthogonal"),
+}
+INT4 = CellSchemes(scheme("int4"), {site: [activation_scheme("int4")] for site in SITES})
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    case = replace(
+        next(case for case in CASES if case.bias and case.tied), vocab=400
+    )  # more tokens than channels: the embedding spans the stream
+    config, state = case.build(torch.float32)
+    folder, tokens = save(tmp_path_factory.mktemp("model"), config, state), random_tokens(config, 3, 24)
+    return folder, tokens, write_statistics(folder / "statistics", site_inputs(state, config, tokens))
+
+
+def model_of(given, transform, schemes, tmp_path):
+    folder, _, statistics = given
+    decoder = DecoderFolder(folder)
+    fitted = fit(TRANSFORMS[transform], decoder, statistics)
+    recipe = Recipe(fitted, schemes, rtn if schemes.weight else None, str(statistics))
+    save_quantized(
+        quantize_decoder(decoder, recipe).content,
+        tmp_path / "model.safetensors",
+        tmp_path / "quantgrid.json",
+        {"axes": {}},
+    )
+    return (
+        load_quantized(tmp_path, torch.float64),
+        load_full_precision(folder, torch.float64),
+        given[1],
+        residual_basis(fitted, 64),
+    )
+
+
+def streams(model, tokens):
+    """Output of every layer (layers, windows, tokens, d)."""
+    found, handles = [], []
+    for layer in model.model.layers:
+        handles.append(
+            layer.register_forward_hook(
+                lambda _module, _inputs, output: found.append(output[0] if isinstance(output, tuple) else output)
+            )
+        )
+    with torch.no_grad():
+        model.model(tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_error_is_that_of_the_streams_of_two_whole_models(transform, given, tmp_path):
+    model, reference, tokens, basis = model_of(given, transform, INT4, tmp_path)
+    turn = torch.linalg.lstsq(reference.model.embed_tokens.weight, model.model.embed_tokens.weight).solution
+    own, exact = streams(model, tokens), streams(reference, tokens) @ turn
+    wanted = ((own - exact).norm(dim=-1) / exact.norm(dim=-1)).mean(dim=(1, 2))
+    found = error_growth(model, reference, tokens, basis)
+    assert [list(layer) for layer in found] == [list(PARTS)] * 2
+    assert torch.allclose(torch.tensor([layer["error"] for layer in found], dtype=wanted.dtype), wanted, rtol=0.02)
+    assert all(layer["error"] <= layer["added"] + layer["passed_on"] + 1e-9 for layer in found)
+    # An embedding in bfloat16 comes first, whose rounding turns that of some activations; the first
+    # layer's own share is larger, the second's not.
+    assert found[0]["passed_on"] < found[0]["added"] < 2 and found[1]["passed_on"] > found[0]["passed_on"]
+
+
+@pytest.mark.parametrize("transform", ["none", "hadamard", "quarot"])
+def test_an_unrounded_model_has_an_error_of_bfloat16_in_whatever_basis(transform, given, tmp_path):
+    found = error_growth(*model_of(given, transform, CellSchemes(), tmp_path))
+    assert max(max(layer.values()) for layer in found) < 0.02
+
+
+def test_what_is_passed_on_is_what_an_exact_layer_makes_of_an_error(given, tmp_path):
+    """Of two layers only the first is rounded: the second adds nothing, and all its error is passed
+    on."""
+    model, reference, tokens, basis = model_of(given, "none", INT4, tmp_path)
+    model.model.layers[1] = reference.model.layers[1]
+    found = error_growth(model, reference, tokens, basis)
+    assert found[1]["added"] < 1e-9 and found[1]["error"] == pytest.approx(found[1]["passed_on"])
+
+
+def test_a_stream_that_is_not_finite_is_a_failure(given, tmp_path):
+    model, reference, tokens, basis = model_of(given, "none", INT4, tmp_path)
+    model.model.layers[1].mlp.down_proj.weight.data[0] = float("inf")
+    with pytest.raises(NumericalFailure, match="after layer 1"):
+        error_growth(model, reference, tokens, basis)
+
+
+def test_figure_and_table(tmp_path):
+    paths = []
+    for number, format in enumerate(("int4", "mxfp4")):
+        layers = [{"error": 0.1 * layer, "added": 0.05, "passed_on": 0.08 * layer} for layer in range(1, 5)]
+        axes = {
+            "model": "m",
+            "transform": "none",
+            "mitigation": "rtn",
+            "granularity": "-",
+            "format": format,
+            "corpus": "docs",
+            "key": "k",
+        }
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps({"axes": axes, "status": "ok", "layers": layers}))
+    paths.append(tmp_path / "failed.json")
+    paths[-1].write_text(json.dumps({"axes": axes, "status": "failed", "reason": "NaN"}))
+    table = residual_error.read(paths)
+    assert list(table.layer) == [1, 2, 3, 4] * 2 and list(table.format.unique()) == ["int4", "mxfp4"]
+    figure = residual_error.plot(table)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["no transform + RTN\nINT4", "no transform + RTN\nMXFP4"]
+    assert figure.axes[0].get_yscale() == "log"
+    assert list(figure.axes[1].get_lines()[0].get_ydata()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert residual_error.plot(table[:0]).axes
+    both = residual_error.plot(pd.concat([table, table.assign(model="n")]))
+    titles = [ax.get_title(loc="left") for ax in both.axes]
+    # a row for each recipe
+    assert titles == ["no transform + RTN, INT4", "", "no transform + RTN, MXFP4", ""]
+    # and a column for each model
+    assert [text.get_text() for ax in both.axes for text in ax.texts] == ["m", "n"]

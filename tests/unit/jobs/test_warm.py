@@ -1,0 +1,205 @@
+"""Jobs as forks of one process: streams, statuses and ends are those of separate processes, and a
+run's results the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prepared import job_server
+
+from checkouts import RESULT_FILES, ROOT, Checkout, one_cell
+from in_process import run_script
+from quantgrid.jobs import fork_server
+from quantgrid.jobs.drivers import marked_processes
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+CLIENT = (
+    "import sys; from quantgrid.jobs import fork_server; sys.argv = sys.argv[2:]; raise "
+    "SystemExit(fork_server.hand_over(fork_server.connect()))"
+)
+Served = dict[str, str]  # the environment by which jobs find their server
+
+
+def wait_for(done: Callable[[], object], what: str, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """The server of a driver; both end with the module's last test."""
+    with job_server() as found:
+        yield found
+    wait_for(
+        lambda: found[fork_server.SOCKET] not in Path("/proc/net/unix").read_text(), "the server outlives its driver"
+    )
+
+
+def client(served: Served, script: Path, *words: str, **settings) -> subprocess.Popen:
+    command = [sys.executable, "-c", CLIENT, "-", str(script), *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, **served, **settings}
+    )
+
+
+def script(folder: Path, content: str) -> Path:
+    path = folder / "job.py"
+    path.write_text(content)
+    return path
+
+
+def test_a_job_has_its_words_folder_environment_and_imports(served: Served, tmp_path: Path):
+    job = script(
+        tmp_path,
+        "import os, sys\nassert {'torch', 'transformers'} <= set(sys.modules) and __name__ == '__main__'\n"
+        "print(*sys.argv[1:], os.getcwd(), os.environ['MINE'], *map(os.environ.get, ('MALLOC_MMAP_MAX_', "
+        "*sys.argv[1:])))\n",
+    )
+    words = (fork_server.SOCKET, fork_server.SERVED, "two words")
+    out, error = client(served, job, *words, MINE="here").communicate(timeout=120)
+    assert (out, error) == (f"{' '.join(words)} {os.getcwd()} here None None None None\n", "")
+
+
+@pytest.mark.parametrize(
+    "content, status, said",
+    [
+        ("", 0, ""),
+        ("raise SystemExit", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('why it failed')", 1, "why it failed\n"),
+        ("raise ValueError('odd')", 1, "ValueError: odd\n"),
+        ("import os; os.kill(os.getpid(), 9)", 137, "the job was killed\n"),
+    ],
+)
+def test_a_job_ends_as_in_a_process_of_its_own(served: Served, tmp_path: Path, content: str, status: int, said: str):
+    job = client(served, script(tmp_path, content))
+    error = job.communicate(timeout=120)[1]
+    assert job.returncode == status and (error.endswith(said) if said else error == "")
+
+
+def test_jobs_run_side_by_side_and_change_nothing_for_each_other(served: Served, tmp_path: Path):
+    content = (
+        "import os, sys, time, torch\nseen = "
+        "torch.get_default_dtype()\ntorch.set_default_dtype(torch.float64)\nopen(sys.argv[1], 'x')\n"
+        "while not os.path.exists(sys.argv[2]):\n    time.sleep(0.01)\nprint(seen)\n"
+    )
+    job, first, second = script(tmp_path, content), str(tmp_path / "first"), str(tmp_path / "second")
+    jobs = [client(served, job, *words) for words in ((first, second), (second, first))]
+    assert [each.communicate(timeout=120)[0] for each in jobs] == ["torch.float32\n"] * 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_job_clears_up_and_ends_with_the_process_that_asked_for_it(
+    served: Served, tmp_path: Path, how: signal.Signals
+):
+    """Processes that the job started end too. After SIGINT the client waits for the clean-up."""
+    noted, cleared = tmp_path / "noted", tmp_path / "cleared"
+    job = script(
+        tmp_path,
+        f"""
+import os, subprocess, time
+child = subprocess.Popen(["sleep", "600"])
+with open({str(noted)!r} + "-", "w") as file:
+    file.write(f"{{os.getpid()}} {{child.pid}}")
+os.rename({str(noted)!r} + "-", {str(noted)!r})
+try:
+    child.wait()
+    time.sleep(600)
+finally:
+    time.sleep(0.5)
+    open({str(cleared)!r}, "w")
+""",
+    )
+    asked = client(served, job)
+    wait_for(noted.exists, "the job does not start")
+    processes = [int(number) for number in noted.read_text().split()]
+    assert all(map(psutil.pid_exists, processes))
+    asked.send_signal(how)
+    asked.communicate(timeout=60)
+    assert cleared.exists() or how != signal.SIGINT
+    wait_for(lambda: cleared.exists() and not any(map(psutil.pid_exists, processes)), "the job goes on")
+
+
+def test_a_job_that_takes_no_notice_is_killed(served: Served, tmp_path: Path):
+    noted = tmp_path / "noted"
+    job = script(
+        tmp_path,
+        "import os, signal, sys, time\nfrom quantgrid.jobs import fork_server\n"
+        "fork_server.PATIENCE = 0.1\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "open(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\n",
+    )
+    asked = client(served, job, str(noted))
+    wait_for(lambda: noted.exists() and noted.read_text(), "the job does not start")
+    asked.kill()
+    asked.communicate(timeout=60)
+    wait_for(lambda: not psutil.pid_exists(int(noted.read_text())), "the job goes on")
+
+
+def test_a_server_that_ends_before_it_has_read_a_job_kills_it(served: Served, tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0quantgrid-test-{os.getpid()}")
+        listener.listen()
+        job = client(served, script(tmp_path, ""), **{fork_server.SOCKET: f"quantgrid-test-{os.getpid()}"})
+        listener.accept()[0].close()
+    error = job.communicate(timeout=60)[1]
+    assert (job.returncode, error) == (137, "the job was killed\n")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({fork_server.SOCKET: "nobody"}, "running this job in a fresh interpreter"),
+        ({fork_server.SERVED: "another environment"}, ""),
+        ({}, None),
+    ],
+    ids=["no server", "another environment", "served"],
+)
+def test_a_job_that_no_server_is_there_for_runs_in_its_own_process(
+    served: Served, tmp_path: Path, change: dict[str, str], said: str | None
+):
+    """`run_job.py` gets a rule that does not exist; the traceback shows which process failed, and
+    what it had loaded."""
+    command = [sys.executable, str(ROOT / "scripts" / "run_job.py"), "nothing", "--spec", "{}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **served, **change})
+    assert done.returncode == 1 and "nothing.py" in done.stderr
+    assert ("fork_server.py" in done.stderr) == (said is None) and (said or "") in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (["--profile", "slurm"], "profile slurm"),
+        (["--sdm", "conda"], "--sdm"),
+        (["--sdm=conda"], "--sdm"),
+        (["--executor=slurm"], "--executor"),
+    ],
+)
+def test_a_warm_start_is_refused_where_jobs_are_others(tmp_path: Path, options: list[str], named: str):
+    done = run_script(
+        "run_workflow", "--configfile", ROOT / "config" / "smoke.yaml", "--warm", *options, folder=tmp_path
+    )
+    assert done.returncode == 1 and f"does not work with {named}" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.workflow
+def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
+    made = {}
+    for name, options in {"fresh": [], "warm": ["--warm"]}.items():
+        checkout = one_cell(Checkout.make(tmp_path / name))
+        checkout.write_config({**checkout.config(), "threads": {"default": 2, "evaluate_perplexity": 1}}, "smoke")
+        checkout.run("smoke", *options)
+        made[name] = checkout.contents("results-smoke", *RESULT_FILES)
+        wait_for(lambda folder=checkout.folder: not marked_processes(str(folder)), "a process of the run goes on")
+    assert made["warm"] == made["fresh"] and any(path.startswith("evaluations/") for path in made["warm"])

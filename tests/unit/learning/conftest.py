@@ -1,0 +1,16 @@
+"""Fixtures of the tests of learning."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from learned_cases import (
+    Given,
+)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    return cache(lambda case: Given.make(tmp_path_factory.mktemp("case"), case))

@@ -1,0 +1,151 @@
+"""Range estimation of blocks: the search against brute force, percentiles and clip ratios by
+hand."""
+
+import math
+
+import pytest
+import torch
+from test_scale_search import every_code
+
+from quantgrid.quantizer import QuantizationParameters, fake_quantize, find_parameters
+from quantgrid.quantizer.ranges import block_ranges, shrink_factors
+from quantgrid.quantizer.scales import load_scale
+from quantgrid.schemes import PRESETS, QuantScheme, activation_scheme, scheme
+from quantgrid.schemes.number_formats import SCALE_FORMATS
+from quantgrid.schemes.quant_scheme import E8M0_RULES
+from quantizer_cases import heavy_tailed
+
+
+def covering(x, plain, global_scale):
+    """``x`` rounded with the smallest of all scales that cover each block of a symmetric scheme;
+    None where scales are as fine as float32."""
+    if plain.storage.bits > 8 or not plain.symmetric:
+        return None
+    peak, codes = x.abs().reshape(*plain.scale_shape(x.shape), -1).amax(-1), every_code(plain.scale_format)
+    reach = load_scale(codes, plain.storage) * plain.limit * plain.scale_multiplier
+    reach = reach.expand(*peak.shape, -1) * (1.0 if global_scale is None else global_scale.unsqueeze(-1))
+    position = (reach < peak.unsqueeze(-1) * (1 - 1e-6)).sum(-1).clamp(max=len(codes) - 1)
+    return fake_quantize(x, plain, QuantizationParameters(codes[position], None, global_scale))
+
+
+@pytest.mark.parametrize("key", ["int4", "int4_asym", "fp4", "nf4", "nvfp4", "nvint4", "mxfp4", "mxint4", "mxfp8"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group-32"])
+def test_the_search_equals_brute_force(key, granularity):
+    x = heavy_tailed(3, 96)
+    used = scheme(key, granularity=granularity, range="mse", mse_steps=20)
+    plain = scheme(key, granularity=granularity)
+    shape = (*used.scale_shape(x.shape), -1)
+    global_scale = find_parameters(x, plain).global_scale
+    errors = []
+    for i in range(16):
+        shrunk = plain if i == 0 else scheme(key, granularity=granularity, clip_ratio=1 - i / 20)
+        values = fake_quantize(x, shrunk, find_parameters(x, shrunk, global_scale))
+        errors.append((values - x).abs().double().pow(2.4).reshape(shape).sum(-1))
+    if (values := covering(x, plain, global_scale)) is not None:
+        errors.append((values - x).abs().double().pow(2.4).reshape(shape).sum(-1))
+    found = (fake_quantize(x, used) - x).abs().double().pow(2.4).reshape(shape).sum(-1)
+    best = torch.stack(errors).amin(0)
+    assert (found <= best * (1 + 1e-4)).all() and (found >= best * (1 - 1e-4)).all()
+    assert (found <= errors[0]).all()
+
+
+def loss(x, used):
+    """Sum of |x - quantized x|**2.4 of every block."""
+    return (fake_quantize(x, used) - x).abs().double().pow(2.4).reshape(*used.scale_shape(x.shape), -1).sum(-1)
+
+
+SYMMETRIC = [name for name, preset in PRESETS.items() if preset["weight"] and not name.startswith("kmeans")]
+SEARCHED = [scheme(name, group_size=32) for name in SYMMETRIC]
+SEARCHED += [
+    scheme("mxfp4", element=element, scale_rule=rule) for rule in E8M0_RULES for element in ("e2m1", "e4m3", "int4")
+]
+SEARCHED += [
+    scheme("nvfp4", scale_format=name, element=element) for name in SCALE_FORMATS for element in ("e2m1", "int3")
+]
+SEARCHED += [activation_scheme("fp4_ue2m2", scale_format=name, group_size=16) for name in ("fp32", "e8m0", "e4m3")]
+SEARCHED += [scheme("int4_asym", scale_format="e8m0", scale_rule=rule, group_size=32) for rule in E8M0_RULES]
+
+
+@pytest.mark.parametrize("plain", SEARCHED, ids=lambda used: f"{used.element}-{used.scale_format}-{used.scale_rule}")
+def test_the_search_is_no_worse_than_the_extremes_in_any_block(plain):
+    for x in (heavy_tailed(24, 192), torch.randn(24, 192, generator=torch.Generator().manual_seed(1)) * 1e-3):
+        searched, extremes = loss(x, QuantScheme(**{**plain.to_dict(), "range": "mse"})), loss(x, plain)
+        assert (searched <= extremes * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("rule", E8M0_RULES)
+@pytest.mark.parametrize("element", ["e2m1", "e2m3", "e4m3"])
+def test_the_search_of_powers_of_two_finds_the_best_of_all(element, rule):
+    """Blocks of 32, with the range from ``mse`` against that from ``exhaustive``."""
+    x = torch.randn(512, 32, generator=torch.Generator().manual_seed(0))
+    searched, best = (
+        loss(x, scheme("mxfp4", element=element, scale_rule=rule, range=kind)) for kind in ("mse", "exhaustive")
+    )
+    assert (searched <= best * (1 + 2e-4)).all()
+
+
+def test_the_search_offers_the_power_that_the_floor_rule_leaves_out():
+    x = torch.randn(1024, 32, generator=torch.Generator().manual_seed(0))
+    plain, searched = (find_parameters(x, scheme("mxfp4", range=kind)).scale.int() for kind in ("minmax", "mse"))
+    assert 0.1 < (searched == plain + 1).float().mean() < 0.2 and (searched <= plain + 1).all()
+    assert loss(x, scheme("mxfp4", range="mse")).sum() < 0.95 * loss(x, scheme("mxfp4")).sum()
+
+
+@pytest.mark.parametrize("name", [name for name, storage in SCALE_FORMATS.items() if storage.global_scale == "needed"])
+def test_the_search_offers_the_scale_above_the_nearest(name):
+    """Covers scales that rounding to nearest makes zero, and with them a whole block."""
+    x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 0, 64)[:, None].repeat(
+        4, 1
+    )
+    plain, searched = (
+        find_parameters(x, scheme("nvfp4", scale_format=name, range=kind)).scale.float() for kind in ("minmax", "mse")
+    )
+    assert (searched > plain).float().mean() > 0.05
+
+
+def test_e8m0_search_tries_only_what_differs():
+    assert shrink_factors(scheme("mxfp4", range="mse")) == [1, 0.5, 0.25, 1 - 79 / 100]
+    assert len(shrink_factors(scheme("int4", range="mse"))) == 80
+
+
+def test_percentile_is_the_nearest_rank():
+    x = torch.arange(1.0, 101)[None]
+    assert find_parameters(-x, scheme("int8", range="percentile", percentile=90)).scale.item() == pytest.approx(
+        90 / 127
+    )
+    found = find_parameters(x - 50, scheme("int4_asym", range="percentile", percentile=90))
+    assert found.scale.item() == pytest.approx((40 - -39) / 15)
+
+
+def test_clip_ratio_scales_both_ends():
+    x = torch.tensor([[-2.0, 4.0]])
+    assert find_parameters(x, activation_scheme("int4", clip_ratio=0.5)).scale.item() == pytest.approx(3 / 15)
+    assert find_parameters(x, scheme("int4", clip_ratio=0.5)).scale.item() == pytest.approx(2 / 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 15, 16, 24, 31, 32, 33, 48, 64])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_ranges_are_the_plain_extremes_bit_for_bit(symmetric, size, dtype):
+    """Whatever way is the fastest for a block's size: signed zeros, subnormals, infinities and NaN,
+    and rows that do not lie next to each other."""
+    used, blocks = (
+        scheme("int4" if symmetric else "int4_asym", group_size=size),
+        heavy_tailed(12, 5 * size).to(dtype).unflatten(-1, (5, size)),
+    )
+    for row, value in enumerate((0.0, -0.0, torch.finfo(dtype).tiny / 4, -math.inf, math.inf, math.nan)):
+        blocks[row, 2] = value
+        blocks[row, 4, -1] = value
+    plain = blocks.float() if dtype != torch.float64 else blocks
+    for values, exact in ((blocks, plain), (blocks[::2], plain[::2]), (blocks.transpose(0, 1), plain.transpose(0, 1))):
+        low, high = block_ranges(values, used)
+        wanted = (
+            (None, exact.abs().amax(-1)) if symmetric else (exact.amin(-1).clamp(max=0), exact.amax(-1).clamp(min=0))
+        )
+        assert torch.equal(
+            high.view(torch.int32)[~high.isnan()], (wanted[1].float().abs()).view(torch.int32)[~high.isnan()]
+        )
+        assert torch.equal(high.isnan(), exact.isnan().any(-1))
+        assert (low is None) == symmetric and (
+            symmetric or torch.equal(low[~low.isnan()], wanted[0].float()[~low.isnan()])
+        )

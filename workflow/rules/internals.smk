@@ -1,0 +1,78 @@
+# Uses of Snakemake beyond its documented interface. tests/unit/plan/test_rules.py names
+# the version that they were tested with.
+
+import tarfile
+import tempfile
+from pathlib import Path
+
+
+def checkout():
+    """Find the folder of the workflow, also if another Snakefile imports it as a module.
+
+    A module comes from a folder or from a repository at a tag. From ``github(...)`` or ``gitlab(...)``
+    Snakemake reads only the rules. To get the scripts, that commit is unpacked below ``.snakemake``.
+    """
+    rules = workflow.current_basedir
+    place = rules.get_path_or_uri(secret_free=True)
+    if os.path.isdir(place):
+        return os.path.normpath(os.path.join(place, "..", ".."))
+    repository = rules.hosted_repo.repo
+    commit = repository.commit(rules.ref).hexsha
+    folder = Path(".snakemake", "quantgrid", commit)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tempfile.TemporaryFile() as packed:
+            repository.archive(packed, commit)
+            packed.seek(0)
+            with tarfile.open(fileobj=packed) as archive:
+                archive.extractall(Path(temporary, commit), filter="data")
+            os.replace(Path(temporary, commit), folder)
+    return str(folder.resolve())
+
+
+def is_driver():
+    """Check whether this process plans and starts the run; a job on another machine reads the rules again."""
+    return workflow.is_main_process
+
+
+def is_module():
+    """Check whether another workflow imports these rules."""
+    return not workflow.modifier.is_main_snakefile()
+
+
+def is_dry_run():
+    return workflow.output_settings.dryrun
+
+
+def config_files():
+    return workflow.configfiles
+
+
+def uses_object_storage():
+    return bool(workflow.storage_settings.default_storage_provider)
+
+
+def runs_locally():
+    """Check whether jobs run on this machine."""
+    return workflow.local_exec
+
+
+def asks_for_gpu(rule):
+    """Check whether a profile or the command line gives the jobs of ``rule`` a GPU."""
+    return "gpu" in workflow.resource_settings.overwrite_resources.get(rule, {})
+
+
+def planned_jobs():
+    """List (rule, wildcards, outputs by name) of every job of this run."""
+    return [
+        (job.rule.name, job.wildcards, dict(job.output.items()))
+        for job in workflow.dag.needrun_jobs()
+        if not job.is_group()
+    ]
+
+
+def drop_benchmarks_of_cached_rules():
+    """Remove the benchmark of rules whose outputs may come from a shared cache, as Snakemake requires."""
+    for cached in workflow.rules:
+        if cached.cache and cached.cache.output:
+            cached._benchmark = None
