@@ -94,6 +94,7 @@ def test_slurm_gives_the_bytes_of_a_local_run(checkout: Checkout, one_cell_resul
     assert not queued(str(checkout.folder))
 
 
+@pytest.mark.nightly
 def test_a_cancelled_job_and_one_over_its_memory_are_submitted_again(
     checkout: Checkout, one_cell_results: dict[str, bytes], cluster: Path
 ):

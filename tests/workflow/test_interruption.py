@@ -76,7 +76,9 @@ def stopped(pid: int, with_signal: int = signal.SIGSTOP) -> bool:
     return True
 
 
-@pytest.mark.parametrize("folder", ["models", "quantized", "evaluations"])
+@pytest.mark.parametrize(
+    "folder", ["quantized", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("models", "evaluations"))]
+)
 def test_a_killed_driver_leaves_no_trace_in_the_results(uninterrupted: Checkout, tmp_path: Path, folder: str):
     """kill -9 in three stages of the run: the next run ends the orphans, needs no manual unlock,
     and ends in the same bytes."""
@@ -84,7 +86,7 @@ def test_a_killed_driver_leaves_no_trace_in_the_results(uninterrupted: Checkout,
     kill_driver_when(checkout, lambda: any((checkout.folder / RESULTS / folder).rglob("*.*")))
     assert running_jobs(checkout.folder), "the jobs of a killed driver go on; the next run has to end them"
     orphans = set(running_jobs(checkout.folder))
-    output = checkout.run("smoke")
+    output = checkout.run("smoke", *WARM)
     assert "of a run that was killed" in output
     assert not orphans & set(running_jobs(checkout.folder))
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
@@ -99,12 +101,12 @@ def test_a_killed_job_fails_alone_and_the_next_run_completes(uninterrupted: Chec
     assert list(results.glob("evaluations/*/*/*/*/*/perplexity/*/*.json")), "the other cells go on"
     partial = (results / "report.partial.html").read_text()
     assert "not computed" in partial
-    checkout.run("smoke")
+    checkout.run("smoke", *WARM)
     assert not (results / "report.partial.html").exists()
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
 
 
-@pytest.mark.parametrize("options", [[], ["--warm"]], ids=["fresh", "warm"])
+@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.nightly), ["--warm"]], ids=["fresh", "warm"])
 def test_three_kills_at_random_moments_leave_the_same_bytes(
     uninterrupted: Checkout, tmp_path: Path, options: list[str]
 ):

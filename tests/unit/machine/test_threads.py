@@ -36,7 +36,12 @@ RULES = ("calibrate_model", "fit_transform", "quantize_model", "evaluate_referen
 @pytest.mark.workflow
 @pytest.mark.parametrize(
     ("threads", "options"),
-    [(1, []), (2, []), ({"default": 1, "calibrate_model": 2}, []), ({"default": 2, "quantize_model": 1}, ["--warm"])],
+    [
+        pytest.param(1, [], marks=pytest.mark.nightly),
+        pytest.param(2, [], marks=pytest.mark.nightly),
+        ({"default": 1, "calibrate_model": 2}, []),
+        ({"default": 2, "quantize_model": 1}, ["--warm"]),
+    ],
 )
 def test_threads_of_every_job_are_those_of_the_config(
     threads: int | dict[str, int], options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
