@@ -1,4 +1,4 @@
-"""lm-eval's HFLM scorer with checks of the tokens of every request.
+"""lm-eval's HFLM scorer with checks of the tokens of every request, and contexts computed once.
 
 Import it only in jobs that score tasks: lm-eval takes seconds.
 """
@@ -10,6 +10,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from ..ground.errors import ConfigError
+from .shared_contexts import batches, items_of, score, takes_rows
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, answer), their tokens
 
@@ -27,7 +28,13 @@ class Harness(HFLM):
         for texts, before, scored in requests:
             self._check(f"{texts[0][-40:]!r} + {texts[1][:40]!r}", before, scored)
         self.truncated += sum(len(before) + len(scored) > self.max_length + 1 for _, before, scored in requests)
-        return super()._loglikelihood_tokens(requests, **options)
+        items = items_of([(before, scored) for _, before, scored in requests], self.max_length)
+        if not takes_rows(self.model, max(item.span for item in items)):
+            return super()._loglikelihood_tokens(requests, **options)
+        found: dict[int, tuple[float, bool]] = {}
+        for batch in batches(items, self.batch_size):
+            found |= {number: (value, greedy) for number, value, greedy in score(self.model, batch)}
+        return [found[number] for number in range(len(requests))]
 
     def _check(self, about: str, before: list[int], scored: list[int]) -> None:
         if not before or not scored or None in before:
