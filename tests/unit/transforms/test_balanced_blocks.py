@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from quantgrid.ground.errors import NumericalFailure
+from quantgrid.linalg.blocks import diagonal_blocks, stacked_columns, trace_excess
 from quantgrid.models.plans import SITES
-from quantgrid.transforms.primitives.balanced_blocks import balancing_blocks, diagonal_blocks, stacked_columns
+from quantgrid.transforms.primitives.balanced_blocks import balancing_blocks
 from quantgrid.transforms.recipes import wush
 from tiny_decoders import CASES
 from transform_cases import ALL, folded
@@ -73,6 +74,22 @@ def test_the_product_of_the_traces_is_the_smallest_of_all_transforms():
     identity = torch.eye(K, dtype=torch.float64)[None]
     found = moments_after(moment, weight, identity, identity, 0)
     assert found[0].trace() * found[1].trace() > 2 * least
+
+
+def test_the_excess_of_the_traces_is_one_under_wush_and_that_of_the_definition_without_it():
+    moment, weight = problem(6)
+    blocks, inverse = (torch.block_diag(*part) for part in solved(moment, [weight]))
+    reached = trace_excess(blocks.mT @ moment @ blocks, [weight @ inverse], K)
+    assert torch.allclose(reached, torch.ones(2, dtype=torch.float64))
+    found = trace_excess(moment, [weight], K)
+    for number in range(2):
+        at = slice(number * K, (number + 1) * K)
+        values, axes = torch.linalg.eigh(moment[at, at])
+        root = axes @ values.sqrt().diag() @ axes.mT
+        bound = torch.linalg.matrix_norm(weight[:, at] @ root / len(weight) ** 0.5, "nuc") ** 2
+        wanted = moment[at, at].trace() * weight[:, at].square().sum() / len(weight) / bound
+        assert torch.isclose(found[number], wanted)
+    assert trace_excess(torch.zeros(32, 32), [weight], K).isnan().all()
 
 
 def test_without_hadamard_both_moments_are_diagonal():

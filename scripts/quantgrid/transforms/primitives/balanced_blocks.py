@@ -10,7 +10,6 @@ the smallest that any invertible T reaches, (Σ S)².
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from ...calibration.layers import DecoderLayer
 from ...ground.errors import NumericalFailure
 from ...inference.online import as_rows
+from ...linalg.blocks import diagonal_blocks, stacked_columns
 from ...linalg.hadamard import apply_hadamard
 from .block_rotate import InBlocks
 
@@ -54,24 +54,6 @@ class BalancedBlocks(InBlocks):
                 layer.weights[linear] = to_weights(layer.weights[linear])
             rows = as_rows(operation)
             layer.add_online(site, operation, lambda statistics, rows=rows: statistics.transformed(rows))
-
-
-def diagonal_blocks(moment: Tensor, size: int) -> Tensor:
-    """Blocks (n / size, size, size) on the diagonal of ``moment`` (n, n)."""
-    tiles = moment.unflatten(0, (-1, size)).unflatten(-1, (-1, size))
-    return tiles.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-
-
-def stacked_columns(weights: Iterable[Tensor], size: int) -> Tensor:
-    """Triangular factors F (n / size, size, size) of the columns W (R, size) of each block, with
-    FᵀF = WᵀW / R; ``weights`` are (m, n), read one at a time, and R is the sum of m."""
-    rows, factors = 0, None
-    for weight in weights:
-        tiles = weight.double().unflatten(-1, (-1, size)).transpose(0, 1)
-        rows += len(weight)
-        factors = torch.linalg.qr(tiles if factors is None else torch.cat([factors, tiles], -2), mode="r").R
-    missing = factors.new_zeros(len(factors), size - factors.shape[-2], size)
-    return torch.cat([factors, missing], -2) / rows**0.5
 
 
 def balancing_blocks(
