@@ -44,6 +44,8 @@ OPTIONS: dict[str, dict] = {
     "shifting": {"sites": ["attention_input", "output_input", "mlp_input", "down_input"]},
     "block_hadamard": {"block_size": 16},
     "duquant": {"block_size": 16, "steps": 8},
+    "perq": {"block_size": 16},
+    "wush": {"block_size": 16},
     "random_orthogonal": {"heads": "orthogonal"},
 }
 

@@ -26,6 +26,7 @@ from quantgrid.transforms.recipes import (
     fold_norms,
     none,
     outlier_suppression_plus,
+    perq,
     quarot,
     random_hadamard,
     random_orthogonal,
@@ -33,6 +34,7 @@ from quantgrid.transforms.recipes import (
     rotation_then_scaling,
     scaling,
     shifting,
+    wush,
 )
 from reference_statistics import run, statistics_of
 from tiny_decoders import CASES, VARIED, Case
@@ -89,6 +91,9 @@ RECIPES: dict[str, Callable[[], list]] = {
     "block hadamard, heads folded": lambda: block_hadamard.primitives(16, ALL, True),
     "duquant": lambda: duquant.primitives(17, 0.6, 16, 8, ALL, True),
     "duquant, a rotation per block": lambda: duquant.primitives(17, 0.6, 16, 8, ALL, False),
+    "duquant, one rotation": lambda: duquant.primitives(17, 0.6, 16, 8, ALL, True, 1),
+    "perq": lambda: perq.primitives(18, 16, "mass"),
+    "wush": lambda: wush.primitives(16, ALL, True, 0.01),
     "reorder": lambda: reordering.primitives("rms", ALL, "across"),
     "reorder within heads": lambda: reordering.primitives("maximum", ALL, "within"),
     "rotation, then scaling": lambda: rotation_then_scaling.primitives(18, 0.5, [*NORMS, "output_input"], "maximum"),

@@ -70,12 +70,13 @@ def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, w
                 "'optimized_rotation' for this model"
             )
     block = options[transform.block] if transform.block else 1
-    for site, width in _inputs(options.get("sites", ()), sizes):
+    sites = transform.block_sites or options.get("sites", ())
+    for site, width in _inputs(sites, sizes):
         if width % block:
             fitting = [
                 n
                 for n in _fitting(transform.options[transform.block])
-                if all(found % n == 0 for _, found in _inputs(options["sites"], sizes))
+                if all(found % n == 0 for _, found in _inputs(sites, sizes))
             ]
             raise ConfigError(
                 f"{where}: blocks of {block} of transform '{cell.transform}' do not divide the "

@@ -91,8 +91,8 @@ class Method:
     ``hadamard`` names the sizes of the model that need a Hadamard matrix, ``hadamard_of`` those
     that depend on an option: option -> its value, or one of its values, -> size. ``kronecker``
     names the sizes that must split into a Kronecker product, ``block`` the option whose value must
-    divide the inputs of the option ``sites``. ``instead`` names the alternative if a model does not
-    fit.
+    divide the inputs of the option ``sites``, or of ``block_sites``. ``instead`` names the
+    alternative if a model does not fit.
 
     ``calibrated``: the method is fitted to calibration statistics. ``fitted_to_scheme``: its
     parameters depend on the scheme they were searched or learned for. Both may be a mapping, option
@@ -117,6 +117,7 @@ class Method:
     hadamard_of: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     kronecker: tuple[str, ...] = ()
     block: str = ""
+    block_sites: tuple[str, ...] = ()
     instead: str = "'scaling' or 'none'"
     calibrated: bool | Mapping[str, tuple[Any, ...]] = False
     fitted_to_scheme: bool | Mapping[str, tuple[Any, ...]] = False

@@ -10,6 +10,7 @@ from .training_options import ERROR, WINDOWS, training
 SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
 ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)
 SCALING_SITES = Option(["attention_input", "mlp_input"], choices=SITE_NAMES)
+BLOCK_SIZE = Option(32, choices=(16, 32, 64, 128))
 STATISTIC = ("maximum", "mean", "rms")
 CENTER = Option("median", choices=("median", "mean", "midrange"))
 # the mean of down_input costs accuracy (docs/transforms.md)
@@ -121,7 +122,7 @@ TRANSFORMS: dict[str, Method] = {
     "block_hadamard": Method(
         "transforms.recipes.block_hadamard",
         "Hadamard matrices on blocks of channels, online at every site (MR-GPTQ)",
-        {"block_size": Option(32, choices=(16, 32, 64, 128)), "sites": ALL_SITES, "fold_heads": Option(False)},
+        {"block_size": BLOCK_SIZE, "sites": ALL_SITES, "fold_heads": Option(False)},
         block="block_size",
     ),
     "duquant": Method(
@@ -132,6 +133,7 @@ TRANSFORMS: dict[str, Method] = {
             "block_size": Option(128, minimum=2),
             "steps": Option(256, minimum=0),
             "shared": Option(True),
+            "block_rotations": Option(2, choices=(1, 2)),
             "sites": ALL_SITES,
             "division": DIVISION,
         },
@@ -139,6 +141,33 @@ TRANSFORMS: dict[str, Method] = {
         block="block_size",
         calibrated=True,
         seeded=True,
+    ),
+    "perq": Method(
+        "transforms.recipes.perq",
+        "PeRQ: random Hadamard R1, R2 offline, channels spread over the blocks of a block Hadamard R4",
+        {
+            "block_size": BLOCK_SIZE,
+            "order": Option("mass", choices=("none", "zigzag", "mass")),
+            "residual": RESIDUAL,
+        },
+        rotations=("R1", "R2"),
+        hadamard=("hidden_size", "head_dim"),
+        block="block_size",
+        block_sites=("down_input",),
+        calibrated={"order": ("zigzag", "mass")},
+        seeded=True,
+    ),
+    "wush": Method(
+        "transforms.recipes.wush",
+        "WUSH: closed-form blocks that balance inputs and weights, online at every site",
+        {
+            "block_size": BLOCK_SIZE,
+            "sites": ALL_SITES,
+            "hadamard": Option(True),
+            "damping": Option(0.01, minimum=0.0),
+        },
+        block="block_size",
+        calibrated=True,
     ),
     "reorder": Method(
         "transforms.recipes.reordering",

@@ -21,8 +21,10 @@ from torch import Tensor
 from ..calibration.layers import DecoderFolder, DecoderLayer
 from ..ground.errors import NumericalFailure
 from ..inference.transform import Transform, layer_state
+from ..linalg.blocks import trace_excess
 
 BINS = 256  # largest number of bins that the channels of a site are grouped into
+BLOCK = 32  # channels of a block, as in the MX formats, or the largest common divisor
 DIGITS = 5  # significant digits of values drawn as colour
 
 
@@ -34,14 +36,23 @@ def describe(
 ) -> dict[str, Any]:
     """Compute :func:`measures` as lists over layers: ``inputs`` and ``weights`` -> site -> measure.
 
-    The result also holds ``sites`` with their ``channels`` and ``channels_per_bin``. One layer is
-    in memory at a time.
+    The result also holds ``sites`` with their ``channels``, ``channels_per_bin``, and per layer the
+    ``trace_excess`` over blocks of ``block`` channels (:func:`~quantgrid.linalg.blocks.trace_excess`, the
+    median). One layer is in memory at a time.
 
     Raises :class:`NumericalFailure` where a tensor holds NaN or infinity.
     """
     names = tuple(decoder.shape.plan(0).sites)
     sizes = {site: decoder.shape.site_size(site) for site in names}
-    sites = {site: {"channels": size, "channels_per_bin": -(-size // BINS)} for site, size in sizes.items()}
+    sites: dict[str, dict[str, Any]] = {
+        site: {
+            "channels": size,
+            "channels_per_bin": -(-size // BINS),
+            "block": math.gcd(size, BLOCK),
+            "trace_excess": [],
+        }
+        for site, size in sizes.items()
+    }
     found: dict[str, dict[str, dict[str, list]]] = {
         tensor: {site: {} for site in names} for tensor in ("inputs", "weights")
     }
@@ -54,6 +65,7 @@ def describe(
                     raise NumericalFailure(f"layers.{index}.{site}: the transformed {tensor} hold NaN or infinity")
                 for name, value in measures(rows, sites[site]["channels_per_bin"]).items():
                     found[tensor][site].setdefault(name, []).append(value)
+            sites[site]["trace_excess"].append(_excess(layer, site, sites[site]["block"]))
     return {"sites": sites, **found}
 
 
@@ -81,6 +93,11 @@ def measures(rows: Tensor, channels_per_bin: int) -> dict[str, Any]:
         "peak_to_median": _number(largest.max() / largest.quantile(0.5)),
         "maximum": [float(f"{value:.{DIGITS}g}") for value in binned],
     }
+
+
+def _excess(layer: DecoderLayer, site: str, size: int) -> float | None:
+    weights = (layer.weights[linear] for linear in layer.plan.sites[site].linears)
+    return _number(trace_excess(layer.statistics[site].second_moment, weights, size).nanquantile(0.5))
 
 
 def kurtosis(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -80,8 +81,11 @@ def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: 
     the ranges; ``global_scale`` (rows, 1) is fixed. Candidates are the ranges times
     :func:`shrink_factors`, and the smallest stored scale that covers the whole range where the
     scale of the scheme does not. Ties go to the largest scale; the error never exceeds that of the
-    full range.
+    full range. Under ``four_six`` the candidates are the scales that make the largest element 6 and 4,
+    the errors are squared, and ties go to 6.
     """
+    if scheme.range == "four_six":
+        scheme = replace(scheme, mse_norm=2.0)
     found = []
     for rows in row_slices(values):
         ends = [None if end is None else end[rows] for end in (low, high, global_scale)]
@@ -110,6 +114,9 @@ def _candidates(low: Tensor | None, high: Tensor, scheme: QuantScheme,
                 global_scale: Tensor | None) -> Iterator[QuantizationParameters]:  # fmt: skip
     """Candidate parameters, large scales first; symmetric duplicates of the predecessor are
     skipped."""
+    if scheme.range == "four_six":
+        yield from (range_parameters(low, high * factor, scheme, global_scale) for factor in (1.0, 1.5))
+        return
     covering, last = (range_parameters(low, high, scheme, global_scale, covering=up) for up in (True, False))
     if not torch.equal(covering.scale, last.scale):
         yield covering

@@ -91,7 +91,7 @@ def find_parameters(
     global_scale = _global_scale(span.reshape(shape), scheme, x.shape, global_scale)
     if scheme.range == "exhaustive" and x.numel():
         return QuantizationParameters(_best_scales(values, high, scheme, global_scale), None, global_scale)
-    if scheme.range == "mse" and x.numel():
+    if scheme.range in ("mse", "four_six") and x.numel():
         return _best_parameters(values, low, high, scheme, global_scale)
     parameters = range_parameters(low, high, scheme, global_scale)
     return (
@@ -234,7 +234,7 @@ def _global_scale(
     if not span.numel():
         return span.new_zeros(scheme.global_scale_shape(shape))  # type: ignore[arg-type]
     return span.amax((-1,) if scheme.global_scale == "token" else (-2, -1), keepdim=True) / (
-        scheme.limit * scheme.storage.maximum
+        scheme.limit * scheme.largest_scale
     )
 
 

@@ -27,6 +27,15 @@ def _two_level(element: str) -> dict:
     return _preset(scheme | {"global_scale": "tensor"}, scheme | {"global_scale": "token"}, block=16)
 
 
+def _four_six() -> dict:
+    """NVFP4 with the best scale of each weight block, and four-six activations."""
+    found = _two_level("e2m1")
+    return found | {
+        "weight": found["weight"] | {"range": "exhaustive"},
+        "activation": found["activation"] | {"range": "four_six"},
+    }
+
+
 # Preset -> fields of its weight and activation schemes (None: full precision) and the block that
 # the format defines.
 PRESETS: dict[str, dict] = {
@@ -54,4 +63,5 @@ PRESETS: dict[str, dict] = {
     "mxint4": _microscaling("int4"),
     "nvfp4": _two_level("e2m1"),
     "nvint4": _two_level("int4"),
+    "nvfp4_46": _four_six(),
 }

@@ -20,7 +20,8 @@ CODEBOOK_BITS = 16  # bits of an entry of a fitted codebook: float16
 GRANULARITIES = ("tensor", "channel", "group")
 E8M0_RULES = ("floor", "even", "rceil", "four_thirds")
 GLOBAL_SCALES = ("none", "tensor", "token", "static")
-RANGES = ("minmax", "mse", "exhaustive", "percentile")
+RANGES = ("minmax", "mse", "exhaustive", "four_six", "percentile")
+_FOUR_SIX_SCALE = 256.0  # the largest scale under ``four_six``: 1.5 times it still fits E4M3 (arXiv 2512.02010)
 LARGEST, MOST_STEPS, LARGEST_SEED = 10**9, 10_000, 2**63 - 1
 _LARGEST_SEARCHED_BITS = 8
 
@@ -46,8 +47,9 @@ class QuantScheme:
     range         ``minmax``; ``mse``: both ends times the best p of {1 - i/mse_steps, i <
                   mse_grid*mse_steps}, minimizing the block's sum of |x - quantized x|**mse_norm,
                   or the smallest scale that covers the block; ``exhaustive``: the best by this
-                  measure of all scales in a format of at most 8 bits; ``percentile``: the
-                  nearest-rank percentile of the block
+                  measure of all scales in a format of at most 8 bits; ``four_six``: the largest
+                  element becomes 6, or 4 where that has the smaller squared error (e2m1 with
+                  e4m3 scales); ``percentile``: the nearest-rank percentile of the block
     clip_ratio    constant factor on both ends of the range
     seed          of the k-means codebooks, one per scale block, stored in float16
 
@@ -124,6 +126,11 @@ class QuantScheme:
         It is 1/3 under ``four_thirds``, whose e8m0 scales are 4/3 powers of two.
         """
         return 1 / 3 if self.scale_rule == "four_thirds" else 1.0
+
+    @property
+    def largest_scale(self) -> float:
+        """Stored scale of the block with the largest magnitude under one global scale."""
+        return _FOUR_SIX_SCALE if self.range == "four_six" else self.storage.maximum
 
     @property
     def rows_are_independent(self) -> bool:
@@ -284,6 +291,14 @@ def _check_range(scheme: QuantScheme) -> None:
         )
     if scheme.range == "exhaustive" and scheme.clip_ratio != 1:
         raise ConfigError("clip_ratio contradicts range 'exhaustive', which tries every scale")
+    if scheme.range == "four_six":
+        if (scheme.element, scheme.scale_format) != ("e2m1", "e4m3") or scheme.global_scale == "none":
+            raise ConfigError(
+                f"range 'four_six' contradicts element '{scheme.element}' with scale_format '{scheme.scale_format}' "
+                f"and global_scale '{scheme.global_scale}': it is defined for 'e2m1' with 'e4m3' and a global scale"
+            )
+        if scheme.clip_ratio != 1:
+            raise ConfigError("clip_ratio contradicts range 'four_six', which tries two scales")
     if element.kind == "kmeans" and (scheme.range != "minmax" or scheme.clip_ratio != 1):
         raise ConfigError(
             f"element '{scheme.element}' accepts only range 'minmax' and clip_ratio 1: "

@@ -33,6 +33,7 @@ ROTATE = (
     "random_hadamard",
     "random_orthogonal",
     "quarot",
+    "perq",
     "rotation_then_scaling",
     "optimized_rotation",
     "optimized_rotation_scaling",

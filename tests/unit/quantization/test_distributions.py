@@ -97,6 +97,16 @@ def dense(case, name):
     }
 
 
+def excess(tensors):
+    """Median over blocks of 32 channels of the product of the traces over its bound, from singular values."""
+    found = []
+    for start in range(0, tensors["inputs"].shape[1], 32):
+        x, w = (tensors[name][:, start : start + 32] for name in ("inputs", "weights"))
+        bound = np.linalg.svd(x @ w.T, compute_uv=False).sum() ** 2
+        found.append((x**2).sum() * (w**2).sum() / bound)
+    return np.median(found)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_measures_are_those_of_the_transformed_model(case, name):
     found, rows = json.loads(case.paths[NAMES.index(name)].read_text()), dense(case, name)
@@ -112,8 +122,17 @@ def test_measures_are_those_of_the_transformed_model(case, name):
             assert ours["maximum"] == pytest.approx(
                 [largest[start : start + width].max() for start in range(0, len(largest), width)], rel=2e-4
             )
-    assert found["sites"] == {
-        site: {"channels": 288 if site == "down_input" else 64, "channels_per_bin": 2 if site == "down_input" else 1}
+    for (layer, site), tensors in rows.items():
+        assert found["sites"][site]["trace_excess"][layer] == pytest.approx(excess(tensors), rel=1e-3)
+    assert {
+        site: {key: value for key, value in about.items() if key != "trace_excess"}
+        for site, about in found["sites"].items()
+    } == {
+        site: {
+            "channels": 288 if site == "down_input" else 64,
+            "channels_per_bin": 2 if site == "down_input" else 1,
+            "block": 32,
+        }
         for site in SITES
     }
     assert all(len(found["inputs"][site]["maximum"][0]) <= BINS for site in SITES)
@@ -181,7 +200,15 @@ def test_tables_hold_what_was_measured(described):
         "late",
     ]
     figure, table = distributions.build("kurtosis-inputs", described)
-    assert list(table.columns) == ["transform", "site", "layer", "kurtosis", "row_kurtosis", "peak_to_median"]
+    assert list(table.columns) == [
+        "transform",
+        "site",
+        "layer",
+        "kurtosis",
+        "row_kurtosis",
+        "peak_to_median",
+        "trace_excess",
+    ]
     assert len(table) == 4 * 4 * LAYERS + 1 and table[table["transform"] == "late"]["kurtosis"].isna().all()
     row = table[(table["transform"] == "random_hadamard") & (table.site == "mlp_input") & (table.layer == 2)].iloc[0]
     assert row.row_kurtosis == described[1].content["inputs"]["mlp_input"]["row_kurtosis"][2]

@@ -163,6 +163,8 @@ def test_statistics_are_those_of_the_transformed_model(case, recipe, given):
         ("reorder within heads", []),
         ("block hadamard", ALL),
         ("duquant", ALL),
+        ("perq", ALL),
+        ("wush", ALL),
         ("awq", []),
     ],
 )
@@ -181,6 +183,7 @@ def test_only_mixed_sites_are_estimated(recipe, mixed, given):
         "random hadamard, then scaling",
         "outlier suppression plus",
         "duquant",
+        "wush",
         "reorder",
         "block hadamard",
         "principal axes of activations",

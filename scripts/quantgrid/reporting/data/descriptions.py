@@ -56,13 +56,15 @@ def read(paths: Sequence[str | Path]) -> list[Description]:
 
 
 def shape_table(descriptions: Sequence[Description], tensor: str) -> pd.DataFrame:
-    """Build a row per transform, site and layer: both kurtoses and the ratio of the largest to the
-    median channel maximum; one empty row for a failed transform."""
+    """Build a row per transform, site and layer: both kurtoses, the ratio of the largest to the
+    median channel maximum, and how far the product of the traces of both second moments is above its
+    lower bound; one empty row for a failed transform."""
     frames = []
     for described in descriptions:
         for site in [""] if described.reason else SITES:
             found = described.content[tensor][site] if site else {}
             numbers = {measure: found.get(measure, [np.nan]) for measure in MEASURES}
+            numbers["trace_excess"] = described.content["sites"][site]["trace_excess"] if site else [np.nan]
             layers = range(len(numbers["kurtosis"])) if site else [pd.NA]
             frames.append(
                 pd.DataFrame(

@@ -6,6 +6,7 @@ head (rows of v). The norm outputs need a gather: the residual stream has one or
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import torch
@@ -106,3 +107,42 @@ def zigzag(values: Tensor, size: int) -> Tensor:
     rounds = values.argsort(descending=True, stable=True).view(size, -1).clone()
     rounds[1::2] = rounds[1::2].flip(-1)
     return rounds.mT.flatten()
+
+
+@dataclass
+class Spread(InBlocks):
+    """Permutation that gives all blocks of ``size`` channels a similar mass, offline.
+
+    ``order``: ``mass`` deals channels by falling mean magnitude, each to the block with the least
+    sum that has room; ``zigzag`` as :func:`zigzag`, by mean magnitude. ``sites`` are ``down_input``.
+    """
+
+    order: str
+    reads_layer = True
+
+    def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
+        """Order per site, integers (n,)."""
+        orders = {"mass": equal_mass, "zigzag": zigzag}
+        return {
+            site: orders[self.order](layer.statistics[site].magnitude("mean"), self.size)
+            for site in layer.plan.sites_of(self.sites)
+        }
+
+    def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        for site in layer.plan.sites_of(self.sites):
+            permute_offline(layer, site, parameters[site])
+
+
+def equal_mass(values: Tensor, size: int) -> Tensor:
+    """Order (n,) that gives blocks of ``size`` similar sums of ``values`` (n,), nonnegative.
+
+    Channels by descending value go to the block with the smallest sum that is not full.
+    """
+    blocks: list[list[int]] = [[] for _ in range(len(values) // size)]
+    open_blocks = [(0.0, number) for number in range(len(blocks))]
+    for channel in values.argsort(descending=True, stable=True).tolist():
+        mass, number = heapq.heappop(open_blocks)
+        blocks[number].append(channel)
+        if len(blocks[number]) < size:
+            heapq.heappush(open_blocks, (mass + float(values[channel]), number))
+    return torch.tensor(blocks).flatten()
