@@ -105,7 +105,8 @@ class Method:
     effect with power-of-two weight scales.
     ``costs`` names the factorizations of each linear that time and memory depend on: ``solve``, of
     its second moment, and ``decompose``, of its weight; those of the method under the option
-    ``base`` come on top.
+    ``base`` come on top. ``shares_scales``: it rounds with a global scale that several linears share
+    (``global_scale: site``).
     ``rotations`` names the rotations of a transform without the option of that name, ``divides`` the
     sites whose inputs it divides (those of the option ``sites`` if it has one).
     """
@@ -127,6 +128,7 @@ class Method:
     training: str = ""
     fine_scales: bool | Mapping[str, tuple[Any, ...]] = False
     costs: tuple[str, ...] = ()
+    shares_scales: bool = False
     rotations: tuple[str, ...] = ()
     divides: tuple[str, ...] = ()
 
