@@ -37,10 +37,11 @@ def test_a_malformed_granularity_is_refused(name):
 @pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if preset["block"]])
 def test_a_block_format_takes_its_own_block_only(preset):
     block = PRESETS[preset]["block"]
-    for granularity in ALL_GRANULARITIES:
+    shape = {"hidden_size": 1024, "heads": 16, "kv_heads": 4}
+    for granularity in (*ALL_GRANULARITIES, f"group-{block}"):
         given = study(granularities=[granularity], formats=[preset])
         if granularity in ("native", f"group-{block}"):
-            assert cells(given)[-1].granularity == f"group-{block}"
+            assert cells(given, shape=shape)[-1].granularity == f"group-{block}"
         else:
             message = refusal(given)
             assert message.startswith(
