@@ -83,9 +83,7 @@ def cell(
     decoder = DecoderFolder(source.model)
     schemes = CellSchemes.from_dict(cell_schemes(entry, granularity, "test", decoder.shape.head_dim))
     fitted = fit(list(transform), decoder, source.statistics)
-    done = quantize_decoder(
-        decoder, Recipe(fitted, schemes, mitigation if schemes.weight else None, source.statistics)
-    )
+    done = quantize_decoder(decoder, Recipe(fitted, schemes, mitigation if schemes.weight else None, source.statistics))
     folder.mkdir(parents=True, exist_ok=True)
     record = {"axes": {"transform": "none", "mitigation": "rtn", "format": "test", "granularity": granularity}}
     save_quantized(done.content, folder / "model.safetensors", folder / "quantgrid.json", record)

@@ -7,11 +7,12 @@ perplexity. The cell is streamed, so that one of the two models is whole in memo
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ Outputs = tuple[Iterable[float], Iterable[Tensor]]  # losses of windows, logits 
 def _inside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared: Tensor) -> Iterator[Outputs]:
     """Outputs of the loader in this process."""
     given: dict[str, Any] = {"folder": str(folder), "dtype": getattr(torch, dtype)}
-    exec(loader.code, given)
+    with redirect_stderr(io.StringIO()):  # progress bars of the loader
+        exec(loader.code, given)
     model = given["model"].eval()
     yield (_loss(model, tokens) for tokens in windows), (model(tokens[None]).logits[0].float() for tokens in compared)
 
@@ -152,7 +154,7 @@ def _outside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared
     """Outputs of the loader in another environment."""
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=folder.parent) as scratch:
         place = Path(scratch)
-        write_tensors(place / "tokens.safetensors", {"windows": windows, "compared": compared})
+        write_tensors(place / "tokens.safetensors", {"windows": windows, "compared": compared.clone()})
         request = {
             "folder": str(folder.absolute()),
             "dtype": dtype,

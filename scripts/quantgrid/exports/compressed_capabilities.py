@@ -36,6 +36,7 @@ MX = {"e2m1": (MXFP4, "even"), "e2m3": (MXFP6, "even"), "e4m3": (MXFP8, "rceil")
 BLOCK_FORMATS = (MXFP4, MXFP6, MXFP8, NVFP4)
 # nats per token, with a margin over what was measured on models of 1 to 12 million parameters
 TIE_KL, INT8_KL, NVFP4_KL, MXFP8_KL = 5e-2, 2e-3, 5e-2, 1e-2
+QUOTIENT_KL = 1e-5  # of quotients in bfloat16 that fall on a tie: one logit of a million moved in its last bit
 
 
 def weight_format(weight: QuantScheme, activation: QuantScheme | None) -> str | None:
@@ -198,6 +199,7 @@ def _judge_scale_format(found: Findings, where: str, scheme: QuantScheme, dtype:
 
 def _judge_microscaling_input(found: Findings, where: str, scheme: QuantScheme) -> None:
     rule = MX[scheme.element][1]
+    found.kl = max(found.kl, QUOTIENT_KL)
     if scheme.scale_rule == rule:
         return
     reason = f"{where}: loaders round {scheme.element} scales by the rule {rule}, the cell by {scheme.scale_rule}"
