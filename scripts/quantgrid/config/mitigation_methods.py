@@ -115,6 +115,7 @@ MITIGATIONS: dict[str, Method] = {
         {**RANK, "metric": Option(defaults.METRIC, choices=METRICS[:3]), **_on("rtn", "gptq", "mr_gptq", "gptaq")},
         widest_input=65535,  # columns of outliers are stored in 16 bits
         shares_scales=True,
+        keeps_outliers=True,
     ),
     "singular_domain": Method(
         "mitigations.methods.singular_domain",

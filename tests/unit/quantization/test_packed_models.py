@@ -116,9 +116,7 @@ def rounded_weight(layer: DecoderLayer, role: str, scheme: QuantScheme) -> Tenso
     return fake_quantize(weight, scheme, find_parameters(weight, scheme, largest / (scheme.limit * 448)))
 
 
-def static_parameters(
-    x: Tensor, scheme: QuantScheme, statistics: SiteStatistics
-) -> QuantizationParameters | None:
+def static_parameters(x: Tensor, scheme: QuantScheme, statistics: SiteStatistics) -> QuantizationParameters | None:
     """Parameters under the calibrated global scale; None where the token decides alone."""
     if scheme.global_scale != "static":
         return None

@@ -43,9 +43,7 @@ def gptaq(
     def cross_term(factor: Tensor, order: Tensor | None) -> Tensor:
         return alpha * cross_term_of(statistics, factor, order)
 
-    return solve(
-        weight, statistics, scheme, damping, block_size, activation_order, scales, cross_term, global_scale
-    )
+    return solve(weight, statistics, scheme, damping, block_size, activation_order, scales, cross_term, global_scale)
 
 
 def cross_term_of(statistics: PairedStatistics, factor: Tensor, order: Tensor | None) -> Tensor:

@@ -78,9 +78,7 @@ def gptq(
     always zero are set to zero, as published. ``global_scale`` (*batch, 1, 1) is that of a scheme
     which shares it by site.
     """
-    return solve(
-        weight, statistics, scheme, damping, block_size, activation_order, scales, global_scale=global_scale
-    )
+    return solve(weight, statistics, scheme, damping, block_size, activation_order, scales, global_scale=global_scale)
 
 
 def solve(
