@@ -219,7 +219,7 @@ TRANSFORMS: dict[str, Method] = {
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         **ON_WINDOWS,
-        online=(ROTATED, ALWAYS_R4),
+        online=(SIGNED, ROTATED, ALWAYS_R4),
     ),
     "optimized_rotation_scaling": Method(
         "transforms.recipes.optimized_rotation_scaling",
@@ -236,7 +236,12 @@ TRANSFORMS: dict[str, Method] = {
         divides=SITE_NAMES,
         hadamard=HADAMARD,
         **ON_WINDOWS,
-        online=(ROTATED, ALWAYS_R4),
+        online=(
+            replace(SIGNED, when={"residual": ("online",), "basis": ("none",)}),
+            replace(ROTATED, when={"residual": ("online",), "basis": ("weights",)}),
+            ROTATED,
+            ALWAYS_R4,
+        ),
     ),
     "flatquant": Method(
         "transforms.recipes.flatquant",
@@ -267,6 +272,6 @@ TRANSFORMS: dict[str, Method] = {
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         **LEARNED,
-        online=(ROTATED, ALWAYS_R4),
+        online=(SIGNED, ROTATED, ALWAYS_R4),
     ),
 }

@@ -18,12 +18,14 @@ AUTO = "auto"
 @dataclass(frozen=True)
 class Target:
     """``summary``: the format and what loads it. ``judge`` takes features, a dtype and flags.
-    ``dtypes`` are those of the exported model, the default first; ``flags`` are accepted ones."""
+    ``dtypes`` are those of the exported model, the default first; ``flags`` are accepted ones. ``route``
+    is the module with needed(request), write(request, folder), verify(request, folder)."""
 
     summary: str
     judge: Callable[[Features, str, frozenset[str]], Verdict]
     dtypes: tuple[str, ...] = DTYPES
     flags: tuple[str, ...] = ()
+    route: str = "weights"
 
 
 TARGETS: dict[str, Target] = {

@@ -36,7 +36,7 @@ VARIANTS = {
     "reorder": [{"heads": "within"}, {"sites": ["down_input"]}, {"sites": ["output_input"]}],
     "rotation_then_scaling": [{"residual": "online"}, {"residual": "online", "sites": ["output_input"]}],
     "optimized_rotation": [{"residual": "online"}],
-    "optimized_rotation_scaling": [{"residual": "online"}],
+    "optimized_rotation_scaling": [{"residual": "online"}, {"residual": "online", "basis": "none"}],
     "flatquant": [{"clip_activations": False}, {"division": "online"}],
     "data_free_rotation": [{"residual": "online"}],
 }

@@ -20,7 +20,7 @@ from quantgrid.plan.steps import DIGESTS, OUTPUTS, REPORTS, outputs_of
 SNAKEMAKE = "9.27.1"  # the version that workflow/rules/internals.smk was seen on
 RESULTS = "results-smoke"
 RULES = (*OUTPUTS, *REPORTS)
-TARGETS = ("all", "evaluations", "tables", "figures")
+TARGETS = ("all", "evaluations", "exports", "tables", "figures")
 # A workflow that has all rules of the smoke config and prints them as JSON.
 PRINTER = f"""
 import json
