@@ -29,8 +29,16 @@ def results(measured: str | None, baseline: str | None, corpus: str) -> Iterator
 
 
 def main() -> None:
-    names = ("model", "checkpoint", "manifest", "windows", "measured", "baseline", "folder")
-    job = arguments(*names, optional=("measured", "baseline"))
+    job = arguments(
+        "model",
+        "checkpoint",
+        "manifest",
+        "windows",
+        "measured",
+        "baseline",
+        "folder",
+        optional=("measured", "baseline"),
+    )
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
     settle(job.checkpoint)

@@ -82,6 +82,7 @@ def plan(config: dict[str, Any]) -> Plan:
     made = Plan(check(config))
     made.all_evaluations()
     made.distributions()
+    made.all_exports()
     return made
 
 
