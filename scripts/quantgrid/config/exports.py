@@ -25,11 +25,12 @@ _AXES = tuple(axis for axis in AXES.values() if axis != "model")
 
 @dataclass(frozen=True)
 class Export:
-    """One cell for one target, with the ``flags`` of the target."""
+    """One cell for one target, with the ``flags`` of the target; ``name`` of the folder on its card."""
 
     cell: Cell
     target: str
     flags: tuple[str, ...] = ()
+    name: str = ""
 
 
 def cell_name(cell: Cell) -> str:
@@ -68,7 +69,7 @@ def _of_entry(config: Mapping[str, Any], entry: Mapping[str, Any], where: str, c
     flags = tuple(entry.get("flags", ()))
     for target in [entry["to"]] if isinstance(entry["to"], str) else entry["to"]:
         require_exportable(config, cell, target, flags, where)
-        yield Export(cell, target, flags)
+        yield Export(cell, target, flags, entry.get("name", f"{cell.model}-{cell.format}-{target}"))
 
 
 def require_exportable(config: Mapping[str, Any], cell: Cell, target: str, flags: tuple[str, ...], where: str) -> None:

@@ -50,7 +50,7 @@ def export(
         None if manifest is None else Path(manifest),
         Path(windows),
         target,
-        out.name,
+        (about or {}).get("name") or out.name,
         wanted,
         frozenset(flags),
         cell,

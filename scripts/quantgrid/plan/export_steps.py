@@ -46,7 +46,11 @@ class ExportSteps(GateSteps):
             reads["baseline"] = (self.evaluate_perplexity(baseline(cell.model), corpus), "result")
         return self._step(
             "export_model",
-            {"to": export.target, "flags": list(export.flags), "about": self._about(cell, windows)},
+            {
+                "to": export.target,
+                "flags": list(export.flags),
+                "about": {"name": export.name, **self._about(cell, windows)},
+            },
             reads,
             {"target": f"exports.{target_of(export.target).route}"},
             ("torch", "transformers", "safetensors"),
