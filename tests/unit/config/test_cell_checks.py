@@ -244,3 +244,13 @@ def test_all_other_methods_are_accepted_on_models_with_experts(dense):
         shape = {**SPARSE, "dense_layers": dense}
         found = {(cell.transform, cell.mitigation) for cell in expand_studies(config(of, shape=shape))}
         assert len(found) == max(len(of["transforms"]), len(of["mitigations"])) + 1
+
+
+@pytest.mark.parametrize("name", sorted(name for name in registry.METHODS["mitigations"] if name != "none"))
+def test_shared_global_scales_are_refused_for_mitigations_that_do_not_share_them(name):
+    given = study(mitigations=[name], formats=["nvfp4_served"], granularities=["native"])
+    if registry.METHODS["mitigations"][name].shares_scales:
+        assert cells(given)[-1].mitigation == name
+    else:
+        message = refusal(given)
+        assert f"and mitigation '{name}' does not; mitigations that do: rtn, gptq, mr_gptq, gptaq, low_rank" in message

@@ -50,10 +50,16 @@ def test_axes_may_be_left_out_where_the_cells_agree():
 NAMED = {"cell": "none/rtn/channel/int4"}
 BOTH = "exports.0: name the cell by 'cell' or by its axes"
 WRONG = [
-    ({"cell": "none/rtn/channel/int5", "to": "dense"}, "exports.0.cell: unknown cell 'none/rtn/channel/int5'; similar: "),
+    (
+        {"cell": "none/rtn/channel/int5", "to": "dense"},
+        "exports.0.cell: unknown cell 'none/rtn/channel/int5'; similar: ",
+    ),
     ({**NAMED, "to": "gtpq"}, "exports.0: TO: unknown target 'gtpq' - did you mean 'gptq'?"),
     ({**NAMED, "to": "dense", "flags": ["fast"]}, "exports.0: flag 'fast': dense accepts"),
-    ({**NAMED, "to": "gptq"}, "gptq cannot hold 'none/rtn/channel/int4': the loader does not round activations; nearest: "),
+    (
+        {**NAMED, "to": "gptq"},
+        "gptq cannot hold 'none/rtn/channel/int4': the loader does not round activations; nearest: ",
+    ),
     (
         {"cell": "turn/rtn/channel/int4", "to": "compressed-tensors"},
         "the online rotation at down_input is dropped by transformers without a warning; nearest: the same recipe with",

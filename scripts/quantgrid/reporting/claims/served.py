@@ -10,13 +10,19 @@ import pandas as pd
 
 from ...config.cells import AXES, Cell
 from ...config.exports import cell_name
+from ...config.grid import expand_studies
 from ...config.planned_features import planned_verdict
 from ...exports.targets import TARGETS
 from ...exports.verdicts import EXACT
 from ...ground.errors import ConfigError
+from ..style import recipe_label
 
 RESEARCH = ("dense",)  # targets without the size of the recipe: not served
 LEGEND = "served exactly: what these programs compute from an export is what was measured (make export, docs/deploy.md)"
+MEANING = (
+    "These programs compute from an export what was measured here. Other recipes are rounded again or refused by every "
+    "format; make export says how."
+)
 
 
 def served_by(config: Mapping[str, Any], cell: Cell) -> str:
@@ -28,6 +34,16 @@ def served_by(config: Mapping[str, Any], cell: Cell) -> str:
         if verdict.kind == EXACT and verdict.loaders:
             found.append(f"{target}: {', '.join(verdict.loaders)}")
     return "; ".join(found)
+
+
+def recipes(config: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The quantized cells of a config that some program serves exactly: axes, ``recipe`` and ``served``
+    (:func:`served_by`)."""
+    found = []
+    for cell in (cell for cell in expand_studies(config) if cell.quantized):
+        if programs := served_by(config, cell):
+            found.append({**cell.axes, "recipe": recipe_label(**cell.axes), "served": programs})
+    return found
 
 
 def cells_of(found: pd.DataFrame, planned: Iterable[Cell]) -> list[Cell | None]:
