@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from .methods import Method, Option
+from .methods import SITES_OF_OPTION, STREAM, Method, Online, Option
 from .training_options import ERROR, WINDOWS, training
 
 SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
@@ -23,6 +24,10 @@ ROTATIONS = {
 RESIDUAL = Option("offline", choices=("offline", "online"))
 DIVISION = Option("offline", choices=("offline", "online"))
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
+ONLINE_R4 = Online("down_input", "hadamard", {"rotations": ("R4",)})
+ALWAYS_R4 = Online("down_input", "hadamard")
+SIGNED = Online(STREAM, "signed_hadamard", {"residual": ("online",)})
+ROTATED = Online(STREAM, "block_rotate", {"residual": ("online",)})
 LEARNED: dict[str, Any] = {"seeded": True, "learned": True}
 ON_WINDOWS: dict[str, Any] = {**LEARNED, "fitted_to_scheme": True, "trained_on_windows": True}
 OBJECTIVE = {
@@ -43,6 +48,7 @@ TRANSFORMS: dict[str, Method] = {
         "channels centred, online where no bias can take it (Outlier Suppression+)",
         {"center": CENTER, "sites": SHIFTED_SITES},
         calibrated=True,
+        shifts="sites",
     ),
     "scaling": Method(
         "transforms.recipes.scaling",
@@ -90,6 +96,7 @@ TRANSFORMS: dict[str, Method] = {
         divides=SITE_NAMES,
         calibrated=True,
         fitted_to_scheme=True,
+        shifts="shifted_sites",
     ),
     "random_hadamard": Method(
         "transforms.recipes.random_hadamard",
@@ -99,6 +106,7 @@ TRANSFORMS: dict[str, Method] = {
         instead="'scaling' or 'none', or leave it out of 'rotations',",
         calibrated={"basis": ("activations",)},
         seeded=True,
+        online=(replace(SIGNED, when={"residual": ("online",), "rotations": ("R1",)}), ONLINE_R4),
     ),
     "random_orthogonal": Method(
         "transforms.recipes.random_orthogonal",
@@ -108,6 +116,7 @@ TRANSFORMS: dict[str, Method] = {
         instead="'rotations' without R4 and 'heads: orthogonal'",
         calibrated={"basis": ("activations",)},
         seeded=True,
+        online=(replace(ROTATED, when={"residual": ("online",), "rotations": ("R1",)}), ONLINE_R4),
     ),
     "quarot": Method(
         "transforms.recipes.quarot",
@@ -118,12 +127,19 @@ TRANSFORMS: dict[str, Method] = {
         hadamard_of={"mixing": {"hadamard": "heads"}},
         instead="'random_hadamard', which mixes no heads, or 'mixing: orthogonal'",
         seeded=True,
+        online=(
+            SIGNED,
+            Online("output_input", "head_hadamard", {"mixing": ("hadamard",)}),
+            Online("output_input", "head_rotate", {"mixing": ("orthogonal",)}),
+            ALWAYS_R4,
+        ),
     ),
     "block_hadamard": Method(
         "transforms.recipes.block_hadamard",
         "Hadamard matrices on blocks of channels, online at every site (MR-GPTQ)",
         {"block_size": BLOCK_SIZE, "sites": ALL_SITES, "fold_heads": Option(False)},
         block="block_size",
+        online=(Online(SITES_OF_OPTION, "block_hadamard", unless_heads="fold_heads"),),
     ),
     "duquant": Method(
         "transforms.recipes.duquant",
@@ -141,6 +157,11 @@ TRANSFORMS: dict[str, Method] = {
         block="block_size",
         calibrated=True,
         seeded=True,
+        online=(
+            Online(SITES_OF_OPTION, "block_rotate"),
+            Online(SITES_OF_OPTION, "gather", {"block_rotations": (2,)}),
+            Online(SITES_OF_OPTION, "block_rotate", {"block_rotations": (2,)}),
+        ),
     ),
     "perq": Method(
         "transforms.recipes.perq",
@@ -156,6 +177,7 @@ TRANSFORMS: dict[str, Method] = {
         block_sites=("down_input",),
         calibrated={"order": ("zigzag", "mass")},
         seeded=True,
+        online=(SIGNED, Online("down_input", "block_hadamard")),
     ),
     "wush": Method(
         "transforms.recipes.wush",
@@ -168,6 +190,7 @@ TRANSFORMS: dict[str, Method] = {
         },
         block="block_size",
         calibrated=True,
+        online=(Online(SITES_OF_OPTION, "block_rotate"),),
     ),
     "reorder": Method(
         "transforms.recipes.reordering",
@@ -178,6 +201,11 @@ TRANSFORMS: dict[str, Method] = {
             "heads": Option("across", choices=("across", "within")),
         },
         calibrated=True,
+        online=(
+            Online("attention_input", "gather", {"sites": ("attention_input",)}),
+            Online("output_input", "gather", {"sites": ("output_input",), "heads": ("across",)}),
+            Online("mlp_input", "gather", {"sites": ("mlp_input",)}),
+        ),
     ),
     "rotation_then_scaling": Method(
         "transforms.recipes.rotation_then_scaling",
@@ -193,6 +221,7 @@ TRANSFORMS: dict[str, Method] = {
         hadamard=HADAMARD,
         calibrated=True,
         seeded=True,
+        online=(SIGNED, ALWAYS_R4),
     ),
     "optimized_scaling": Method(
         "transforms.recipes.optimized_scaling",
@@ -221,6 +250,7 @@ TRANSFORMS: dict[str, Method] = {
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         **ON_WINDOWS,
+        online=(SIGNED, ROTATED, ALWAYS_R4),
     ),
     "optimized_rotation_scaling": Method(
         "transforms.recipes.optimized_rotation_scaling",
@@ -237,6 +267,12 @@ TRANSFORMS: dict[str, Method] = {
         divides=SITE_NAMES,
         hadamard=HADAMARD,
         **ON_WINDOWS,
+        online=(
+            replace(SIGNED, when={"residual": ("online",), "basis": ("none",)}),
+            replace(ROTATED, when={"residual": ("online",), "basis": ("weights",)}),
+            ROTATED,
+            ALWAYS_R4,
+        ),
     ),
     "flatquant": Method(
         "transforms.recipes.flatquant",
@@ -253,6 +289,8 @@ TRANSFORMS: dict[str, Method] = {
         kronecker=("hidden_size", "intermediate_size"),
         calibrated=True,
         **ON_WINDOWS,
+        online=(Online(SITES_OF_OPTION, "kronecker"),),
+        clips={"clip_activations": (True,)},
     ),
     "data_free_rotation": Method(
         "transforms.recipes.data_free_rotation",
@@ -265,5 +303,6 @@ TRANSFORMS: dict[str, Method] = {
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         **LEARNED,
+        online=(SIGNED, ROTATED, ALWAYS_R4),
     ),
 }

@@ -11,7 +11,6 @@ and the sha256 of the tensor file.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,15 +30,15 @@ from ..inference.online import restored, stored
 from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
 from ..models.shapes import shape_from_config
 from ..models.skeletons import fill, require_filled, skeleton
-from ..quantizer.packing import pack, unpack
+from ..quantizer.packing import pack
 from ..quantizer.quantized_weight import Compensated
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.cell_schemes import CellSchemes, KeyValueScheme
 from ..schemes.quant_scheme import QuantScheme
-from .compensation_storage import read_low_rank, side_entry, side_tensors, with_outliers
+from .compensation_storage import side_entry, side_tensors
+from .packed_linears import PARAMETERS, packed_bits, take_linear
 
 FORMAT_VERSION = 4
-PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
 
 
 @dataclass
@@ -79,7 +78,7 @@ class CheckpointContent:
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """Add one linear of several layers; the leading dimension of ``solved`` is
         ``len(names)``."""
-        parts, packed = _parts(solved.quantized), _packed_bits(self.schemes.weight)
+        parts, packed = _parts(solved.quantized), packed_bits(self.schemes.weight)
         for i, name in enumerate(names):
             self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)
             self.tensors.update(
@@ -95,13 +94,6 @@ class CheckpointContent:
 def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
     parts = {name: getattr(quantized, name) for name in PARAMETERS}
     return {name: tensor for name, tensor in parts.items() if tensor is not None}
-
-
-def _packed_bits(scheme: QuantScheme) -> dict[str, int]:
-    """Bits of the parameters stored as packed codes: scales and zero points of fewer than 8
-    bits."""
-    bits = {"scale": scheme.storage.bits, "zero_point": scheme.zero_point_bits}
-    return {part: width for part, width in bits.items() if 0 < width < 8}
 
 
 def save_quantized(
@@ -170,14 +162,10 @@ class PackedCheckpoint:
             )
         self.shape = shape_from_config(self.about["config"], str(self.path))
 
-    def _read(self, *prefixes: str) -> dict[str, Tensor]:
-        with open_tensors(self.path) as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118 (not a mapping)
-
     def skeleton(self) -> nn.Module:
         """Model with embedding, lm_head and final norm, keys and values rounded if configured;
         empty layers."""
-        model = skeleton(self.about["config"], self._read(*END_ROLES.values()), self.path, self.dtype, self.device)
+        model = skeleton(self.about["config"], self.read(*END_ROLES.values()), self.path, self.dtype, self.device)
         if self.about["schemes"]["key_value"]:
             round_key_values(model, KeyValueScheme.from_dict(self.about["schemes"]["key_value"]))
         return model
@@ -186,7 +174,7 @@ class PackedCheckpoint:
         """Replace every linear of decoder layer ``index`` by a :class:`QuantizedLinear` and load
         its other tensors."""
         prefix, plan = LAYER_PREFIX.format(layer=index), self.shape.plan(index)
-        tensors = self._read(prefix, site_name(index, ""))
+        tensors = self.read(prefix, site_name(index, ""))
         for site in plan.sites.values():
             name = site_name(index, site.name)
             site_input = SiteInput(
@@ -202,16 +190,35 @@ class PackedCheckpoint:
         layer.to(self.device)
 
     def _linear(self, module: str, linear: str, tensors: dict[str, Tensor], site_input: SiteInput) -> QuantizedLinear:
-        rounded, weights = kind_of(linear) in self.about["rounded"], self.about["schemes"]["weight"]
-        weight, low_rank = _weight(
-            module, self.about, tensors, QuantScheme.from_dict(weights) if weights and rounded else None, self.dtype
-        )
-        bias = tensors.get(f"{module}.bias")
-        term = self.about["linears"].get(module, {}).get("low_rank")
-        fed = term["input"] if term else "quantized"
+        packed = take_linear(module, self.about, tensors, self.weight_scheme(linear))
+        bias, low_rank = packed.bias, packed.low_rank
         return QuantizedLinear(
-            weight, None if bias is None else bias.to(self.dtype), site_input, low_rank, fed, rounded
+            packed.dense(self.dtype),
+            None if bias is None else bias.to(self.dtype),
+            site_input,
+            None if low_rank is None else (low_rank[0].to(self.dtype), low_rank[1].to(self.dtype)),
+            packed.branch_input,
+            self.is_rounded(linear),
         )
+
+    def is_rounded(self, linear: str) -> bool:
+        """Check whether the role ``linear`` is quantized: its kind is among those of the cell."""
+        return kind_of(linear) in self.about["rounded"]
+
+    def weight_scheme(self, linear: str) -> QuantScheme | None:
+        """Scheme of the weights of the role ``linear``; None in full precision."""
+        weights = self.about["schemes"]["weight"]
+        return QuantScheme.from_dict(weights) if weights and self.is_rounded(linear) else None
+
+    def names(self) -> set[str]:
+        """Names of the stored tensors."""
+        with open_tensors(self.path) as file:
+            return set(file.keys())
+
+    def read(self, *prefixes: str) -> dict[str, Tensor]:
+        """Stored tensors whose names begin with one of ``prefixes``."""
+        with open_tensors(self.path) as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118 (not a mapping)
 
 
 def load_quantized(
@@ -221,7 +228,7 @@ def load_quantized(
     manifest: str | Path | None = None,
 ) -> nn.Module:
     """Load a :class:`PackedCheckpoint` whole, as a transformers model."""
-    return _whole(PackedCheckpoint(folder, dtype, device, manifest))
+    return whole(PackedCheckpoint(folder, dtype, device, manifest))
 
 
 def load_full_precision(
@@ -229,10 +236,10 @@ def load_full_precision(
 ) -> nn.Module:
     """Load the unmodified model of a canonical folder whole, as a canonical transformers model."""
     settle(folder)
-    return _whole(FullPrecision(folder, dtype, device))
+    return whole(FullPrecision(folder, dtype, device))
 
 
-def _whole(source: Source) -> nn.Module:
+def whole(source: Source) -> nn.Module:
     """Model of ``source`` with all layers loaded."""
     model = source.skeleton()
     for index, layer in enumerate(model.model.layers):
@@ -246,22 +253,3 @@ def _rounding(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]
         return None
     fixed = {part: tensors[f"{name}.{part}"] for part in (*PARAMETERS, *CLIP) if f"{name}.{part}" in tensors}
     return Rounding(QuantScheme.from_dict(about["activations"][name]), fixed)
-
-
-def _weight(
-    name: str, about: Mapping[str, Any], tensors: dict[str, Tensor], scheme: QuantScheme | None, dtype: torch.dtype
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """(dequantized weight, low-rank factors or None) of one linear."""
-    if scheme is None:
-        return tensors.pop(f"{name}.weight").to(dtype), None
-    shape = tuple(about["linears"][name]["shape"])
-    parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("codes", *PARAMETERS)}
-    parts["codes"] = unpack(parts["codes"], scheme.element_format.bits, shape, signed=scheme.code_range[0] < 0)
-    for part, bits in _packed_bits(scheme).items():
-        scale_shape = scheme.scale_shape(shape)
-        parts[part] = unpack(parts[part], bits, (math.prod(scale_shape),), signed=False).reshape(scale_shape)
-    entry = about["linears"][name]
-    weight = with_outliers(
-        name, entry, tensors, QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts).dequantize()
-    )
-    return weight.to(dtype), read_low_rank(name, entry, tensors, dtype)

@@ -92,14 +92,15 @@ def read_low_rank(
     return factors[0].mT.contiguous(), factors[1]
 
 
-def with_outliers(name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], weight: Tensor) -> Tensor:
-    """``weight`` (m, n) of linear ``name`` with its outliers, if any, written in."""
+def take_outliers(
+    name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Outliers of linear ``name``, removed from ``tensors``: values, rows and columns (count,); None
+    without any."""
     if not entry["outliers"]:
-        return weight
+        return None
     values, columns, counts = (tensors.pop(f"{name}.outlier_{part}") for part in ("values", "columns", "counts"))
-    rows = torch.repeat_interleave(torch.arange(len(counts)), _unsigned(counts))
-    weight[rows, _unsigned(columns)] = values.to(weight)
-    return weight
+    return values, torch.repeat_interleave(torch.arange(len(counts)), _unsigned(counts)), _unsigned(columns)
 
 
 def _outlier_tensors(outliers: Outliers, layer: int, shape: torch.Size) -> dict[str, Tensor]:

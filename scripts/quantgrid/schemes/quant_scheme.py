@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from ..ground.errors import ConfigError, shown, text_hint, unknown_name
 from .number_formats import ELEMENT_FORMATS, SCALE_FORMATS, ElementFormat, ScaleFormat
@@ -19,7 +19,7 @@ FLOAT_BITS = 32
 CODEBOOK_BITS = 16  # bits of an entry of a fitted codebook: float16
 GRANULARITIES = ("tensor", "channel", "group")
 E8M0_RULES = ("floor", "even", "rceil", "four_thirds")
-GLOBAL_SCALES = ("none", "tensor", "token", "static")
+GLOBAL_SCALES = ("none", "tensor", "token", "static", "site")
 RANGES = ("minmax", "mse", "exhaustive", "four_six", "percentile")
 _FOUR_SIX_SCALE = 256.0  # the largest scale under ``four_six``: 1.5 times it still fits E4M3 (arXiv 2512.02010)
 LARGEST, MOST_STEPS, LARGEST_SEED = 10**9, 10_000, 2**63 - 1
@@ -42,8 +42,9 @@ class QuantScheme:
                   default) or half a step more
     scale_rule    ``nearest``; for e8m0 ``floor`` (OCP), ``even``, ``rceil`` or ``four_thirds``
                   (see ``scales.py``)
-    global_scale  an additional float32 scale: ``none``, per ``tensor``, per ``token`` (row), or
-                  ``static`` (given by the caller)
+    global_scale  an additional float32 scale: ``none``, per ``tensor``, per ``token`` (row),
+                  ``static`` (given by the caller), or ``site`` (of weights, given by the caller:
+                  the largest of the linears that share an input)
     range         ``minmax``; ``mse``: both ends times the best p of {1 - i/mse_steps, i <
                   mse_grid*mse_steps}, minimizing the block's sum of |x - quantized x|**mse_norm,
                   or the smallest scale that covers the block; ``exhaustive``: the best by this
@@ -136,6 +137,11 @@ class QuantScheme:
     def rows_are_independent(self) -> bool:
         """Check whether the quantization of a row depends on that row only."""
         return self.granularity != "tensor" and self.global_scale in ("none", "token")
+
+    @property
+    def separate(self) -> QuantScheme:
+        """This scheme for one linear alone: a global scale per tensor instead of per site."""
+        return replace(self, global_scale="tensor") if self.global_scale == "site" else self
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape (*batch, rows, groups) of the scales of a tensor of ``shape``; one dimension is one

@@ -1,0 +1,1 @@
+"""Export of a quantized cell to formats that other programs load, with a check of what they compute."""
