@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from quantgrid.calibration.statistics import SiteStatistics
+from quantgrid.calibration.statistics import PairedStatistics, SiteStatistics
 from quantgrid.mitigations.solvers import columns
 from quantgrid.quantization.compensation_storage import (
     read_low_rank,
     side_entry,
     side_tensors,
-    with_outliers,
+    take_outliers,
 )
+from quantgrid.quantization.packed_linears import PackedLinear
 from quantgrid.quantizer import find_parameters, quantize
 from quantgrid.quantizer.rounding import round_values
 from quantgrid.quantizer.tensors import codebooks, step_size, zero_points
 from quantgrid.schemes import scheme
+from reference_statistics import statistics_of
 
 M, N, TOKENS = 24, 96, 400
 SCHEMES = {
@@ -54,6 +58,16 @@ def inputs(seed=0, n=N, tokens=TOKENS):
     """(tokens, n) float64: correlated channels, some of them large."""
     mixing = torch.eye(n, dtype=torch.float64) + 0.3 * normal(n, n, seed=seed + 1) / n**0.5 + 0.5
     return normal(tokens, n, seed=seed) @ mixing * (1 + 9 * (torch.arange(n) % 17 == 3))
+
+
+def paired_inputs(seed=0, noise=0.2):
+    """(x, x* of the full-precision model, their statistics): the second is the first and a
+    correlated error."""
+    x = inputs(seed)
+    wanted = x + noise * inputs(seed) @ normal(N, N, seed=seed + 7) / N**0.5
+    found = statistics_of(x)
+    names = ("count", "mean", "second_moment", "mean_absolute", "minimum", "maximum", "samples")
+    return x, wanted, PairedStatistics(*(getattr(found, name) for name in names), cross=(wanted - x).T @ x / len(x))
 
 
 def with_moment(moment) -> SiteStatistics:
@@ -137,13 +151,22 @@ def metric_factor(metric, x):
     )
 
 
+PARTS = ("codes", "scale", "zero_point", "global_scale", "codebook")
+
+
+def _of_layer(tensor, layer):
+    return None if tensor is None else tensor[layer]
+
+
 def roundtrip(solved, layer=0):
     """(weight without the term, term) as a checkpoint gives them back, and the bits on disk of
     everything but the codes."""
     tensors = {f"a.{name}": tensor for name, tensor in side_tensors(solved, layer).items()}
     bits = 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     entry = {"shape": list(solved.quantized.codes.shape[-2:]), **side_entry(solved)}
-    weight = with_outliers("a", entry, tensors, solved.quantized.dequantize()[layer].clone())
+    outliers = take_outliers("a", entry, tensors)
+    codes = replace(solved.quantized, **{part: _of_layer(getattr(solved.quantized, part), layer) for part in PARTS})
+    weight = PackedLinear("a", codes, outliers=outliers).dense()
     term_of = read_low_rank("a", entry, tensors, torch.float32)
     assert not tensors
     return weight, term_of, bits

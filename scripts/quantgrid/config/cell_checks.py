@@ -25,7 +25,7 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     mitigation = entries.entry(config, "mitigations", cell.mitigation)["method"]
     method = registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
     _check_transform(config, cell, entries.shape(config, cell.model), where)
-    paired = "gptaq" in (mitigation, entries.entry(config, "mitigations", cell.mitigation).get("base"))
+    paired = registry.is_paired(mitigation, entries.entry(config, "mitigations", cell.mitigation).get("base"))
     require_one_router(paired, entries.shape(config, cell.model), cell, where)
     _check_width(method, entries.shape(config, cell.model), cell, where)
     if (mitigation == "none") != (cell.format == FULL_PRECISION):

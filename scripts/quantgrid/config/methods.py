@@ -144,7 +144,7 @@ class Method:
     ``costs`` names the factorizations of each linear that time and memory depend on: ``solve``, of
     its second moment, and ``decompose``, of its weight; those of the method under the option
     ``base`` come on top. ``shares_scales``: it rounds with a global scale that several linears share
-    (``global_scale: site``).
+    (``global_scale: site``). ``paired``: it needs the inputs of the full-precision model as well.
     ``rotations`` names the rotations of a transform without the option of that name, ``divides`` the
     sites whose inputs it divides (those of the option ``sites`` if it has one). ``online`` lists the
     operations that stay at run time, ``shifts`` names the option with the sites that it centres;
@@ -171,6 +171,7 @@ class Method:
     fine_scales: bool | Mapping[str, tuple[Any, ...]] = False
     costs: tuple[str, ...] = ()
     shares_scales: bool = False
+    paired: bool = False
     rotations: tuple[str, ...] = ()
     divides: tuple[str, ...] = ()
     online: tuple[Online, ...] = ()

@@ -19,6 +19,7 @@ COLUMNS = {
     "scales": Option(defaults.SCALES, choices=("static", "running")),
 }
 GPTQ = {**SOLVER, **COLUMNS, **PROPAGATION}
+SEQUENTIAL = {"propagation": Option("sequential", choices=("sequential",))}
 RANK = {"rank": Option(defaults.RANK, minimum=0, share=True)}
 # part of the scheme: no function of a mitigation takes it
 RANGE = {"weight_range": Option("format", choices=("format", "mse"))}
@@ -67,10 +68,33 @@ MITIGATIONS: dict[str, Method] = {
             **GPTQ,
             **RANGE,
             "alpha": Option(defaults.GPTAQ_ALPHA, minimum=0.0),
-            "propagation": Option("sequential", choices=("sequential",)),
+            **SEQUENTIAL,
         },
         costs=("solve",),
         shares_scales=True,
+        paired=True,
+    ),
+    "qep": Method(
+        "mitigations.methods.qep",
+        "QEP: weights corrected for the error of their inputs, then rounded; sequential only",
+        {
+            "correction": Option(defaults.CORRECTION, minimum=0.0, maximum=1.0),
+            "correction_damping": Option(defaults.CORRECTION_DAMPING, minimum=0.0),
+            **_on("gptq", "mr_gptq", "rtn"),
+            **RANGE,
+            **SEQUENTIAL,
+        },
+        costs=("solve",),
+        shares_scales=True,
+        paired=True,
+    ),
+    "qronos": Method(
+        "mitigations.methods.qronos",
+        "Qronos: codes that minimize the output error on the inputs behind quantized layers; sequential only",
+        {**SOLVER, "activation_order": Option(True), **PROPAGATION, **RANGE, **SEQUENTIAL},
+        costs=("solve",),
+        shares_scales=True,
+        paired=True,
     ),
     "low_rank": Method(
         "mitigations.methods.low_rank",

@@ -41,17 +41,22 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 SEQUENTIAL = "quantization.sequential"
 
 
+def is_paired(*names: str | None) -> bool:
+    """Check whether one of these mitigations (a method, its base or None) needs paired statistics."""
+    return any(METHODS["mitigations"][name].paired for name in names if name is not None)
+
+
 def split_propagation(resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Split a resolved mitigation into the options of its function and the settings of sequential
     propagation; None: cached.
 
-    ``paired``: the unquantized model runs in parallel, as GPTAQ requires.
+    ``paired``: the unquantized model runs in parallel, as some methods require.
     """
     options = {name: value for name, value in resolved["options"].items() if name not in {*PROPAGATION, *RANGE}}
     own = {**resolved, "options": options}
     if resolved["options"].get("propagation") != "sequential":
         return own, None
-    paired = "gptaq" in (resolved["method"], options.get("base"))
+    paired = is_paired(resolved["method"], options.get("base"))
     return own, {"quantized_activations": resolved["options"]["quantized_activations"], "paired": paired}
 
 

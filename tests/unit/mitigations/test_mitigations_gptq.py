@@ -18,6 +18,7 @@ from mitigation_cases import (
     energy,
     inputs,
     normal,
+    paired_inputs,
     plain_gptq,
     recorded_gaps,
     rows_that_differ,
@@ -168,25 +169,6 @@ def test_mr_gptq_keeps_a_search_that_the_scheme_brings():
 # -- GPTAQ -----------------------------------------------------------------------------------------
 
 
-def pair(seed=0, noise=0.2):
-    """(x, x* of the full-precision model, their statistics): the second is the first and a
-    correlated error."""
-    x = inputs(seed)
-    wanted = x + noise * inputs(seed) @ normal(N, N, seed=seed + 7) / N**0.5
-    found = statistics_of(x)
-    return (
-        x,
-        wanted,
-        PairedStatistics(
-            *(
-                getattr(found, name)
-                for name in ("count", "mean", "second_moment", "mean_absolute", "minimum", "maximum", "samples")
-            ),
-            cross=(wanted - x).T @ x / len(x),
-        ),
-    )
-
-
 def plain_gptaq(weight, statistics, of_scheme, alpha, order=None):
     """The update of arXiv 2504.02692, column by column in float64 numpy, the P of its algorithm
     from whole matrices."""
@@ -216,7 +198,7 @@ def plain_gptaq(weight, statistics, of_scheme, alpha, order=None):
 @pytest.mark.parametrize("ordered", [False, True], ids=["in order", "activation order"])
 @pytest.mark.parametrize("name", ["int4", "int4 group-16", "nvfp4"])
 def test_gptaq_agrees_with_a_plain_loop(name, ordered, block_size):
-    weight, (_, _, statistics) = weight_of(), pair()
+    weight, (_, _, statistics) = weight_of(), paired_inputs()
     order = statistics.second_moment.diagonal().argsort(descending=True) if ordered else None
     wanted = plain_gptaq(weight, statistics, SCHEMES[name], 0.25, order)
     found = gptaq(weight, statistics, SCHEMES[name], activation_order=ordered, block_size=block_size).quantized
@@ -226,7 +208,7 @@ def test_gptaq_agrees_with_a_plain_loop(name, ordered, block_size):
 
 @pytest.mark.parametrize("name", ["int4", "nvfp4"])
 def test_gptaq_without_a_difference_is_gptq(name):
-    weight, (x, _, statistics) = weight_of(), pair()
+    weight, (x, _, statistics) = weight_of(), paired_inputs()
     wanted = gptq(weight, statistics_of(x), SCHEMES[name])
     for same in (
         gptaq(weight, statistics, SCHEMES[name], alpha=0.0),
@@ -239,7 +221,7 @@ def test_gptaq_comes_closer_to_the_full_precision_output():
     """|Q X - W X*| over several layers, which GPTQ does not look at."""
     ratios = []
     for seed in range(0, 60, 10):
-        weight, (x, wanted, statistics) = weight_of(seed), pair(seed)
+        weight, (x, wanted, statistics) = weight_of(seed), paired_inputs(seed)
         left = [
             ((solved.dequantized().double() @ x.T - weight.double() @ wanted.T).square().sum().item())
             for solved in (gptaq(weight, statistics, SCHEMES["int4"]), gptq(weight, statistics, SCHEMES["int4"]))
@@ -249,7 +231,7 @@ def test_gptaq_comes_closer_to_the_full_precision_output():
 
 
 def test_gptaq_of_a_batch_is_one_by_one():
-    weights, statistics = [weight_of(seed) for seed in (0, 10)], [pair(seed)[2] for seed in (0, 10)]
+    weights, statistics = [weight_of(seed) for seed in (0, 10)], [paired_inputs(seed)[2] for seed in (0, 10)]
     together = gptaq(torch.stack(weights), stack(statistics), SCHEMES["int4"])
     for i, (weight, alone) in enumerate(zip(weights, statistics)):
         assert (
@@ -261,7 +243,7 @@ def test_gptaq_of_a_batch_is_one_by_one():
 def test_gptaq_wants_pairs_and_ignores_dead_inputs():
     with pytest.raises(ConfigError, match="sequential"):
         gptaq(weight_of(), statistics_of(inputs()), SCHEMES["int4"])
-    _, _, statistics = pair()
+    _, _, statistics = paired_inputs()
     moment, cross = statistics.second_moment.clone(), statistics.cross.clone()
     moment[5], moment[:, 5] = 0, 0
     factor, _ = inverse_factor(damped(moment), 0.0)

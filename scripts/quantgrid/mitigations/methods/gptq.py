@@ -91,9 +91,11 @@ def solve(
     scales: str,
     cross_term: Callable[[Tensor, Tensor | None], Tensor] | None = None,
     global_scale: Tensor | None = None,
+    corrected: Callable[[Tensor, Columns, Tensor | None, Tensor], Tensor] | None = None,
 ) -> Compensated:
     """Quantize as :func:`gptq`; ``cross_term`` computes the P (*batch, n, n) of GPTAQ from (U,
-    order)."""
+    order), ``corrected`` other columns (*batch, n, m) from (columns, their parameters, order, damping
+    used) once the scales are known."""
     if activation_order and scales == "running":
         raise ConfigError(
             "GPTQ: scales 'running' contradicts activation_order, which splits the groups; use scales 'static'"
@@ -110,6 +112,8 @@ def solve(
     factor, damped = statistics.remembered(
         ("gptq", damping, activation_order), lambda: _site_factor(statistics, dead, order, damping)
     )
+    if corrected is not None:
+        columns = corrected(columns, used, order, damped)
     Sweep(columns, factor, used, None if cross_term is None else cross_term(factor, order)).run(block_size)
     if order is not None:
         columns = _permuted(columns, order.argsort(-1))
@@ -137,6 +141,18 @@ def _site_factor(
         factors.append((factor.float(), used))
     factor, used = (torch.stack(parts) for parts in zip(*factors))
     return factor.reshape(moments.shape), used.reshape(moments.shape[:-2])
+
+
+def living_moment(statistics: SiteStatistics, damped: Tensor) -> Tensor:
+    """Second moment (*batch, n, n) in float64 as :func:`solve` factorizes it: dead inputs with the mean
+    diagonal entry, plus ``damped`` (*batch) times that mean."""
+    moments = statistics.second_moment
+    n = moments.shape[-1]
+    dead = moments.diagonal(dim1=-2, dim2=-1) <= 0
+    found = torch.stack([_living(*pair) for pair in zip(moments.reshape(-1, n, n), dead.reshape(-1, n))])
+    diagonal = found.diagonal(dim1=-2, dim2=-1)
+    diagonal += damped.reshape(-1, 1) * diagonal.mean(-1, keepdim=True)
+    return found.reshape(moments.shape)
 
 
 def _living(moment: Tensor, unseen: Tensor) -> Tensor:

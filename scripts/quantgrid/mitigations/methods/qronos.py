@@ -1,0 +1,82 @@
+"""Qronos (arXiv 2505.11695): codes that minimize the output error on the inputs that a linear really has.
+
+x* is the input in the full-precision model, x the input behind quantized predecessors, C = E[xxᵀ] and
+G = E[x* xᵀ]. The first column is rounded to the best value with the later columns as they are; these
+then become the least-squares optimum of what is left, V = (W G - q₁ C₁) C⁻¹ over the later columns,
+and GPTQ rounds V under C (the published efficient form). Without a difference of the inputs this is
+GPTQ. Damping is relative to the mean of the diagonal, as in GPTQ; the published one is relative to the
+largest eigenvalue. Scales are static, of the uncorrected weight. The method needs paired statistics and
+so requires ``propagation: sequential``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...calibration.statistics import PairedStatistics, SiteStatistics
+from ...ground.errors import ConfigError
+from ...quantizer.quantized_weight import Compensated
+from ...schemes.quant_scheme import QuantScheme
+from ..defaults import BLOCK_SIZE, DAMPING, SCALES
+from ..solvers.columns import Columns
+from .gptq import living_moment, solve
+from .qep import living_cross
+
+
+def qronos(
+    weight: Tensor,
+    statistics: SiteStatistics,
+    scheme: QuantScheme,
+    damping: float = DAMPING,
+    block_size: int = BLOCK_SIZE,
+    activation_order: bool = True,
+    global_scale: Tensor | None = None,
+) -> Compensated:
+    """Quantize ``weight`` (*batch, m, n) by Qronos; the options are those of GPTQ.
+
+    Raises :class:`ConfigError` for unpaired statistics.
+    """
+    if not isinstance(statistics, PairedStatistics):
+        raise ConfigError(
+            "Qronos needs paired statistics (full-precision and quantized model): set propagation to 'sequential'"
+        )
+
+    def corrected(columns: Tensor, used: Columns, order: Tensor | None, damped: Tensor) -> Tensor:
+        moments, crosses = living_moment(statistics, damped), living_cross(statistics)
+        if order is not None:
+            moments, crosses = (_in_order(matrix, order) for matrix in (moments, crosses))
+        return first_column(columns, used, moments, moments + crosses)
+
+    return solve(
+        weight,
+        statistics,
+        scheme,
+        damping,
+        block_size,
+        activation_order,
+        SCALES,
+        global_scale=global_scale,
+        corrected=corrected,
+    )
+
+
+def first_column(columns: Tensor, used: Columns, moment: Tensor, paired: Tensor) -> Tensor:
+    """``columns`` (*batch, n, m) with the first rounded and the others optimal for it.
+
+    ``moment`` is C and ``paired`` G, both (*batch, n, n) in float64.
+    """
+    wide = columns.double()
+    wanted = paired.mT @ wide  # rows of (W G)ᵀ
+    rest = (moment[..., 1:, :1] * wide[..., 1:, :]).sum(-2)
+    best = (wanted[..., 0, :] - rest) / moment[..., 0, :1]
+    first = used.rounded(best.float(), 0).unsqueeze(-2)
+    left = wanted[..., 1:, :] - moment[..., 1:, :1] * first.double()
+    later = torch.cholesky_solve(left, torch.linalg.cholesky(moment[..., 1:, 1:]))
+    return torch.cat([first, later.float()], -2)
+
+
+def _in_order(matrix: Tensor, order: Tensor) -> Tensor:
+    """Rows and columns of ``matrix`` (*batch, n, n) in ``order`` (*batch, n)."""
+    rows = matrix.gather(-2, order.unsqueeze(-1).expand_as(matrix))
+    return rows.gather(-1, order.unsqueeze(-2).expand_as(matrix))
