@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,8 @@ PYTHON = "QUANTGRID_GPTQMODEL_PYTHON"
 _ROOT = Path(__file__).resolve().parents[3]
 _PROBE = Path(__file__).with_name("gptqmodel_probe.py")
 _OUTSIDE = "gptqmodel"
+# no network, and no compilation of kernels, which takes longer than a check
+_QUIET = {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,14 @@ def _outside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared
             "result": str(place),
         }
         write_json(place / "request.json", request)
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        environment = {**os.environ, **_QUIET, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         environment.pop("PYTHONPATH", None)
         run = subprocess.run(
             [_outside_python(), _PROBE, place / "request.json"], env=environment, capture_output=True, text=True
         )
         if run.returncode:
-            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            errors = [line for line in run.stderr.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
+            last = (errors or run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
             raise ConfigError(f"{loader.name} does not load the export: {last}")
         losses = read_json(place / "losses.json")
         if _OUTSIDE not in losses["modules"]:

@@ -154,10 +154,6 @@ def test_gptq_and_awq_hold_weights_of_integers():
 
 def test_dtypes_and_flags():
     assert [dtype_of(target) for target in (CT, "gptq", "dense")] == ["bfloat16", "float16", "bfloat16"]
-        "bfloat16",
-        "float16",
-        "bfloat16",
-    ]
     with pytest.raises(ConfigError, match="gptq accepts float16"):
         judge("gptq", features(WEIGHTS), dtype="bfloat16")
     with pytest.raises(ConfigError, match="unknown target 'onnx'"):
