@@ -72,7 +72,7 @@ class Checked:
 def require_loader(loader: Loader) -> None:
     """Raise :class:`ConfigError` if a package that the check needs is not installed."""
     if loader.name == _OUTSIDE:
-        python = _outside_python()
+        python = outside_python()
         if not python.is_file():
             raise ConfigError(
                 f"the check needs gptqmodel in an environment of its own: make .venv-gptqmodel/.installed, "
@@ -84,7 +84,7 @@ def require_loader(loader: Loader) -> None:
             raise ConfigError(f"the check needs {package}: install envs/requirements.txt")
 
 
-def _outside_python() -> Path:
+def outside_python() -> Path:
     return Path(os.environ.get(PYTHON) or _ROOT / ".venv-gptqmodel" / "bin" / "python")
 
 
@@ -169,7 +169,7 @@ def _outside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared
         environment = {**os.environ, **_QUIET, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         environment.pop("PYTHONPATH", None)
         run = subprocess.run(
-            [_outside_python(), _PROBE, place / "request.json"], env=environment, capture_output=True, text=True
+            [outside_python(), _PROBE, place / "request.json"], env=environment, capture_output=True, text=True
         )
         if run.returncode:
             errors = [line for line in run.stderr.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]

@@ -21,7 +21,7 @@ from ..models.folders import INDEX, TOKENIZER_FILES
 from ..models.shapes import ModelShape
 from .adapter import FOLDER as ADAPTER_FOLDER
 from .adapter import Adapter
-from .compressed_capabilities import FLOAT, INTEGER, MXFP8, weight_format
+from .compressed_formats import FLOAT, INTEGER, MXFP8, weight_format
 from .features import Features
 from .packed_cell import ExportLayer, PackedCell
 from .packer import Packer
