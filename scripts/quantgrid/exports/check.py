@@ -46,6 +46,7 @@ class Checked:
 
     ``kl`` (cell from export, nats per token) and ``max_logit_difference`` are over ``tokens`` compared
     tokens, ``kl_accepted`` is the verdict's bound. Perplexities have standard errors over windows.
+    ``served_kl`` is that of the loader in the export's own dtype, where the check has another.
     """
 
     loader: str
@@ -59,6 +60,16 @@ class Checked:
     cell_perplexity: float
     windows: int
     window: int
+    served_dtype: str | None = None
+    served_kl: float | None = None
+
+    def lines(self) -> list[str]:
+        """Further results of the check, in words."""
+        if self.served_kl is None:
+            return []
+        return [
+            f"KL divergence from the cell of the loader in {self.served_dtype}: {self.served_kl:.3g} nats per token"
+        ]
 
     @property
     def is_accepted(self) -> bool:
@@ -90,9 +101,15 @@ def outside_python() -> Path:
 
 @torch.no_grad()
 def check(
-    folder: Path, checkpoint: Path, manifest: Path | None, windows: Tensor, loader: Loader, verdict: Verdict
+    folder: Path,
+    checkpoint: Path,
+    manifest: Path | None,
+    windows: Tensor,
+    loader: Loader,
+    verdict: Verdict,
+    served: str,
 ) -> Checked:
-    """Compare an exported ``folder`` with its cell on ``windows`` (count, window)."""
+    """Compare an exported ``folder``, of dtype ``served``, with its cell on ``windows`` (count, window)."""
     dtype = getattr(torch, verdict.check_dtype)
     compared = windows[:COMPARED, :LENGTH]
     cell, head = _cell_states(checkpoint, manifest, (windows, compared), dtype)
@@ -101,6 +118,11 @@ def check(
     with outputs(folder, loader, verdict.check_dtype, windows, compared) as (losses, logits):
         found = [_difference(head(hidden).float(), made) for hidden, made in zip(cell[1], logits)]
         value, error = perplexity(list(losses))
+    served_kl = None
+    if served != verdict.check_dtype:
+        with outputs(folder, loader, served, windows[:0], compared) as (_, logits):
+            again = [_difference(head(hidden).float(), made)[1] for hidden, made in zip(cell[1], logits)]
+        served_kl = max(0.0, sum(again) / len(again))
     return Checked(
         loader.name,
         verdict.check_dtype,
@@ -112,6 +134,8 @@ def check(
         error,
         perplexity(own)[0],
         *windows.shape,
+        served if served_kl is not None else None,
+        served_kl,
     )
 
 

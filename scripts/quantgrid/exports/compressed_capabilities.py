@@ -7,7 +7,7 @@ compared element by element; vLLM's rules are read from its source.
 
 from __future__ import annotations
 
-from ..models.plans import LINEARS
+from ..models.plans import LINEARS, SITE_OF
 from ..schemes.quant_scheme import QuantScheme
 from .capabilities import (
     SCALE_KL,
@@ -47,9 +47,22 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     _judge_low_rank(found, features)
     _judge_linears(found, features, dtype)
     judge_float16(found, dtype)
-    if not found.refusals:
-        _judge_vllm(found, features, [*inputs])
+    pairs = [*inputs, *([None] if _has_unrounded_inputs(features) else [])]
+    if not features.schemes.weight.symmetric and None in pairs and inputs:
+        found.refuse(
+            "asymmetric weights load only dequantized where their input is not rounded, and that drops the rounding of "
+            "the other inputs",
+            "weight: {symmetric: true}",
+        )
+    for activation in pairs if not found.refusals else ():
+        _judge_vllm(found, features, activation)
     return found.verdict()
+
+
+def _has_unrounded_inputs(features: Features) -> bool:
+    """Check whether a rounded linear reads an input in full precision."""
+    schemes = features.schemes
+    return any(not schemes.activation.get(SITE_OF[linear]) for linear in schemes.linears)
 
 
 def _refuse_full_precision(found: Findings, features: Features) -> None:
@@ -180,8 +193,8 @@ def _judge_linears(found: Findings, features: Features, dtype: str) -> None:
         found.notes.append(f"rounded linears: {', '.join(linears)}; all others are in full precision")
 
 
-def _judge_vllm(found: Findings, features: Features, inputs: list[QuantScheme]) -> None:
-    weight, activation = features.schemes.weight, inputs[0] if inputs else None
+def _judge_vllm(found: Findings, features: Features, activation: QuantScheme | None) -> None:
+    weight = features.schemes.weight
     assert weight is not None
     name = weight_format(weight, activation)
     if name in (PACKED, INTEGER):

@@ -60,8 +60,8 @@ def _judge_scale_format(found: Findings, where: str, scheme: QuantScheme, dtype:
     if scheme.scale_format == "fp32":
         if dtype != "float32":
             found.notes.append(
-                f"transformers computes scales of activations in the dtype of the model: run it in float32 for the "
-                f"cell's results; in {dtype} they differ by its rounding"
+                f"transformers computes scales of activations in the dtype of the model: in float32 it computes the "
+                f"cell, in {dtype} its results differ as the check says"
             )
     elif scheme.granularity == "tensor":
         return

@@ -58,12 +58,23 @@ def bytes_needed(features: Features, target: str, shard: int = SHARD_BYTES) -> i
         bits = 8 if name in (INTEGER, FLOAT, MXFP8) else weight.element_format.bits
         per_weight = bits / 8 + 2 * _SCALE_BYTES / (weight.group_size or shape.hidden_size)
     total = _linear_elements(shape) * per_weight + 2 * shape.vocabulary * shape.hidden_size * 4
+    total += _matrix_elements(features) * 4
     return int(_MARGIN * (total + min(total, shard)))
 
 
 def _linear_elements(shape: ModelShape) -> int:
     sizes = ((shape.linear_size(name), count) for plan, count in shape.plans() for name in plan.linears)
     return sum(rows * columns * count for (rows, columns), count in sizes)
+
+
+def _matrix_elements(features: Features) -> int:
+    """Elements of the matrices of online rotations, at most: one of the input's size per linear."""
+    rotated = [site for site, operations in features.online.items() if operations]
+    return sum(
+        count * features.shape.site_size(name) ** 2 * len(plan.sites[name].linears)
+        for plan, count in features.shape.plans()
+        for name in plan.sites_of(rotated)
+    )
 
 
 @contextmanager

@@ -170,3 +170,11 @@ def test_verdicts_import_no_torch():
 
 def test_every_target_has_rules():
     assert {"compressed-tensors", "gptq", "awq", "dense"} <= set(TARGETS)
+
+
+def test_asymmetric_weights_with_inputs_of_both_kinds_are_refused():
+    mixed = features({"preset": "int8", "weight": {"symmetric": False}})
+    activation = {site: found for site, found in mixed.schemes.activation.items() if site != "down_input"}
+    partly = replace(mixed, schemes=replace(mixed.schemes, activation=activation))
+    assert judge(CT, mixed).kind == "bound"
+    assert "drops the rounding of the other inputs" in judge(CT, partly).text()
