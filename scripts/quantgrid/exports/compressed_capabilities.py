@@ -19,6 +19,7 @@ from .capabilities import (
     is_partial,
     judge_biases,
     judge_float16,
+    judge_order,
     judge_side_terms,
 )
 from .compressed_formats import BLOCK_FORMATS, INTEGER, MXFP4, MXFP6, NVFP4, PACKED, weight_format
@@ -47,6 +48,7 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     _judge_low_rank(found, features)
     _judge_linears(found, features, dtype)
     judge_float16(found, dtype)
+    judge_order(found, features)
     pairs = [*inputs, *([None] if _has_unrounded_inputs(features) else [])]
     if not features.schemes.weight.symmetric and None in pairs and inputs:
         found.refuse(

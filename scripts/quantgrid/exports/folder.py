@@ -167,11 +167,8 @@ def write_folder(
     packer.prepare(cell)
     shards, bits, adapter = Shards(folder, shard), _Bits(), Adapter(folder)
     shards.put(packer.plain(cell.ends()))
-    for layer in cell.layers():
-        shards.put(packer.layer(layer))
-        bits.add(layer)
-        if packer.has_adapter:
-            adapter.add(layer)
+    for index in range(cell.shape.layers):  # without a name for the layer, which goes before the next comes
+        _add_layer(cell.layer(index), packer, shards, bits, adapter)
     shards.close()
     if adapter.ranks:
         adapter.write(folder / ADAPTER_FOLDER, name)
@@ -180,6 +177,13 @@ def write_folder(
         write_text(folder / file, text)
     copy_files(model, folder)
     return {"bits_per_weight": bits.mean, "bytes": shards.total, "adapter": bool(adapter.ranks)}
+
+
+def _add_layer(layer: ExportLayer, packer: Packer, shards: Shards, bits: _Bits, adapter: Adapter) -> None:
+    shards.put(packer.layer(layer))
+    bits.add(layer)
+    if packer.has_adapter:
+        adapter.add(layer)
 
 
 def copy_files(model: Path, folder: Path) -> None:

@@ -18,11 +18,9 @@ DEQUANTIZED = """from transformers import AutoModelForCausalLM, CompressedTensor
 config = CompressedTensorsConfig(dequantize=True)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config)
 """
-ROTATED = """import sys
+ROTATED = """import runpy
 
-sys.path.insert(0, folder)  # load.py is in the folder
-from load import load
-
+load = runpy.run_path(folder + "/load.py")["load"]
 model = load(folder, dtype=dtype)
 """
 GPTQ = """from transformers import AutoModelForCausalLM, GPTQConfig  # with gptqmodel and optimum installed

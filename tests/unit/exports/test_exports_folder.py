@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import namedtuple
 
 import pytest
@@ -127,6 +128,20 @@ def test_the_estimate_of_bytes_covers_the_tensors(made, target):
     linears = features.shape.layers * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
     least = linears * (2 if target == "dense" else 4.25 / 8)
     assert least < bytes_needed(features, target) < 12 * least
+
+
+def test_one_layer_is_in_memory_at_a_time(made, tmp_path, monkeypatch):
+    reads, alive = PackedCell.layer, []
+
+    def counted(self, index):
+        assert not [layer for layer in alive if layer() is not None]
+        layer = reads(self, index)
+        alive.append(weakref.ref(layer))
+        return layer
+
+    monkeypatch.setattr(PackedCell, "layer", counted)
+    run(made, tmp_path / "out")
+    assert len(alive) == 2
 
 
 def test_an_interrupted_export_leaves_nothing(made, tmp_path, monkeypatch):
