@@ -9,6 +9,7 @@ from .capabilities import (
     Findings,
     judge_biases,
     judge_float16,
+    judge_order,
     lose_key_values,
     refuse_activations,
     refuse_online,
@@ -29,12 +30,15 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     refuse_online(found, features)
     refuse_activations(found, features)
     judge_float16(found, dtype)
+    judge_order(found, features)
     weight = features.schemes.weight
     if weight is not None:
         found.notes.append(f"weights have the size of {dtype}: the folder is as large as an unquantized model")
         exact = weight.scale_format == "e8m0" and weight.scale_rule != "four_thirds"
         if not exact and dtype != "float32":
             found.bound(f"dequantized weights are rounded to {dtype}", SCALE_KL)
+    if features.shape.family.gain_offset and dtype != "float32":
+        found.bound(f"gains of norms, 1 + w, are rounded by the cell in {dtype} and not by loaders", SCALE_KL)
     if features.branch_inputs:
         found.bound(f"low-rank terms are added to the weights in {dtype}", SCALE_KL)
     return found.verdict()
