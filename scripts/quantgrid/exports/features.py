@@ -16,7 +16,7 @@ class Features:
     ``online`` maps kinds of sites to the names of their online operations, ``biased`` lists the kinds
     of linears that have a bias in the cell and none in the architecture's config (shifts fold into
     biases). ``branch_inputs`` are the activations that low-rank terms multiply. ``clips``: learned
-    limits of activations.
+    limits of activations. ``shares_global_scale``: the linears of a site have one global scale.
     """
 
     shape: ModelShape
@@ -26,3 +26,4 @@ class Features:
     outliers: bool = False
     biased: tuple[str, ...] = ()
     clips: bool = False
+    shares_global_scale: bool = False

@@ -130,7 +130,21 @@ class PackedCell:
             self.has_outliers,
             tuple(role for role in biased if role not in own),
             any(name.endswith(".clip_high") for name in names),
+            self.shares_global_scale(),
         )
+
+    def shares_global_scale(self) -> bool:
+        """Check whether the rounded linears of each site have one global scale for the weights."""
+        if self.schemes.weight is None or self.schemes.weight.global_scale != "tensor":
+            return False
+        for index in range(self.shape.layers):
+            prefix, plan = LAYER_PREFIX.format(layer=index), self.shape.plan(index)
+            for site in plan.sites.values():
+                rounded = [prefix + plan.modules[role] for role in site.linears if self.checkpoint.is_rounded(role)]
+                found = self.checkpoint.read(*(f"{name}.global_scale" for name in rounded))
+                if len({tuple(tensor.flatten().tolist()) for tensor in found.values()}) > 1:
+                    return False
+        return True
 
     def ends(self) -> dict[str, Tensor]:
         """Embedding, final norm and lm_head (unless tied) by their names, as stored in bfloat16 and

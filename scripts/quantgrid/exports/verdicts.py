@@ -16,8 +16,9 @@ class Verdict:
     ``refusals`` say what would be lost, each with the nearest recipe that can be exported; ``bounds``
     what is rounded again and by how much at most; ``losses`` what of the cell is not part of the
     export (a rounded KV cache). ``loaders`` are the programs that compute what was measured,
-    ``excluded`` maps other programs to what they do instead. ``kl`` is the largest divergence in nats
-    per token from the cell that the check of the export accepts.
+    ``excluded`` maps other programs to what they do instead. ``notes`` are properties of the export
+    that change no result of the loaders named. ``kl`` is the largest divergence in nats per token from
+    the cell that the check of the export accepts, computed in ``check_dtype``.
     """
 
     target: str
@@ -26,7 +27,9 @@ class Verdict:
     losses: tuple[str, ...] = ()
     loaders: tuple[str, ...] = ()
     excluded: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     kl: float = 0.0
+    check_dtype: str = "float32"
 
     @property
     def kind(self) -> str:

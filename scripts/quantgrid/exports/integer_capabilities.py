@@ -1,0 +1,71 @@
+"""Capability rules of GPTQ and AWQ folders: integer weights with float16 scales. Standard library
+only."""
+
+from __future__ import annotations
+
+from .capabilities import (
+    SCALE_KL,
+    VLLM,
+    Findings,
+    fits,
+    judge_biases,
+    judge_side_terms,
+    refuse_activations,
+    refuse_online,
+)
+from .features import Features
+from .verdicts import Verdict
+
+GPTQ, AWQ = "gptq", "awq"
+BITS = {GPTQ: (2, 4, 8), AWQ: (4,)}
+ARITHMETIC_KL = 1e-3  # nats per token, of float16 arithmetic: 1e-6 measured on reference-4m
+
+
+def judge_gptq(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
+    """Verdict of GPTQ's file format on a cell."""
+    return _judge(GPTQ, features, dtype)
+
+
+def judge_awq(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
+    """Verdict of AWQ's file format (gemm) on a cell."""
+    return _judge(AWQ, features, dtype)
+
+
+def _judge(target: str, features: Features, dtype: str) -> Verdict:
+    found = Findings(target, loaders=["gptqmodel", VLLM], check_dtype="float16")
+    judge_side_terms(found, features)
+    judge_biases(found, features)
+    refuse_online(found, features)
+    refuse_activations(found, features)
+    if features.branch_inputs:
+        found.refuse("low-rank terms are dropped", "TO=compressed-tensors, which has them as an adapter")
+    _judge_weight(found, target, features)
+    if dtype != "float16":
+        found.refuse(f"scales are float16, and so is the model: dtype {dtype} is not accepted", "dtype float16")
+    if len(features.schemes.linears) < 7:
+        found.refuse(
+            "loaders differ in how they name linears in full precision", "linears: all, or TO=compressed-tensors"
+        )
+    return found.verdict()
+
+
+def _judge_weight(found: Findings, target: str, features: Features) -> None:
+    weight = features.schemes.weight
+    if weight is None:
+        found.refuse("the cell rounds no weights", "TO=dense")
+        return
+    element, accepted = weight.element_format, BITS[target]
+    if element.kind != "integer" or element.bits not in accepted:
+        found.refuse(
+            f"{weight.element} weights: the format holds integers of {' or '.join(map(str, accepted))} bits",
+            "w4a16_g64, or TO=compressed-tensors",
+        )
+        return
+    if weight.granularity == "tensor":
+        found.refuse("one scale per tensor: the format has scales per channel or group", "granularity channel")
+    found.bound("weights and products are float16", ARITHMETIC_KL)
+    if not fits(weight, "float16"):
+        found.bound(f"{weight.scale_format} scales of weights are rounded to float16", SCALE_KL)
+    if target == GPTQ and not weight.symmetric:
+        found.exclude(VLLM, "reads symmetric GPTQ files only")
+        found.notes.append("a zero point of 0 needs checkpoint_format gptq_v2, which few loaders read")

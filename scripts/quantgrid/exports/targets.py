@@ -1,0 +1,65 @@
+"""Targets of exports: the rules that judge a cell, and the dtypes that a folder may have. Standard
+library only: the grid asks for verdicts while the DAG is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from ..ground.errors import ConfigError, unknown_name
+from . import compressed_capabilities, dense_capabilities, integer_capabilities
+from .features import Features
+from .verdicts import Verdict
+
+DTYPES = ("bfloat16", "float16", "float32")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Target:
+    """``summary``: the format and what loads it. ``judge`` takes features, a dtype and flags.
+    ``dtypes`` are those of the exported model, the default first; ``flags`` are accepted ones."""
+
+    summary: str
+    judge: Callable[[Features, str, frozenset[str]], Verdict]
+    dtypes: tuple[str, ...] = DTYPES
+    flags: tuple[str, ...] = ()
+
+
+TARGETS: dict[str, Target] = {
+    "compressed-tensors": Target(
+        "codes and scales for vLLM, SGLang and transformers",
+        compressed_capabilities.judge,
+        flags=(compressed_capabilities.ONLINE_ROTATION,),
+    ),
+    "gptq": Target("GPTQ's file format, 4-bit integers and others", integer_capabilities.judge_gptq, ("float16",)),
+    "awq": Target("AWQ's file format (gemm), 4-bit integers", integer_capabilities.judge_awq, ("float16",)),
+    "dense": Target("dequantized weights for any program, without the saving", dense_capabilities.judge),
+}
+
+
+def target_of(name: str, where: str = "TO") -> Target:
+    """Target of this name; :class:`ConfigError` lists the accepted ones."""
+    if name not in TARGETS:
+        raise ConfigError(f"{where}: {unknown_name('target', name, TARGETS)}")
+    return TARGETS[name]
+
+
+def dtype_of(target: str, dtype: str = AUTO) -> str:
+    """Dtype of an exported model; ``auto`` is the target's default. :class:`ConfigError` lists the
+    accepted ones."""
+    accepted = target_of(target).dtypes
+    if dtype == AUTO:
+        return accepted[0]
+    if dtype not in accepted:
+        raise ConfigError(f"dtype '{dtype}': {target} accepts {', '.join(accepted)}")
+    return dtype
+
+
+def judge(target: str, features: Features, dtype: str = AUTO, flags: Collection[str] = ()) -> Verdict:
+    """Verdict of a target on a cell; flags that the target does not know are refused."""
+    found = target_of(target)
+    for flag in flags:
+        if flag not in found.flags:
+            raise ConfigError(f"flag '{flag}': {target} accepts {', '.join(found.flags) or 'none'}")
+    return found.judge(features, dtype_of(target, dtype), frozenset(flags))
