@@ -42,7 +42,7 @@ def blocks_of(quantized: QuantizedTensor, where: str) -> Blocks:
     block = block_of(quantized.scheme)
     if isinstance(block, str):
         raise ConfigError(f"{where}: {block}")
-    rows, length = quantized.codes.shape
+    length = quantized.codes.shape[-1]
     if length % block.size:
         raise ConfigError(f"{where}: rows of {length} elements; {block.name} accepts multiples of {block.size}")
     if block.name == "MXFP4":

@@ -1,23 +1,23 @@
-"""Cells that a GGUF file holds for llama.cpp, and GGML types of weight schemes. Standard library
-only.
-
-llama.cpp rounds the inputs of quantized linears to 8 bits per block of 32: that is the ``KL`` that
-the check of an export accepts. A file holds no online operations and no rounding of activations.
-"""
+"""Capability rules of a GGUF file for llama.cpp, and GGML types of weight schemes. Standard library
+only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..models.plans import LINEARS
 from ..schemes.quant_scheme import QuantScheme
+from .capabilities import (
+    SCALE_KL,
+    Findings,
+    judge_side_terms,
+    refuse_activations,
+    refuse_online,
+)
 from .features import Features
 from .verdicts import Verdict
 
-TARGET = "gguf"
-KL = 5e-4  # nats per token between llama.cpp and the cell; right files measure 1e-4
-UNROUNDED = "BF16"
+TARGET, LLAMA_CPP = "gguf", "llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ _INTEGERS = {
     True: {2: "Q4_0", 3: "Q4_0", 4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 7: "Q8_0", 8: "Q8_0"},
     False: {2: "Q4_1", 3: "Q4_1", 4: "Q4_1", 5: "Q5_1"},
 }
+_NARROW = ("fp16", "bf16", "e8m0")  # scale formats whose numbers float16 holds, apart from tiny ones
 # architecture of transformers -> of llama.cpp, and the kinds of linears whose bias it reads
 ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "LlamaForCausalLM": ("llama", LINEARS),
@@ -58,14 +59,15 @@ ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def block_of(scheme: QuantScheme) -> Block | str:
-    """GGML type that holds weights of ``scheme``, or the reason why none does."""
+    """GGML type that holds weights of ``scheme``, or the reason why none does and, after a semicolon,
+    the nearest scheme that one holds."""
     element = scheme.element_format
     if element.kind == "integer":
         name = _INTEGERS[scheme.symmetric].get(element.bits)
         if name is None:
-            return f"no GGML type holds asymmetric {scheme.element} weights; symmetric: true is accepted"
+            return f"no GGML type holds asymmetric {scheme.element} weights; symmetric: true"
         if scheme.global_scale == "token":
-            return "a global scale per row has no place in the file; global_scale: tensor is accepted"
+            return "a global scale per row has no place in the file; global_scale: tensor"
     elif scheme.element == "e2m1" and scheme.scale_format == "e8m0" and scheme.scale_multiplier == 1:
         name = "MXFP4"
     elif scheme.element == "e2m1" and scheme.scale_format == "e4m3" and scheme.global_scale not in ("none", "token"):
@@ -73,13 +75,12 @@ def block_of(scheme: QuantScheme) -> Block | str:
     else:
         return (
             f"no GGML type holds {scheme.element} weights with {scheme.scale_format} scales"
-            f"{_rule(scheme)}; int2 to int8, mxfp4 and nvfp4 are accepted"
+            f"{_rule(scheme)}; int2 to int8, mxfp4, nvfp4, or TO=dense"
         )
     block = BLOCKS[name]
     if scheme.granularity == "group" and scheme.group_size % block.group:  # type: ignore[operator]
         return (
-            f"groups of {scheme.group_size}: {name} has a scale per {block.group} elements; "
-            f"multiples of {block.group} are accepted"
+            f"groups of {scheme.group_size}: {name} has a scale per {block.group} elements; multiples of {block.group}"
         )
     return block
 
@@ -90,80 +91,60 @@ def _rule(scheme: QuantScheme) -> str:
     return f" and global_scale {scheme.global_scale}" if scheme.storage.global_scale == "needed" else ""
 
 
-def gguf_verdict(features: Features) -> Verdict:
-    """Verdict on a cell: exact weights, weights within a bound, or refused with every reason."""
-    refusals = tuple(_refusals(features))
-    if refusals:
-        return Verdict(TARGET, refusals)
-    return Verdict(
-        TARGET,
-        bounds=tuple(_bounds(features.schemes.weight)),
-        losses=tuple(_losses(features)),
-        loaders=("llama.cpp",),
-        kl=KL,
-    )
-
-
-def _refusals(features: Features) -> Iterator[str]:
-    architecture, schemes = features.shape.architecture, features.schemes
-    if architecture not in ARCHITECTURES:
-        yield f"{architecture} has no GGUF mapping here; {', '.join(ARCHITECTURES)} are accepted"
-    elif unread := [kind for kind in features.biased if kind not in ARCHITECTURES[architecture][1]]:
-        name = ARCHITECTURES[architecture][0]
-        yield f"a shift gives biases to {', '.join(unread)}, which '{name}' of llama.cpp does not read; no shift there"
-    if schemes.activation:
-        elements = sorted({scheme.element for found in schemes.activation.values() for scheme in found})
-        yield (
-            f"rounded activations ({', '.join(elements)}): llama.cpp rounds them by its own rule; "
-            "the weight-only recipe is accepted (activation: null)"
-        )
-    if features.online:
-        named = ", ".join(f"{' and '.join(names)} at {site}" for site, names in features.online.items())
-        yield f"online operations ({named}) have no place in the file; the recipe without them is accepted"
+def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
+    """Verdict on a cell as one file: quantized blocks, all other matrices in ``dtype`` (bfloat16)."""
+    found, architecture = Findings(TARGET, loaders=[LLAMA_CPP]), features.shape.architecture
+    judge_side_terms(found, features)
+    refuse_activations(found, features)
+    refuse_online(found, features)
     if features.branch_inputs:
-        yield "low-rank terms have no place in the file; the mitigation without them is accepted"
-    if features.outliers:
-        yield "outliers kept apart have no place in the file; the mitigation without them is accepted"
-    if schemes.weight is not None:
-        yield from _scheme_refusals(features, schemes.weight)
+        found.refuse("low-rank terms have no place in the file", "the same mitigation without them, or TO=dense")
+    if architecture not in ARCHITECTURES:
+        found.refuse(f"{architecture} has no mapping to GGUF here", f"a model of {', '.join(ARCHITECTURES)}")
+    else:
+        _judge_biases(found, features)
+    if features.schemes.weight is not None:
+        _judge_weight(found, features, features.schemes.weight)
+    found.notes.append("llama.cpp rounds the inputs of quantized linears to 8 bits per block of 32")
+    return found.verdict()
 
 
-def _scheme_refusals(features: Features, scheme: QuantScheme) -> Iterator[str]:
+def _judge_biases(found: Findings, features: Features) -> None:
+    """Refuse biases that llama.cpp does not read; the config plays no part in it."""
+    name, read = ARCHITECTURES[features.shape.architecture]
+    if unread := [kind for kind in features.biased if kind not in read]:
+        found.refuse(
+            f"a shift folds into a bias of {', '.join(unread)}, which '{name}' of llama.cpp does not read",
+            "the same transform without a shift",
+        )
+
+
+def _judge_weight(found: Findings, features: Features, scheme: QuantScheme) -> None:
     block = block_of(scheme)
     if isinstance(block, str):
-        yield block
+        reason, _, nearest = block.partition("; ")
+        found.refuse(reason, nearest)
         return
-    plans = [plan for plan, _ in features.shape.plans()]
     sizes = {
         linear: features.shape.linear_size(linear)[1]
-        for plan in plans
+        for plan, _ in features.shape.plans()
         for linear in plan.linears_of(features.schemes.linears)
     }
     if odd := {linear: size for linear, size in sizes.items() if size % block.size}:
-        named = ", ".join(f"{linear} has {size}" for linear, size in odd.items())
-        yield f"{block.name} accepts inputs in multiples of {block.size}; {named}; leave them out of `linears`"
+        named = ", ".join(f"{size} ({linear})" for linear, size in odd.items())
+        found.refuse(f"{block.name} has blocks of {block.size}, and inputs have {named} channels", "TO=dense")
+    if scheme.element_format.kind == "integer":
+        _bound_steps(found, scheme)
+    if block.bits > scheme.element_format.bits:
+        found.notes.append(f"{scheme.element} codes take {block.bits} bits each, as {block.name}: the file grows")
 
 
-def _bounds(scheme: QuantScheme | None) -> Iterator[str]:
-    """Reasons why weights differ in the file, with the largest difference."""
-    if scheme is None or scheme.element_format.kind != "integer":
-        return
-    if scheme.scale_format in ("bf16", "e8m0"):
-        yield f"{scheme.scale_format} scales are exact in float16 from 2^-17 to 65504, and within 2^-25 below"
-    if scheme.scale_format not in ("bf16", "e8m0", "fp16") or scheme.global_scale != "none":
-        yield "steps are rounded to float16: 2^-11 relative (2^-25 absolute below 2^-14)"
-    elif scheme.scale_multiplier != 1:
-        yield f"steps of rule {scheme.scale_rule} are rounded to float16: 2^-11 relative"
+def _bound_steps(found: Findings, scheme: QuantScheme) -> None:
+    """Add what float16 rounds of the steps and minima of integers."""
+    if scheme.global_scale != "none" or scheme.scale_multiplier != 1 or scheme.scale_format not in _NARROW:
+        found.bound("steps are rounded to float16: 2^-11 relative, 2^-25 absolute below 2^-14", SCALE_KL)
+    elif scheme.scale_format != "fp16":
+        found.bound(f"{scheme.scale_format} scales below 2^-17 are rounded to multiples of 2^-24", SCALE_KL)
     if not scheme.symmetric:
         steps = 2**scheme.element_format.bits - 1
-        yield f"the minimum -zero point x step is rounded to float16: at most {steps * 2**-11:.1%} of a step"
-
-
-def _losses(features: Features) -> Iterator[str]:
-    scheme = features.schemes.weight
-    if features.schemes.key_value is not None:
-        yield "the cache of keys and values is not rounded: llama.cpp has its own cache types"
-    if scheme is not None:
-        block = block_of(scheme)
-        if not isinstance(block, str) and block.bits > scheme.element_format.bits:
-            yield f"{scheme.element} codes take {block.bits} bits each as {block.name}"
+        found.bound(f"minima are rounded to float16: at most {steps * 2**-11:.1%} of a step", SCALE_KL)

@@ -21,7 +21,11 @@ EXACT = [
     *(("Q8_0", {"element": f"int{bits}"}) for bits in (6, 7, 8)),
     ("MXFP4", MX),
 ]
-GRANULAR = [{"granularity": "tensor"}, {"granularity": "channel"}, *({"granularity": "group", "group_size": n} for n in (32, 64))]
+GRANULAR = [
+    {"granularity": "tensor"},
+    {"granularity": "channel"},
+    *({"granularity": "group", "group_size": n} for n in (32, 64)),
+]
 
 
 def weight(rows: int = 6, columns: int = 192) -> torch.Tensor:
@@ -94,7 +98,7 @@ def test_sizes_are_those_of_the_gguf_package():
         (weight(2, 48), QuantScheme("int4", "fp16"), "rows of 48 elements; Q4_0 accepts multiples of 32"),
         (weight(2, 96), QuantScheme(**NV, granularity="group", group_size=16), "NVFP4 accepts multiples of 64"),
         (weight() * 1e8, QuantScheme("int4"), "float16 holds up to 65504"),
-        (weight(), QuantScheme("int4", "fp16", "group", 16), "multiples of 32 are accepted"),
+        (weight(), QuantScheme("int4", "fp16", "group", 16), "multiples of 32"),
         (weight(), QuantScheme("nf4"), "no GGML type holds nf4 weights"),
         (weight(), QuantScheme("int8", symmetric=False), "no GGML type holds asymmetric int8 weights"),
     ],
