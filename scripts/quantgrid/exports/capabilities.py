@@ -105,6 +105,12 @@ def refuse_online(found: Findings, features: Features) -> None:
             )
 
 
+def judge_float16(found: Findings, dtype: str) -> None:
+    """Bound what float16 cannot hold of the embedding, which a cell has in bfloat16."""
+    if dtype == "float16":
+        found.bound("embedding and lm_head are rounded to float16", SCALE_KL)
+
+
 def judge_biases(found: Findings, features: Features) -> None:
     """Refuse biases that the architecture cannot hold; :func:`bias_keys` has those that it can."""
     fixed = [role for role in features.biased if not isinstance(features.shape.family.biases.get(role), str)]

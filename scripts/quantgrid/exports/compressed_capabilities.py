@@ -19,6 +19,7 @@ from .capabilities import (
     fits,
     is_partial,
     judge_biases,
+    judge_float16,
     judge_side_terms,
 )
 from .features import Features
@@ -35,6 +36,7 @@ MX = {"e2m1": (MXFP4, "even"), "e2m3": (MXFP6, "even"), "e4m3": (MXFP8, "rceil")
 BLOCK_FORMATS = (MXFP4, MXFP6, MXFP8, NVFP4)
 # nats per token, with a margin over what was measured on models of 1 to 12 million parameters
 TIE_KL, INT8_KL, NVFP4_KL, MXFP8_KL = 5e-2, 2e-3, 5e-2, 1e-2
+QUOTIENT_KL = 1e-5  # of quotients in bfloat16 that fall on a tie: one logit of a million moved in its last bit
 
 
 def weight_format(weight: QuantScheme, activation: QuantScheme | None) -> str | None:
@@ -69,7 +71,8 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     for scheme, where in inputs.items():
         _judge_activation(found, where, scheme, dtype)
     _judge_low_rank(found, features)
-    _judge_linears(found, features)
+    _judge_linears(found, features, dtype)
+    judge_float16(found, dtype)
     if not found.refusals:
         _judge_vllm(found, features, [*inputs])
     return found.verdict()
@@ -101,12 +104,8 @@ def _judge_weight(found: Findings, features: Features, inputs: list[QuantScheme]
     else:
         found.check_dtype = "float32" if inputs else dtype
         if not fits(weight, dtype):
-            found.bound(f"{_scales(weight)} of weights are rounded to {dtype}", SCALE_KL)
-    if weight.granularity == "tensor" and features.shape.family.joined:
-        found.refuse(
-            f"one linear of {features.shape.architecture} holds several of the cell, with a scale each",
-            "granularity channel",
-        )
+            by = "" if name == PACKED else " by transformers in that dtype (not by vLLM)"
+            found.bound(f"{_scales(weight)} of weights are rounded to {dtype}{by}", SCALE_KL)
     if name == NVFP4:
         _judge_shared_scales(found, features)
 
@@ -200,6 +199,7 @@ def _judge_scale_format(found: Findings, where: str, scheme: QuantScheme, dtype:
 
 def _judge_microscaling_input(found: Findings, where: str, scheme: QuantScheme) -> None:
     rule = MX[scheme.element][1]
+    found.kl = max(found.kl, QUOTIENT_KL)
     if scheme.scale_rule == rule:
         return
     reason = f"{where}: loaders round {scheme.element} scales by the rule {rule}, the cell by {scheme.scale_rule}"
@@ -238,6 +238,10 @@ def _judge_online(found: Findings, features: Features, flags: frozenset[str]) ->
             )
         else:
             found.loaders[:] = [f"{TRANSFORMERS} with load.py"]
+            found.bound(
+                f"the rotation at {site} is a product with a stored matrix",
+                TIE_KL if any(features.schemes.activation.values()) else SCALE_KL,
+            )
             found.exclude(TRANSFORMERS, "drops the rotation without a warning: use load.py of the folder")
             found.exclude(
                 VLLM,
@@ -262,11 +266,16 @@ def _judge_low_rank(found: Findings, features: Features) -> None:
             f"low-rank terms of the parts of one linear of {features.shape.architecture} make no adapter",
             "the same mitigation without low-rank terms",
         )
+    weight = features.schemes.weight
+    if weight is not None and weight_format(weight, None) not in BLOCK_FORMATS:
+        found.check_dtype = "float32"  # PEFT computes adapters in float32
+    else:
+        found.bound("PEFT computes low-rank terms in float32", SCALE_KL)
     found.notes.append("low-rank terms are in the folder adapter/, for PEFT")
     found.exclude(VLLM, "an open issue reports wrong outputs of adapters over packed weights")
 
 
-def _judge_linears(found: Findings, features: Features) -> None:
+def _judge_linears(found: Findings, features: Features, dtype: str) -> None:
     linears = features.schemes.linears
     for module, parts in features.shape.family.joined.items():
         if is_partial(linears, parts):
@@ -276,6 +285,8 @@ def _judge_linears(found: Findings, features: Features) -> None:
     if any(is_partial(linears, parts) for parts in (("q", "k", "v"), ("gate", "up"))):
         found.exclude(VLLM, "needs q, k, v in one scheme, and gate, up")
     if len(linears) < len(LINEARS):
+        if found.check_dtype != dtype:
+            found.bound(f"weights of linears in full precision are rounded to {dtype}", SCALE_KL)
         found.notes.append(f"rounded linears: {', '.join(linears)}; all others are in full precision")
 
 
@@ -295,8 +306,6 @@ def _judge_vllm(found: Findings, features: Features, inputs: list[QuantScheme]) 
 
 def _judge_integer_kernels(found: Findings, weight: QuantScheme, activation: QuantScheme | None) -> None:
     if activation is None:
-        if weight.granularity == "tensor":
-            found.exclude(VLLM, "has packed integers per channel and per group only")
         if not weight.symmetric:
             found.exclude(TRANSFORMERS, "loads asymmetric packed weights only dequantized")
             found.loaders.append(f"{TRANSFORMERS} with CompressedTensorsConfig(dequantize=True)")

@@ -8,6 +8,7 @@ from .capabilities import (
     VLLM,
     Findings,
     judge_biases,
+    judge_float16,
     lose_key_values,
     refuse_activations,
     refuse_online,
@@ -27,6 +28,7 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     judge_biases(found, features)
     refuse_online(found, features)
     refuse_activations(found, features)
+    judge_float16(found, dtype)
     weight = features.schemes.weight
     if weight is not None:
         found.notes.append(f"weights have the size of {dtype}: the folder is as large as an unquantized model")

@@ -40,8 +40,8 @@ class GGUFSource:
             {prefix + plan.modules[role]: rotated_heads(self.shape, kind_of(role)) for role in plan.linears},
         )
         for module in plan.modules.values():
-            if f"{prefix}{module}.bias" in found:
-                layer.get_submodule(module).bias = nn.Parameter(torch.empty(0, device="meta"))
+            if (bias := found.get(f"{prefix}{module}.bias")) is not None:
+                layer.get_submodule(module).bias = nn.Parameter(bias.to("meta"))
         fill(layer, prefix, found, self.dtype, "cpu")
         require_filled(layer, prefix, self.path, found)
 

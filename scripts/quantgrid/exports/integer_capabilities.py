@@ -3,12 +3,14 @@ only."""
 
 from __future__ import annotations
 
+from ..models.plans import LINEARS
 from .capabilities import (
     SCALE_KL,
     VLLM,
     Findings,
     fits,
     judge_biases,
+    judge_float16,
     judge_side_terms,
     refuse_activations,
     refuse_online,
@@ -42,7 +44,8 @@ def _judge(target: str, features: Features, dtype: str) -> Verdict:
     _judge_weight(found, target, features)
     if dtype != "float16":
         found.refuse(f"scales are float16, and so is the model: dtype {dtype} is not accepted", "dtype float16")
-    if len(features.schemes.linears) < 7:
+    judge_float16(found, dtype)
+    if len(features.schemes.linears) < len(LINEARS):
         found.refuse(
             "loaders differ in how they name linears in full precision", "linears: all, or TO=compressed-tensors"
         )
@@ -61,8 +64,9 @@ def _judge_weight(found: Findings, target: str, features: Features) -> None:
             "w4a16_g64, or TO=compressed-tensors",
         )
         return
-    if weight.granularity == "tensor":
-        found.refuse("one scale per tensor: the format has scales per channel or group", "granularity channel")
+    odd = [kind for kind in LINEARS if any(size * element.bits % 32 for size in features.shape.linear_size(kind))]
+    if odd and not features.shape.experts:
+        found.refuse(f"sizes of {', '.join(odd)} fill no whole 32-bit words", "TO=compressed-tensors")
     found.bound("weights and products are float16", ARITHMETIC_KL)
     if not fits(weight, "float16"):
         found.bound(f"{weight.scale_format} scales of weights are rounded to float16", SCALE_KL)

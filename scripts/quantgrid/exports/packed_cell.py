@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -209,8 +209,8 @@ def site_kind(name: str) -> str:
 def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
     """The linear ``name`` whose rows are those of ``parts`` one after another.
 
-    Raises :class:`ConfigError` if they share no scale that one linear can hold (a scale per tensor,
-    different global scales), or if they have low-rank terms.
+    A scale per tensor becomes one per row. Raises :class:`ConfigError` if they share no global scale,
+    or if they have low-rank terms or outliers.
     """
     if len(parts) == 1:
         return parts[0]
@@ -220,11 +220,9 @@ def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
         return PackedLinear(name, weight=torch.cat([part.dense(part.weight.dtype) for part in parts]), bias=bias)  # type: ignore[union-attr]
     if any(part.low_rank is not None or part.outliers is not None for part in parts):
         raise ConfigError(f"{name}: low-rank terms and outliers of joined linears cannot be exported")
-    held, scheme = [part.quantized for part in parts], first.quantized.scheme
-    if scheme.granularity == "tensor":
-        raise ConfigError(f"{name}: its parts have one scale each, and one linear of this model holds all of them")
-    glob = held[0].global_scale  # type: ignore[union-attr]
-    if glob is not None and any(not torch.equal(glob, other.global_scale) for other in held):  # type: ignore[union-attr, arg-type]
+    held = [by_rows(part.quantized) for part in parts]  # type: ignore[arg-type]
+    glob = held[0].global_scale
+    if glob is not None and any(not torch.equal(glob, other.global_scale) for other in held):  # type: ignore[arg-type]
         raise ConfigError(
             f"{name}: its parts have different global scales, and one linear of this model holds all of them; "
             "quantize with global_scale: site"
@@ -235,6 +233,18 @@ def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
     }
     return PackedLinear(
         name,
-        QuantizedTensor(global_scale=glob, scheme=scheme, dtype=held[0].dtype, **rows),
-        bias=bias,  # type: ignore[union-attr, arg-type]
+        QuantizedTensor(global_scale=glob, scheme=held[0].scheme, dtype=held[0].dtype, **rows),  # type: ignore[arg-type]
+        bias=bias,
     )
+
+
+def by_rows(quantized: QuantizedTensor) -> QuantizedTensor:
+    """``quantized`` with a scale per row in the place of one per tensor; others unchanged."""
+    if quantized.scheme.granularity != "tensor":
+        return quantized
+    rows = len(quantized.codes)
+    spread = {
+        part: None if getattr(quantized, part) is None else getattr(quantized, part).expand(rows, -1).contiguous()
+        for part in ("scale", "zero_point")
+    }
+    return replace(quantized, scheme=replace(quantized.scheme, granularity="channel"), **spread)

@@ -57,16 +57,16 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def writing(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], **labels: str
 ) -> Iterator[Callable[[str, Tensor], None]]:
     """Write a file of ``tensors``, of which only names, dtypes and shapes are used.
 
-    ``metadata`` is stored as in ``storage.write_tensors``. Yields a function (name, tensor) that
+    ``metadata`` is stored as in ``storage.write_tensors``, ``labels`` as they are. Yields a function (name, tensor) that
     writes one tensor. The file is renamed to ``path`` at the end. Raises :class:`ValueError` for a
     tensor that differs from its declaration, and at the end for a missing one.
     """
     layout = _layout(tensors)
-    header = {"__metadata__": {"quantgrid": json.dumps(metadata, sort_keys=True)}, **layout}
+    header = {"__metadata__": {**labels, "quantgrid": json.dumps(metadata, sort_keys=True)}, **layout}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     missing = dict.fromkeys(layout)
@@ -91,9 +91,9 @@ def writing(
             )
 
 
-def write_each(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def write_each(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], **labels: str) -> None:
     """Write all ``tensors``, reading one at a time from the mapping."""
-    with writing(path, tensors, metadata) as put:
+    with writing(path, tensors, metadata, **labels) as put:
         for name, tensor in tensors.items():
             put(name, tensor)
 

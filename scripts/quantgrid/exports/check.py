@@ -1,0 +1,179 @@
+"""Check of an exported folder: an independent program loads it and has to compute what the cell does.
+
+Logits are compared on a few windows and losses on all of them, in the same protocol as the cell's
+perplexity. The cell is streamed, so that one of the two models is whole in memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.streaming import streamed
+from ..evaluation.perplexity import final_hidden, window_losses
+from ..evaluation.significance import perplexity
+from ..ground.errors import ConfigError
+from ..ground.storage import read_json, read_tensors, write_json, write_tensors
+from ..models.lm_head import Head, head_of
+from ..quantization.checkpoints import PackedCheckpoint
+from .loaders import Loader
+from .verdicts import Verdict
+
+COMPARED, LENGTH = 4, 512  # windows and tokens of each whose logits are compared
+PYTHON = "QUANTGRID_GPTQMODEL_PYTHON"
+_ROOT = Path(__file__).resolve().parents[3]
+_PROBE = Path(__file__).with_name("gptqmodel_probe.py")
+_OUTSIDE = "gptqmodel"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Result of a check.
+
+    ``kl`` (cell from export, nats per token) and ``max_logit_difference`` are over ``tokens`` compared
+    tokens, ``kl_accepted`` is the verdict's bound. Perplexities have standard errors over windows.
+    """
+
+    loader: str
+    dtype: str
+    tokens: int
+    max_logit_difference: float
+    kl: float
+    kl_accepted: float
+    perplexity: float
+    perplexity_error: float | None
+    cell_perplexity: float
+    windows: int
+    window: int
+
+    @property
+    def is_accepted(self) -> bool:
+        """Check the bound; of an exact verdict every logit has to be equal."""
+        return self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "accepted": self.is_accepted}
+
+
+def require_loader(loader: Loader) -> None:
+    """Raise :class:`ConfigError` if a package that the check needs is not installed."""
+    if loader.name == _OUTSIDE:
+        python = _outside_python()
+        if not python.is_file():
+            raise ConfigError(
+                f"the check needs gptqmodel in an environment of its own: make .venv-gptqmodel/.installed, "
+                f"or {PYTHON}=PYTHON ({python} does not exist)"
+            )
+        return
+    for package in loader.packages:
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise ConfigError(f"the check needs {package}: install envs/requirements.txt")
+
+
+def _outside_python() -> Path:
+    return Path(os.environ.get(PYTHON) or _ROOT / ".venv-gptqmodel" / "bin" / "python")
+
+
+@torch.no_grad()
+def check(
+    folder: Path, checkpoint: Path, manifest: Path | None, windows: Tensor, loader: Loader, verdict: Verdict
+) -> Checked:
+    """Compare an exported ``folder`` with its cell on ``windows`` (count, window)."""
+    dtype = getattr(torch, verdict.check_dtype)
+    compared = windows[:COMPARED, :LENGTH]
+    cell, head = _cell_states(checkpoint, manifest, (windows, compared), dtype)
+    own = [window_losses(hidden, head, tokens)[0] for hidden, tokens in zip(cell[0], windows)]
+    outputs = _outside if loader.name == _OUTSIDE else _inside
+    with outputs(folder, loader, verdict.check_dtype, windows, compared) as (losses, logits):
+        found = [_difference(head(hidden).float(), made) for hidden, made in zip(cell[1], logits)]
+        value, error = perplexity(list(losses))
+    return Checked(
+        loader.name,
+        verdict.check_dtype,
+        compared.numel(),
+        max(difference for difference, _ in found),
+        max(0.0, sum(kl for _, kl in found) / len(found)),
+        verdict.kl,
+        value,
+        error,
+        perplexity(own)[0],
+        *windows.shape,
+    )
+
+
+def _cell_states(
+    checkpoint: Path, manifest: Path | None, windows: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> tuple[list[Tensor], Head]:
+    """Final hidden states of the cell on both sets of windows, and its head; keys and values unrounded."""
+    states = []
+    for tokens in windows:
+        packed = PackedCheckpoint(checkpoint, dtype, manifest=manifest)
+        packed.about = {**packed.about, "schemes": {**packed.about["schemes"], "key_value": None}}
+        model = streamed(packed)
+        states.append(final_hidden(model, tokens, 1))
+    return states, head_of(model)
+
+
+def _difference(wanted: Tensor, made: Tensor) -> tuple[float, float]:
+    """(largest absolute difference, mean KL of wanted from made) of logits (tokens, vocabulary)."""
+    logs = wanted.log_softmax(-1).double()
+    kl = (logs.exp() * (logs - made.log_softmax(-1).double())).sum(-1).mean()
+    return (wanted - made).abs().max().item(), kl.item()
+
+
+Outputs = tuple[Iterable[float], Iterable[Tensor]]  # losses of windows, logits (tokens, vocabulary) of the compared
+
+
+@contextmanager
+def _inside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared: Tensor) -> Iterator[Outputs]:
+    """Outputs of the loader in this process."""
+    given: dict[str, Any] = {"folder": str(folder), "dtype": getattr(torch, dtype)}
+    with redirect_stderr(io.StringIO()):  # progress bars of the loader
+        exec(loader.code, given)
+    model = given["model"].eval()
+    yield (_loss(model, tokens) for tokens in windows), (model(tokens[None]).logits[0].float() for tokens in compared)
+
+
+def _loss(model: nn.Module, tokens: Tensor) -> float:
+    return window_losses(model(tokens[None]).logits[0], lambda logits: logits, tokens)[0]  # type: ignore[arg-type]
+
+
+@contextmanager
+def _outside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared: Tensor) -> Iterator[Outputs]:
+    """Outputs of the loader in another environment."""
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=folder.parent) as scratch:
+        place = Path(scratch)
+        write_tensors(place / "tokens.safetensors", {"windows": windows, "compared": compared.clone()})
+        request = {
+            "folder": str(folder.absolute()),
+            "dtype": dtype,
+            "code": loader.code,
+            "tokens": str(place / "tokens.safetensors"),
+            "result": str(place),
+        }
+        write_json(place / "request.json", request)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        environment.pop("PYTHONPATH", None)
+        run = subprocess.run(
+            [_outside_python(), _PROBE, place / "request.json"], env=environment, capture_output=True, text=True
+        )
+        if run.returncode:
+            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ConfigError(f"{loader.name} does not load the export: {last}")
+        losses = read_json(place / "losses.json")
+        if _OUTSIDE not in losses["modules"]:
+            raise ConfigError(
+                f"{loader.name} did not run the export: its modules are of {', '.join(losses['modules'])}"
+            )
+        yield losses["losses"], read_tensors(place / "logits.safetensors")["logits"]
