@@ -145,6 +145,7 @@ def _check(request: Request, checked: Checked | None) -> str:
         f"KL divergence from the cell: {checked.kl:.3g} nats per token (accepted: {checked.kl_accepted:.3g})",
         f"perplexity of this folder: {checked.perplexity:.5g}{error}; of the cell: {checked.cell_perplexity:.5g} "
         f"({checked.windows} windows of {checked.window} tokens)",
+        *checked.lines(),
     ]
     return f"Verdict: {request.verdict.text()}\n\n{_bullets(rows)}"
 

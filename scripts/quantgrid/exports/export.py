@@ -21,7 +21,7 @@ from .request import Request, Written
 from .targets import AUTO, dtype_of, judge
 
 # target -> module with needed(request), write(request, folder), verify(request, folder)
-ROUTES = dict.fromkeys(("compressed-tensors", "gptq", "awq", "dense"), "weights")
+ROUTES = {**dict.fromkeys(("compressed-tensors", "gptq", "awq", "dense"), "weights"), "gguf": "gguf_route"}
 RECORD, REPORT, CARD = "quantgrid.yaml", "export.json", "README.md"
 
 
@@ -73,6 +73,7 @@ def export(
             raise ConfigError(
                 f"{out}: {checked.loader} computes other logits than the cell: KL {checked.kl:.2g} nats per token, "
                 f"largest difference {checked.max_logit_difference:.2g}, accepted: {_accepted(checked)}; "
+                f"{''.join(f'{line}; ' for line in checked.lines())}"
                 f"the folder is left as {place}"
             )
     return report

@@ -19,9 +19,9 @@ from ..ground.storage import open_tensors, replacing
 from ..models.plans import END_ROLES, LAYER_PREFIX
 from ..quantization.packed_linears import PackedLinear
 from .gguf_blocks import bfloat16_bytes, blocks_of
-from .gguf_capabilities import block_of
+from .gguf_capabilities import block_for
 from .gguf_metadata import GGUFModel, add_metadata, model_of
-from .gguf_names import architecture_of, gguf_name, interleaved, rotated_heads
+from .gguf_names import architecture_of, gguf_name, interleaved, require_read_bias, rotated_heads
 from .gguf_tokenizer import GGUFTokenizer
 from .packed_cell import ExportLayer, PackedCell
 
@@ -44,8 +44,8 @@ class _Declared:
 
 def file_type(cell: PackedCell) -> str:
     """GGML type of the quantized linears, such as ``Q4_0``; ``BF16`` without any."""
-    found = {block_of(scheme) for scheme in [cell.schemes.weight] if scheme is not None}
-    return next((block.name for block in found if not isinstance(block, str)), UNROUNDED)
+    block = block_for(cell.schemes.weight, str(cell.checkpoint.path))
+    return UNROUNDED if block is None else block.name
 
 
 def file_name(name: str, cell: PackedCell) -> str:
@@ -53,8 +53,8 @@ def file_name(name: str, cell: PackedCell) -> str:
     return f"{name}-{file_type(cell)}.gguf"
 
 
-def write_gguf(path: str | Path, cell: PackedCell, tokenizer: GGUFTokenizer, general: Mapping[str, str]) -> None:
-    """Write the cell to ``path``; memory holds one layer at a time.
+def write_gguf(path: str | Path, cell: PackedCell, tokenizer: GGUFTokenizer, general: Mapping[str, str]) -> int:
+    """Write the cell to ``path``; memory holds one layer at a time. Returns the bytes of the tensors.
 
     ``general`` are keys without the prefix ``general.``: ``name``, ``license``, ``base_model.0.name``.
     Raises :class:`ConfigError` for a config that llama.cpp would compute differently, and for a scale
@@ -80,6 +80,7 @@ def write_gguf(path: str | Path, cell: PackedCell, tokenizer: GGUFTokenizer, gen
             for _ in range(len(part)):
                 tensor = next(place)
                 writer.write_tensor_data(_checked(tensor, part.pop(tensor.name)))
+    return sum(tensor.bytes for tensor in declared)
 
 
 def _checked(tensor: _Declared, data: np.ndarray) -> np.ndarray:
@@ -107,6 +108,7 @@ def _declared(cell: PackedCell, model: GGUFModel) -> Iterator[_Declared]:
                 continue
             yield from _declared_linear(cell, role, gguf_name(shape, f"{name}.weight"))
             if f"{name}.bias" in sizes:
+                require_read_bias(shape, role, name)
                 yield _unrounded(gguf_name(shape, f"{name}.bias"), sizes[f"{name}.bias"])
 
 
@@ -115,9 +117,8 @@ def _unrounded(name: str, size: tuple[int, ...]) -> _Declared:
 
 
 def _declared_linear(cell: PackedCell, role: str, name: str) -> Iterator[_Declared]:
-    size, scheme = cell.shape.linear_size(role), cell.checkpoint.weight_scheme(role)
-    block = block_of(scheme) if scheme is not None else UNROUNDED
-    if isinstance(block, str):
+    size, block = cell.shape.linear_size(role), block_for(cell.checkpoint.weight_scheme(role), name)
+    if block is None:
         yield _unrounded(name, size)
         return
     elements, row_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[block.name]]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ground.errors import ConfigError
 from ..quantizer.scales import effective_step
 from ..quantizer.tensors import QuantizedTensor
-from .gguf_capabilities import BLOCKS, Block, block_of
+from .gguf_capabilities import BLOCKS, Block, block_for
 
 _HALF_MAXIMUM = 65504.0  # of float16
 
@@ -39,9 +39,7 @@ def blocks_of(quantized: QuantizedTensor, where: str) -> Blocks:
     Raises :class:`ConfigError`, naming ``where``, if no GGML type holds its scheme, if n is no
     multiple of the block, or if a step exceeds float16.
     """
-    block = block_of(quantized.scheme)
-    if isinstance(block, str):
-        raise ConfigError(f"{where}: {block}")
+    block: Block = block_for(quantized.scheme, where)  # type: ignore[assignment]
     length = quantized.codes.shape[-1]
     if length % block.size:
         raise ConfigError(f"{where}: rows of {length} elements; {block.name} accepts multiples of {block.size}")

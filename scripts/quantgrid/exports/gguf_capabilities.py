@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ground.errors import ConfigError
 from ..models.plans import LINEARS
 from ..schemes.quant_scheme import QuantScheme
 from .capabilities import (
@@ -53,8 +54,8 @@ _NARROW = ("fp16", "bf16", "e8m0")  # scale formats whose numbers float16 holds,
 ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "LlamaForCausalLM": ("llama", LINEARS),
     "MistralForCausalLM": ("llama", LINEARS),
-    "Qwen2ForCausalLM": ("qwen2", ("q", "k", "v", "o")),
-    "Qwen3ForCausalLM": ("qwen3", ("q", "k", "v", "o")),
+    "Qwen2ForCausalLM": ("qwen2", ("q", "k", "v")),
+    "Qwen3ForCausalLM": ("qwen3", ("q", "k", "v")),
 }
 
 
@@ -82,6 +83,15 @@ def block_of(scheme: QuantScheme) -> Block | str:
         return (
             f"groups of {scheme.group_size}: {name} has a scale per {block.group} elements; multiples of {block.group}"
         )
+    return block
+
+
+def block_for(scheme: QuantScheme | None, where: str) -> Block | None:
+    """GGML type that holds weights of ``scheme``; None in full precision. Raises
+    :class:`ConfigError`, naming ``where``, if none does."""
+    block = None if scheme is None else block_of(scheme)
+    if isinstance(block, str):
+        raise ConfigError(f"{where}: {block}")
     return block
 
 

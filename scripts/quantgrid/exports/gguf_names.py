@@ -7,6 +7,8 @@ from functools import cache
 import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 
+from ..ground.errors import ConfigError
+from ..models.plans import kind_of
 from ..models.shapes import ModelShape
 from .gguf_capabilities import ARCHITECTURES
 
@@ -47,3 +49,10 @@ def rotated_heads(shape: ModelShape, role: str) -> int:
     """Heads within which the rows of a linear are reordered; 0 for none."""
     heads = {"q": shape.heads, "k": shape.kv_heads}
     return heads.get(role, 0) if architecture_of(shape) == "llama" else 0
+
+
+def require_read_bias(shape: ModelShape, role: str, name: str) -> None:
+    """Raise :class:`ConfigError` if llama.cpp does not read the bias of the linear ``name``."""
+    found, read = ARCHITECTURES[shape.architecture]
+    if kind_of(role) not in read:
+        raise ConfigError(f"{name}: '{found}' of llama.cpp reads no bias of {role}; those of {', '.join(read)} it does")

@@ -17,19 +17,34 @@ from ..models.shapes import shape_from_config
 from ..models.skeletons import fill, require_filled, skeleton
 from .gguf_names import PARTS, gguf_name, halved, rotated_heads
 
+_UNROUNDED = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.BF16)
+_BLOCK = 32
+
+
+def rounded_to_bytes(x: Tensor) -> Tensor:
+    """``x`` (*, n) as llama.cpp rounds inputs of quantized linears (Q8_0, Q8_1): blocks of 32, codes
+    -127 to 127 by the largest magnitude, the step stored in float16."""
+    blocks = x.unflatten(-1, (-1, _BLOCK))
+    step = blocks.abs().amax(-1, keepdim=True) / 127
+    codes = torch.where(step > 0, torch.round(blocks / step), 0.0)
+    return (codes * step.half().float()).flatten(-2)
+
 
 class GGUFSource:
-    """Source of decoder weights (``calibration.streaming.Source``): the file ``path``, dequantized,
-    for a transformers ``config``. The file stays mapped; one layer at a time is in memory."""
+    """Source of decoder weights (``calibration.streaming.Source``): the file ``path``, dequantized to
+    float32, for a transformers ``config``. The file stays mapped; one layer at a time is in memory.
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], dtype: torch.dtype = torch.float32):
-        self.path, self.config, self.dtype = Path(path), config, dtype
+    ``rounded_inputs``: linears with quantized weights read :func:`rounded_to_bytes` of their input.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any], rounded_inputs: bool = False):
+        self.path, self.config, self.rounded_inputs = Path(path), config, rounded_inputs
         self.shape = shape_from_config(config, str(path))
         self.tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
     def skeleton(self) -> nn.Module:
         """transformers model with embedding, final norm and lm_head, and empty decoder layers."""
-        return skeleton(self.config, self._read(END_ROLES.values()), self.path, self.dtype, "cpu")
+        return skeleton(self.config, self._read(END_ROLES.values()), self.path, torch.float32, "cpu")
 
     def fill(self, index: int, layer: nn.Module) -> None:
         """Load the weights of the empty decoder layer ``index``; linears get the biases that the file
@@ -42,8 +57,19 @@ class GGUFSource:
         for module in plan.modules.values():
             if (bias := found.get(f"{prefix}{module}.bias")) is not None:
                 layer.get_submodule(module).bias = nn.Parameter(bias.to("meta"))
-        fill(layer, prefix, found, self.dtype, "cpu")
+        if self.rounded_inputs:
+            self._round_inputs(prefix, layer, [plan.modules[role] for role in plan.linears])
+        fill(layer, prefix, found, torch.float32, "cpu")
         require_filled(layer, prefix, self.path, found)
+
+    def _round_inputs(self, prefix: str, layer: nn.Module, modules: Iterable[str]) -> None:
+        """Round the inputs of the linears whose weights are quantized in the file."""
+        for module in modules:
+            held = self.tensors[gguf_name(self.shape, f"{prefix}{module}.weight")]
+            if held.tensor_type not in _UNROUNDED:
+                layer.get_submodule(module).register_forward_pre_hook(
+                    lambda _module, inputs: (rounded_to_bytes(inputs[0]),)
+                )
 
     def _read(self, names: Iterable[str], heads: Mapping[str, int] | None = None) -> dict[str, Tensor]:
         """Those of the tensors ``names`` (of transformers) that the file holds, float32; ``heads`` maps

@@ -3,10 +3,11 @@
 
     python -I llama_cpp_probe.py REQUEST.json ANSWER.safetensors
 
-The request holds ``model`` (path), ``vocabulary``, ``threads``, ``windows`` (lists of token ids),
-``lengths`` (for each window the numbers of its first tokens after which the next is predicted) and
-``texts``. The answer has ``log_probabilities`` (positions, vocabulary) float32, window by window, and
-in its metadata ``tokens``: the ids of every text, without special tokens. Standard library besides.
+The request holds ``model`` (path), ``code`` (defines ``server`` from ``path`` and ``context``),
+``vocabulary``, ``windows`` (lists of token ids), ``lengths`` (for each window the numbers of its first
+tokens after which the next is predicted) and ``texts``. The answer has ``log_probabilities``
+(positions, vocabulary) float32, window by window, and in its metadata ``tokens``: the ids of every
+text, without BOS and EOS. Standard library besides.
 """
 
 from __future__ import annotations
@@ -20,23 +21,10 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-import xllamacpp
-
 _HEADROOM = 8  # tokens of the context beyond the longest window
 
 
-def serve(model: str, context: int, threads: int) -> xllamacpp.Server:
-    """Server of llama.cpp for the file ``model`` on a free port of this machine, one request at a
-    time."""
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = model
-    parameters.n_ctx, parameters.n_parallel = context, 1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-    parameters.warmup, parameters.verbosity = False, 0
-    return xllamacpp.Server(parameters)
-
-
-def log_probabilities(server: xllamacpp.Server, prompt: list[int], vocabulary: int) -> array[float]:
+def log_probabilities(server: Any, prompt: list[int], vocabulary: int) -> array[float]:
     """Natural logarithms of the probabilities of all tokens after ``prompt``, by id."""
     answer = server.handle_completions(
         {"prompt": prompt, "n_predict": 1, "n_probs": vocabulary, "temperature": 0.0, "cache_prompt": True}
@@ -49,7 +37,7 @@ def log_probabilities(server: xllamacpp.Server, prompt: list[int], vocabulary: i
     return found
 
 
-def token_ids(server: xllamacpp.Server, text: str) -> list[int]:
+def token_ids(server: Any, text: str) -> list[int]:
     """Ids of ``text`` by the server's ``/tokenize``, without BOS."""
     request = urllib.request.Request(
         f"{server.listening_address}/tokenize",
@@ -81,7 +69,9 @@ def write_answer(path: Path, rows: list[array[float]], vocabulary: int, tokens: 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     context = max([*map(len, request["windows"]), 64]) + _HEADROOM
-    server = serve(request["model"], context, request["threads"])
+    given: dict[str, Any] = {"path": request["model"], "context": context}
+    exec(request["code"], given)
+    server = given["server"]
     rows = [
         log_probabilities(server, window[:length], request["vocabulary"])
         for window, lengths in zip(request["windows"], request["lengths"])
