@@ -28,11 +28,9 @@ def letters(count: int) -> GGUFTokenizer:
     )
 
 
-def tiny_llama(folder: Path) -> Source:
-    """The trained Llama of the tests, in bfloat16 values, and windows of real text."""
-    model = Path(shutil.copytree(TINY_LLAMA, folder / "model"))
+def trained(folder: Path, model: Path = TINY_LLAMA) -> Source:
+    """A trained Llama, in bfloat16 values, and windows of real text."""
+    model = Path(shutil.copytree(model, folder / "model"))
     in_bfloat16(model)
-    windows, _ = token_windows.tokenize(
-        {"source": "builtin", "part": "evaluation", "windows": 2, "window": 64}, TINY_LLAMA
-    )
+    windows, _ = token_windows.tokenize({"source": "builtin", "part": "evaluation", "windows": 2, "window": 64}, model)
     return Source.of(model, folder, windows)

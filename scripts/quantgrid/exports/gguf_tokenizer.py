@@ -9,6 +9,7 @@ an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,9 +67,10 @@ def read_tokenizer(folder: str | Path, vocabulary: int) -> GGUFTokenizer:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; GGUF needs the tokenizer in this form")
-    content, tokenizer = read_json(path, "it is the tokenizer of the model"), load_tokenizer(folder)
+    content = read_json(path, "it is the tokenizer of the model")
     model, added = content["model"], content.get("added_tokens") or []
     _check_model(model, added, path)
+    tokenizer = load_tokenizer(folder)
     texts = {**{index: text for text, index in model["vocab"].items()}, **{a["id"]: a["content"] for a in added}}
     if (largest := max(texts)) >= vocabulary:
         raise ConfigError(f"{path}: token {largest}, and the embedding has {vocabulary} rows")
@@ -127,7 +129,7 @@ def _steps(node: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
     elif kind == "Split" and node.get("behavior") == "Isolated" and not node.get("invert"):
         yield kind, node["pattern"].get("Regex")
     else:
-        yield str(kind), dict(node)
+        yield kind, json.dumps({key: value for key, value in node.items() if key != "type"})
 
 
 def _check_model(model: Mapping[str, Any], added: list[Mapping[str, Any]], path: Path) -> None:

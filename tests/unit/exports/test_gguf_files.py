@@ -11,7 +11,7 @@ from gguf import GGUFReader
 
 from export_cases import Source, cell, logits
 from family_models import some_tokens
-from gguf_cases import FORMATS, NVFP4, Q4_0, Q8_0, letters, tiny_llama
+from gguf_cases import FORMATS, NVFP4, Q4_0, Q8_0, letters, trained
 from quantgrid.calibration.streaming import streamed
 from quantgrid.evaluation.perplexity import final_states
 from quantgrid.exports.gguf import file_name, write_gguf
@@ -37,7 +37,7 @@ GENERAL = {
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Source:
-    return tiny_llama(tmp_path_factory.mktemp("llama"))
+    return trained(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
