@@ -74,7 +74,7 @@ def until(ready: Callable[[], Any], process: subprocess.Popen, seconds: float = 
 def test_the_server_of_llama_cpp_answers_from_an_exported_file(llama: Source, tmp_path: Path):
     folder = cell(llama, tmp_path / "cell", Q4_0, "group-32")
     export(llama.model, folder, None, llama.windows, "gguf", tmp_path / "out", about={"model": "Tiny"})
-    code = f"path, context = {str(tmp_path / 'out' / 'Tiny-Q4_0.gguf')!r}, 256\n{LOADER}{HTTP}"
+    code = f"path, context, threads = {str(tmp_path / 'out' / 'Tiny-Q4_0.gguf')!r}, 256, 1\n{LOADER}{HTTP}"
     with running([LLAMA_CPP, "-I", "-c", code], stdout=subprocess.PIPE) as process:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")

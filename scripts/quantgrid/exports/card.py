@@ -148,7 +148,6 @@ def _check(request: Request, checked: Checked | None) -> str:
         *checked.lines(),
         f"perplexity of this folder: {checked.perplexity:.5g}{error}; of the cell: {checked.cell_perplexity:.5g} "
         f"({checked.windows} windows of {checked.window} tokens)",
-        *checked.lines(),
     ]
     return f"Verdict: {request.verdict.text()}\n\n{_bullets(rows)}"
 

@@ -76,10 +76,6 @@ class Checked:
         """Check the bound; of an exact verdict every logit has to be equal."""
         return self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0
 
-    def lines(self) -> list[str]:
-        """Further results of the check, in words."""
-        return []
-
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "accepted": self.is_accepted}
 

@@ -46,6 +46,7 @@ LOADER = """import xllamacpp
 
 parameters = xllamacpp.CommonParams()
 parameters.model.path, parameters.n_ctx, parameters.n_parallel = path, context, 1
+parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
 server = xllamacpp.Server(parameters)  # HTTP at server.listening_address
 """
 TEXTS = (
@@ -59,7 +60,7 @@ TEXTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GGUFChecked(Checked):
     """Result of a check: that of the weights in the file, and of llama.cpp.
 
@@ -200,6 +201,7 @@ def run_probe(
         "model": str(Path(path).resolve()),
         "vocabulary": vocabulary,
         "code": LOADER,
+        "threads": torch.get_num_threads(),
         "windows": windows,
         "lengths": lengths,
         "texts": TEXTS,

@@ -12,7 +12,7 @@ from .gguf_check import LOADER, GGUFChecked, check_gguf, probe_python
 from .gguf_tokenizer import read_tokenizer
 from .request import Request, Snippet, Written
 
-_CONTEXT, _MARGIN = 2048, 1.1  # tokens of the snippet; of the estimate
+_CONTEXT, _THREADS, _MARGIN = 2048, 4, 1.1  # tokens and threads of the snippet; of the estimate
 _HUB = "https://huggingface.co/"
 
 
@@ -33,7 +33,7 @@ def write(request: Request, folder: Path) -> Written:
     tokenizer = read_tokenizer(request.model, cell.shape.vocabulary)
     size = write_gguf(folder / name, cell, tokenizer, general_keys(request))
     copy_licenses(request.model, folder)
-    head = f'path, context = "{request.name}/{name}", {_CONTEXT}\n'
+    head = f'path, context, threads = "{request.name}/{name}", {_CONTEXT}, {_THREADS}\n'
     return Written(
         _bits_per_weight(request),
         size,

@@ -3,8 +3,8 @@
 
     python -I llama_cpp_probe.py REQUEST.json ANSWER.safetensors
 
-The request holds ``model`` (path), ``code`` (defines ``server`` from ``path`` and ``context``),
-``vocabulary``, ``windows`` (lists of token ids), ``lengths`` (for each window the numbers of its first
+The request holds ``model`` (path), ``code`` (defines ``server`` from ``path``, ``context``
+and ``threads``), ``vocabulary``, ``windows`` (lists of token ids), ``lengths`` (for each window the numbers of its first
 tokens after which the next is predicted) and ``texts``. The answer has ``log_probabilities``
 (positions, vocabulary) float32, window by window, and in its metadata ``tokens``: the ids of every
 text, without BOS and EOS. Standard library besides.
@@ -69,7 +69,7 @@ def write_answer(path: Path, rows: list[array[float]], vocabulary: int, tokens: 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     context = max([*map(len, request["windows"]), 64]) + _HEADROOM
-    given: dict[str, Any] = {"path": request["model"], "context": context}
+    given: dict[str, Any] = {"path": request["model"], "context": context, "threads": request["threads"]}
     exec(request["code"], given)
     server = given["server"]
     rows = [
