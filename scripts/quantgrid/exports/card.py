@@ -95,9 +95,11 @@ def _recipe(request: Request) -> str:
     return f"Recipe{f' (`{cell}`)' if cell else ''}: {', '.join(named) or 'not named by the caller'}."
 
 
-def scheme_text(scheme: QuantScheme) -> str:
-    """A scheme in words, such as ``int4, symmetric, bf16 scales, group of 64``."""
-    size = f"group of {scheme.group_size}" if scheme.group_size else f"one scale per {scheme.granularity}"
+def scheme_text(scheme: QuantScheme, row: str) -> str:
+    """A scheme in words, such as ``int4, symmetric, bf16 scales, group of 64``; ``row`` names what a
+    row of the tensor is."""
+    per = row if scheme.granularity == "channel" else scheme.granularity
+    size = f"group of {scheme.group_size}" if scheme.group_size else f"one scale per {per}"
     found = [scheme.element, "symmetric" if scheme.symmetric else "asymmetric", f"{scheme.scale_format} scales", size]
     if scheme.global_scale != "none":
         static = scheme.global_scale == "static"
@@ -111,10 +113,10 @@ def _rounded(request: Request, written: Written) -> Iterable[str]:
     if schemes.weight is None:
         yield "no weight is rounded"
     else:
-        yield f"weights of {', '.join(schemes.linears)}: {scheme_text(schemes.weight)}"
+        yield f"weights of {', '.join(schemes.linears)}: {scheme_text(schemes.weight, 'output channel')}"
         yield f"{written.bits_per_weight:.3f} bits per weight of these linears in the cell, scales included"
     for scheme in _inputs(request):
-        yield f"their inputs: {scheme_text(scheme)}"
+        yield f"their inputs: {scheme_text(scheme, 'token')}"
     yield f"not rounded: embedding, lm_head, norms{f', the linears {kept}' if kept else ''}"
     yield f"tensors of this folder: {written.bytes / 1e6:.1f} MB, dtype {request.dtype}"
 
@@ -143,6 +145,7 @@ def _check(request: Request, checked: Checked | None) -> str:
         f"loaded by {checked.loader}, computed in {checked.dtype}",
         f"largest difference of a logit from the cell: {checked.max_logit_difference:.3g} ({checked.tokens} tokens)",
         f"KL divergence from the cell: {checked.kl:.3g} nats per token (accepted: {checked.kl_accepted:.3g})",
+        *checked.lines(),
         f"perplexity of this folder: {checked.perplexity:.5g}{error}; of the cell: {checked.cell_perplexity:.5g} "
         f"({checked.windows} windows of {checked.window} tokens)",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,8 @@ PYTHON = "QUANTGRID_GPTQMODEL_PYTHON"
 _ROOT = Path(__file__).resolve().parents[3]
 _PROBE = Path(__file__).with_name("gptqmodel_probe.py")
 _OUTSIDE = "gptqmodel"
+# no network, and no compilation of kernels, which takes longer than a check
+_QUIET = {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Checked:
 
     ``kl`` (cell from export, nats per token) and ``max_logit_difference`` are over ``tokens`` compared
     tokens, ``kl_accepted`` is the verdict's bound. Perplexities have standard errors over windows.
+    ``served_kl`` is that of the loader in the export's own dtype, where the check has another.
     """
 
     loader: str
@@ -56,6 +60,16 @@ class Checked:
     cell_perplexity: float
     windows: int
     window: int
+    served_dtype: str | None = None
+    served_kl: float | None = None
+
+    def lines(self) -> list[str]:
+        """Further results of the check, in words."""
+        if self.served_kl is None:
+            return []
+        return [
+            f"KL divergence from the cell of the loader in {self.served_dtype}: {self.served_kl:.3g} nats per token"
+        ]
 
     @property
     def is_accepted(self) -> bool:
@@ -69,7 +83,7 @@ class Checked:
 def require_loader(loader: Loader) -> None:
     """Raise :class:`ConfigError` if a package that the check needs is not installed."""
     if loader.name == _OUTSIDE:
-        python = _outside_python()
+        python = outside_python()
         if not python.is_file():
             raise ConfigError(
                 f"the check needs gptqmodel in an environment of its own: make .venv-gptqmodel/.installed, "
@@ -81,15 +95,21 @@ def require_loader(loader: Loader) -> None:
             raise ConfigError(f"the check needs {package}: install envs/requirements.txt")
 
 
-def _outside_python() -> Path:
+def outside_python() -> Path:
     return Path(os.environ.get(PYTHON) or _ROOT / ".venv-gptqmodel" / "bin" / "python")
 
 
 @torch.no_grad()
 def check(
-    folder: Path, checkpoint: Path, manifest: Path | None, windows: Tensor, loader: Loader, verdict: Verdict
+    folder: Path,
+    checkpoint: Path,
+    manifest: Path | None,
+    windows: Tensor,
+    loader: Loader,
+    verdict: Verdict,
+    served: str,
 ) -> Checked:
-    """Compare an exported ``folder`` with its cell on ``windows`` (count, window)."""
+    """Compare an exported ``folder``, of dtype ``served``, with its cell on ``windows`` (count, window)."""
     dtype = getattr(torch, verdict.check_dtype)
     compared = windows[:COMPARED, :LENGTH]
     cell, head = _cell_states(checkpoint, manifest, (windows, compared), dtype)
@@ -98,6 +118,11 @@ def check(
     with outputs(folder, loader, verdict.check_dtype, windows, compared) as (losses, logits):
         found = [_difference(head(hidden).float(), made) for hidden, made in zip(cell[1], logits)]
         value, error = perplexity(list(losses))
+    served_kl = None
+    if served != verdict.check_dtype:
+        with outputs(folder, loader, served, windows[:0], compared) as (_, logits):
+            again = [_difference(head(hidden).float(), made)[1] for hidden, made in zip(cell[1], logits)]
+        served_kl = max(0.0, sum(again) / len(again))
     return Checked(
         loader.name,
         verdict.check_dtype,
@@ -109,6 +134,8 @@ def check(
         error,
         perplexity(own)[0],
         *windows.shape,
+        served if served_kl is not None else None,
+        served_kl,
     )
 
 
@@ -163,13 +190,14 @@ def _outside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared
             "result": str(place),
         }
         write_json(place / "request.json", request)
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        environment = {**os.environ, **_QUIET, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         environment.pop("PYTHONPATH", None)
         run = subprocess.run(
-            [_outside_python(), _PROBE, place / "request.json"], env=environment, capture_output=True, text=True
+            [outside_python(), _PROBE, place / "request.json"], env=environment, capture_output=True, text=True
         )
         if run.returncode:
-            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            errors = [line for line in run.stderr.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
+            last = (errors or run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
             raise ConfigError(f"{loader.name} does not load the export: {last}")
         losses = read_json(place / "losses.json")
         if _OUTSIDE not in losses["modules"]:

@@ -7,10 +7,9 @@ compared element by element; vLLM's rules are read from its source.
 
 from __future__ import annotations
 
-from ..models.plans import LINEARS
+from ..models.plans import LINEARS, SITE_OF
 from ..schemes.quant_scheme import QuantScheme
 from .capabilities import (
-    DTYPE_OF_SCALE,
     SCALE_KL,
     TRANSFORMERS,
     VLLM,
@@ -20,41 +19,17 @@ from .capabilities import (
     is_partial,
     judge_biases,
     judge_float16,
+    judge_order,
     judge_side_terms,
 )
+from .compressed_formats import BLOCK_FORMATS, INTEGER, MXFP4, MXFP6, NVFP4, PACKED, weight_format
+from .compressed_inputs import TIE_KL, judge_input
 from .features import Features
 from .verdicts import Verdict
 
 TARGET = "compressed-tensors"
 ONLINE_ROTATION = "online_rotation"  # the flag that accepts rotations which loaders have to run
 ROTATIONS = ("hadamard", "block_hadamard")  # online operations that a matrix in the folder describes
-PACKED, INTEGER, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
-MXFP4, MXFP6, MXFP8 = "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized"
-NVFP4 = "nvfp4-pack-quantized"
-# element -> (format, rule by which loaders round scales of activations)
-MX = {"e2m1": (MXFP4, "even"), "e2m3": (MXFP6, "even"), "e4m3": (MXFP8, "rceil")}
-BLOCK_FORMATS = (MXFP4, MXFP6, MXFP8, NVFP4)
-# nats per token, with a margin over what was measured on models of 1 to 12 million parameters
-TIE_KL, INT8_KL, NVFP4_KL, MXFP8_KL = 5e-2, 2e-3, 5e-2, 1e-2
-QUOTIENT_KL = 1e-5  # of quotients in bfloat16 that fall on a tie: one logit of a million moved in its last bit
-
-
-def weight_format(weight: QuantScheme, activation: QuantScheme | None) -> str | None:
-    """Name of the format that holds weights in ``weight`` with inputs in ``activation``; None if
-    there is none."""
-    element, blocks = weight.element_format, (weight.scale_format, weight.group_size, weight.global_scale)
-    if weight.scale_rule == "four_thirds":
-        return None
-    if element.kind == "integer":
-        unpacked = activation is not None and (element.bits == 8 or not weight.symmetric)
-        return INTEGER if unpacked else PACKED
-    if weight.element in MX and blocks == ("e8m0", 32, "none"):
-        return MX[weight.element][0]
-    if weight.element == "e2m1" and blocks[:2] == ("e4m3", 16) and weight.global_scale in ("tensor", "site"):
-        return NVFP4
-    if weight.element == "e4m3" and weight.granularity != "group" and weight.scale_format in DTYPE_OF_SCALE:
-        return FLOAT if weight.global_scale == "none" else None
-    return None
 
 
 def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
@@ -69,13 +44,27 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     inputs = activation_schemes(features)
     _judge_weight(found, features, [*inputs], dtype)
     for scheme, where in inputs.items():
-        _judge_activation(found, where, scheme, dtype)
+        judge_input(found, where, scheme, dtype)
     _judge_low_rank(found, features)
     _judge_linears(found, features, dtype)
     judge_float16(found, dtype)
-    if not found.refusals:
-        _judge_vllm(found, features, [*inputs])
+    judge_order(found, features)
+    pairs = [*inputs, *([None] if _has_unrounded_inputs(features) else [])]
+    if not features.schemes.weight.symmetric and None in pairs and inputs:
+        found.refuse(
+            "asymmetric weights load only dequantized where their input is not rounded, and that drops the rounding of "
+            "the other inputs",
+            "weight: {symmetric: true}",
+        )
+    for activation in pairs if not found.refusals else ():
+        _judge_vllm(found, features, activation)
     return found.verdict()
+
+
+def _has_unrounded_inputs(features: Features) -> bool:
+    """Check whether a rounded linear reads an input in full precision."""
+    schemes = features.schemes
+    return any(not schemes.activation.get(SITE_OF[linear]) for linear in schemes.linears)
 
 
 def _refuse_full_precision(found: Findings, features: Features) -> None:
@@ -134,90 +123,6 @@ def _judge_shared_scales(found: Findings, features: Features) -> None:
         "takes one global scale for q, k, v and one for gate, up, and those of the cell differ "
         "(export a cell whose mitigation has global_scale: site)",
     )
-
-
-def _judge_activation(found: Findings, where: str, scheme: QuantScheme, dtype: str) -> None:
-    kind = scheme.element_format.kind
-    static = scheme.granularity == "tensor"
-    if not static and (scheme.range != "minmax" or scheme.clip_ratio != 1):
-        found.refuse(
-            f"{where} have range {scheme.range} and clip_ratio {scheme.clip_ratio:g}, and loaders take the extremes",
-            "activation: {range: minmax, clip_ratio: 1}, or weights alone (activation: null)",
-        )
-    if kind == "integer" and scheme.global_scale == "none":
-        _judge_integer_input(found, where, scheme, dtype)
-    elif scheme.scale_format == "e8m0" and scheme.element in MX and scheme.group_size == 32:
-        _judge_microscaling_input(found, where, scheme)
-    elif scheme.element == "e2m1" and scheme.scale_format == "e4m3" and scheme.group_size == 16:
-        _judge_two_level_input(found, where, scheme)
-    elif scheme.element == "e4m3" and scheme.granularity != "group" and scheme.scale_format in DTYPE_OF_SCALE:
-        _judge_scale_format(found, where, scheme, dtype)
-    else:
-        found.refuse(
-            f"{where}: no loader rounds them to {scheme.element} with {scheme.scale_format} scales",
-            "w8a8_served, w4a4_served, mxfp4_served or nvfp4_served, or weights alone (activation: null)",
-        )
-
-
-def _judge_integer_input(found: Findings, where: str, scheme: QuantScheme, dtype: str) -> None:
-    bits = scheme.element_format.bits
-    _judge_scale_format(found, where, scheme, dtype)
-    if scheme.granularity == "tensor":
-        return
-    half = 2 ** (bits - 1) - 0.5
-    if not scheme.symmetric:
-        found.bound(
-            f"zero points of {scheme.element} {where}: loaders round halves after the zero point is added",
-            INT8_KL if bits == 8 else TIE_KL,
-        )
-    elif scheme.qmax != half and bits == 8:
-        found.bound(f"{where}: loaders map the maximum to {half}, the cell to {scheme.limit:g}", INT8_KL)
-    elif scheme.qmax != half:
-        found.refuse(
-            f"{where}: loaders map the maximum to {half}, the cell to {scheme.limit:g}",
-            f"activation: {{qmax: {half}}}, as in w4a4_served",
-        )
-
-
-def _judge_scale_format(found: Findings, where: str, scheme: QuantScheme, dtype: str) -> None:
-    if scheme.scale_format == "fp32":
-        if dtype != "float32":
-            found.notes.append(
-                f"transformers computes scales of activations in the dtype of the model: run it in float32 for the "
-                f"cell's results; in {dtype} they differ by its rounding"
-            )
-    elif scheme.granularity == "tensor":
-        return
-    elif scheme.scale_format in DTYPE_OF_SCALE:
-        found.bound(f"{where}: loaders do not round scales to {scheme.scale_format}", TIE_KL)
-    else:
-        found.refuse(
-            f"{where}: no loader has {scheme.scale_format} scales for {scheme.element}",
-            "activation: {scale_format: fp32}, or weights alone (activation: null)",
-        )
-
-
-def _judge_microscaling_input(found: Findings, where: str, scheme: QuantScheme) -> None:
-    rule = MX[scheme.element][1]
-    found.kl = max(found.kl, QUOTIENT_KL)
-    if scheme.scale_rule == rule:
-        return
-    reason = f"{where}: loaders round {scheme.element} scales by the rule {rule}, the cell by {scheme.scale_rule}"
-    if scheme.element == "e4m3" and scheme.scale_rule != "four_thirds":
-        found.bound(reason, MXFP8_KL)
-        return
-    served = ", as in mxfp4_served" if scheme.element == "e2m1" else ""
-    found.refuse(reason, f"activation: {{scale_rule: {rule}}}{served}")
-
-
-def _judge_two_level_input(found: Findings, where: str, scheme: QuantScheme) -> None:
-    if scheme.global_scale != "static":
-        found.refuse(
-            f"{where} have a global scale per {scheme.global_scale}, and loaders one from the folder",
-            "nvfp4_served (activation: {global_scale: static})",
-        )
-        return
-    found.bound(f"{where}: transformers computes quotients of scales in bfloat16 (1 % of the elements)", NVFP4_KL)
 
 
 def _judge_online(found: Findings, features: Features, flags: frozenset[str]) -> None:
@@ -290,8 +195,8 @@ def _judge_linears(found: Findings, features: Features, dtype: str) -> None:
         found.notes.append(f"rounded linears: {', '.join(linears)}; all others are in full precision")
 
 
-def _judge_vllm(found: Findings, features: Features, inputs: list[QuantScheme]) -> None:
-    weight, activation = features.schemes.weight, inputs[0] if inputs else None
+def _judge_vllm(found: Findings, features: Features, activation: QuantScheme | None) -> None:
+    weight = features.schemes.weight
     assert weight is not None
     name = weight_format(weight, activation)
     if name in (PACKED, INTEGER):

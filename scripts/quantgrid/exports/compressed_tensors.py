@@ -1,7 +1,7 @@
 """compressed-tensors folders: codes and scales as its compressors store them, and quantization_config.
 
-Layouts are those of compressed-tensors 0.20 (``compressors/``); docs/exports.md has a table. Global
-scales are stored as divisors. Symmetric and asymmetric integers have signed codes and zero points.
+Layouts are those of compressed-tensors 0.20 (``compressors/``). Global scales are stored as divisors.
+Symmetric and asymmetric integers have signed codes and zero points.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..quantizer.packing import pack
 from ..quantizer.scales import effective_step
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.quant_scheme import QuantScheme
-from .compressed_capabilities import (
+from .compressed_formats import (
     FLOAT,
     INTEGER,
     MXFP8,

@@ -9,6 +9,7 @@ from .capabilities import (
     Findings,
     judge_biases,
     judge_float16,
+    judge_order,
     lose_key_values,
     refuse_activations,
     refuse_online,
@@ -29,6 +30,7 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     refuse_online(found, features)
     refuse_activations(found, features)
     judge_float16(found, dtype)
+    judge_order(found, features)
     weight = features.schemes.weight
     if weight is not None:
         found.notes.append(f"weights have the size of {dtype}: the folder is as large as an unquantized model")

@@ -21,7 +21,7 @@ from ..models.folders import INDEX, TOKENIZER_FILES
 from ..models.shapes import ModelShape
 from .adapter import FOLDER as ADAPTER_FOLDER
 from .adapter import Adapter
-from .compressed_capabilities import FLOAT, INTEGER, MXFP8, weight_format
+from .compressed_formats import FLOAT, INTEGER, MXFP8, weight_format
 from .features import Features
 from .packed_cell import ExportLayer, PackedCell
 from .packer import Packer
@@ -58,12 +58,23 @@ def bytes_needed(features: Features, target: str, shard: int = SHARD_BYTES) -> i
         bits = 8 if name in (INTEGER, FLOAT, MXFP8) else weight.element_format.bits
         per_weight = bits / 8 + 2 * _SCALE_BYTES / (weight.group_size or shape.hidden_size)
     total = _linear_elements(shape) * per_weight + 2 * shape.vocabulary * shape.hidden_size * 4
+    total += _matrix_elements(features) * 4
     return int(_MARGIN * (total + min(total, shard)))
 
 
 def _linear_elements(shape: ModelShape) -> int:
     sizes = ((shape.linear_size(name), count) for plan, count in shape.plans() for name in plan.linears)
     return sum(rows * columns * count for (rows, columns), count in sizes)
+
+
+def _matrix_elements(features: Features) -> int:
+    """Elements of the matrices of online rotations, at most: one of the input's size per linear."""
+    rotated = [site for site, operations in features.online.items() if operations]
+    return sum(
+        count * features.shape.site_size(name) ** 2 * len(plan.sites[name].linears)
+        for plan, count in features.shape.plans()
+        for name in plan.sites_of(rotated)
+    )
 
 
 @contextmanager
@@ -156,11 +167,8 @@ def write_folder(
     packer.prepare(cell)
     shards, bits, adapter = Shards(folder, shard), _Bits(), Adapter(folder)
     shards.put(packer.plain(cell.ends()))
-    for layer in cell.layers():
-        shards.put(packer.layer(layer))
-        bits.add(layer)
-        if packer.has_adapter:
-            adapter.add(layer)
+    for index in range(cell.shape.layers):  # without a name for the layer, which goes before the next comes
+        _add_layer(cell.layer(index), packer, shards, bits, adapter)
     shards.close()
     if adapter.ranks:
         adapter.write(folder / ADAPTER_FOLDER, name)
@@ -169,6 +177,13 @@ def write_folder(
         write_text(folder / file, text)
     copy_files(model, folder)
     return {"bits_per_weight": bits.mean, "bytes": shards.total, "adapter": bool(adapter.ranks)}
+
+
+def _add_layer(layer: ExportLayer, packer: Packer, shards: Shards, bits: _Bits, adapter: Adapter) -> None:
+    shards.put(packer.layer(layer))
+    bits.add(layer)
+    if packer.has_adapter:
+        adapter.add(layer)
 
 
 def copy_files(model: Path, folder: Path) -> None:

@@ -18,16 +18,20 @@ DEQUANTIZED = """from transformers import AutoModelForCausalLM, CompressedTensor
 config = CompressedTensorsConfig(dequantize=True)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config)
 """
-ROTATED = """import sys
+ROTATED = """import runpy
 
-sys.path.insert(0, folder)  # load.py is in the folder
-from load import load
-
+load = runpy.run_path(folder + "/load.py")["load"]
 model = load(folder, dtype=dtype)
 """
-GPTQMODEL = """from transformers import AutoModelForCausalLM  # with gptqmodel and optimum installed
+GPTQ = """from transformers import AutoModelForCausalLM, GPTQConfig  # with gptqmodel and optimum installed
 
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu")
+config = GPTQConfig(bits=4, backend="gptq_torch")  # the file has the bits; "auto" is faster on a GPU
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu", quantization_config=config)
+"""
+AWQ = """from transformers import AutoModelForCausalLM, AwqConfig  # with gptqmodel installed
+
+config = AwqConfig(backend="torch_awq")  # "auto" is faster on a GPU
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu", quantization_config=config)
 """
 ADAPTED = """
 import torch
@@ -50,7 +54,7 @@ class Loader:
 def loader_of(target: str, config: dict, adapter: bool) -> Loader:
     """Loader that checks an export with this config.json."""
     if target in ("gptq", "awq"):
-        return Loader("gptqmodel", ("gptqmodel", "optimum"), GPTQMODEL)
+        return Loader("gptqmodel", ("gptqmodel", "optimum"), GPTQ if target == "gptq" else AWQ)
     packages = ("compressed-tensors",) if target == "compressed-tensors" else ()
     code = ROTATED if MARKER in config else DEQUANTIZED if _is_asymmetric_packed(config) else PLAIN
     if adapter:

@@ -206,7 +206,7 @@ def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
     or if they have low-rank terms or outliers.
     """
     if len(parts) == 1:
-        return parts[0]
+        return replace(parts[0], name=name)
     first = parts[0]
     bias = None if first.bias is None else torch.cat([part.bias for part in parts])  # type: ignore[misc]
     if first.quantized is None:

@@ -19,8 +19,7 @@ from ..quantization.packed_linears import PackedLinear
 MARKER = "quantgrid_online_rotations"  # key of config.json: patterns of linears -> order of the matrix
 LOADER = '''"""Load this folder in transformers, with the rotations of inputs that its weights expect.
 
-    from load import load
-    model = load("FOLDER")
+    model = runpy.run_path("FOLDER/load.py")["load"]("FOLDER")
 
 Without them the results are wrong, and transformers says nothing.
 """

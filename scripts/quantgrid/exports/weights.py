@@ -46,7 +46,8 @@ def write(request: Request, folder: Path) -> Written:
 def verify(request: Request, folder: Path) -> Checked:
     """Check of the files in ``folder`` against the cell."""
     windows, _ = token_windows.load(request.windows)
-    return check(folder, request.checkpoint, request.manifest, windows, _loader(request, folder), request.verdict)
+    loader = _loader(request, folder)
+    return check(folder, request.checkpoint, request.manifest, windows, loader, request.verdict, request.dtype)
 
 
 def _loader(request: Request, folder: Path) -> Loader:
@@ -54,7 +55,7 @@ def _loader(request: Request, folder: Path) -> Loader:
 
 
 def _snippets(request: Request, loader: Loader) -> list[Snippet]:
-    head = f'folder, dtype = "{request.name}", "{request.dtype}"\n'
+    head = f'folder, dtype = "{request.name}", "{request.verdict.check_dtype}"\n'
     found = [Snippet(loader.name, "python", head + loader.code, True)]
     if VLLM in request.verdict.loaders:
         found.append(Snippet(VLLM, "shell", f"vllm serve {request.name}", False))

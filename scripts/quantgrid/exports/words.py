@@ -18,7 +18,8 @@ def words(codes: Tensor, bits: int) -> Tensor:
     Code i takes bits i * bits and up of its row, low bits first, across the ends of words.
     """
     packed = pack(codes, bits)
-    return pad(packed, (0, -packed.shape[-1] % 4)).contiguous().view(torch.int32)
+    packed = pad(packed, (0, -packed.shape[-1] % 4))
+    return packed.flatten().view(torch.int32).unflatten(0, (*packed.shape[:-1], -1))
 
 
 def words_down(codes: Tensor, bits: int) -> Tensor:

@@ -61,8 +61,8 @@ def writing(
 ) -> Iterator[Callable[[str, Tensor], None]]:
     """Write a file of ``tensors``, of which only names, dtypes and shapes are used.
 
-    ``metadata`` is stored as in ``storage.write_tensors``, ``labels`` as they are. Yields a function (name, tensor) that
-    writes one tensor. The file is renamed to ``path`` at the end. Raises :class:`ValueError` for a
+    ``metadata`` is stored as in ``storage.write_tensors``, ``labels`` as they are. Yields a function
+    (name, tensor) that writes one tensor. The file is renamed to ``path`` at the end. Raises :class:`ValueError` for a
     tensor that differs from its declaration, and at the end for a missing one.
     """
     layout = _layout(tensors)

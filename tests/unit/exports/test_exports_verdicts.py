@@ -154,10 +154,6 @@ def test_gptq_and_awq_hold_weights_of_integers():
 
 def test_dtypes_and_flags():
     assert [dtype_of(target) for target in (CT, "gptq", "dense")] == ["bfloat16", "float16", "bfloat16"]
-        "bfloat16",
-        "float16",
-        "bfloat16",
-    ]
     with pytest.raises(ConfigError, match="gptq accepts float16"):
         judge("gptq", features(WEIGHTS), dtype="bfloat16")
     with pytest.raises(ConfigError, match="unknown target 'onnx'"):
@@ -174,3 +170,11 @@ def test_verdicts_import_no_torch():
 
 def test_every_target_has_rules():
     assert {"compressed-tensors", "gptq", "awq", "dense"} <= set(TARGETS)
+
+
+def test_asymmetric_weights_with_inputs_of_both_kinds_are_refused():
+    mixed = features({"preset": "int8", "weight": {"symmetric": False}})
+    activation = {site: found for site, found in mixed.schemes.activation.items() if site != "down_input"}
+    partly = replace(mixed, schemes=replace(mixed.schemes, activation=activation))
+    assert judge(CT, mixed).kind == "bound"
+    assert "drops the rounding of the other inputs" in judge(CT, partly).text()

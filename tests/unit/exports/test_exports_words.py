@@ -33,6 +33,11 @@ def test_words_hold_codes_low_bits_first_across_words(bits):
     assert torch.equal(words_down(codes.T.contiguous(), bits), packed.T)
 
 
+def test_words_of_one_row_or_one_column():
+    column = torch.arange(8, dtype=torch.uint8)[:, None]
+    assert words_down(column, 8).shape == (2, 1) and words(column.T, 8).tolist() == [[0x03020100, 0x07060504]]
+
+
 def test_awq_puts_outputs_in_its_order():
     codes = torch.arange(16, dtype=torch.uint8).reshape(1, 16) % 16
     assert read_bits(awq_words(codes)[0], 4, 16) == [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]
