@@ -54,7 +54,7 @@ class ExportSteps(GateSteps):
             reads,
             {"target": f"exports.{target_of(export.target).route}"},
             ("torch", "transformers", "safetensors"),
-            **cell.axes,  # type: ignore[arg-type]
+            **cell.axes,
             to=export.target,
         )
 
