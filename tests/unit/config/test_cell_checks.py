@@ -253,4 +253,5 @@ def test_shared_global_scales_are_refused_for_mitigations_that_do_not_share_them
         assert cells(given)[-1].mitigation == name
     else:
         message = refusal(given)
-        assert f"and mitigation '{name}' does not; mitigations that do: rtn, gptq, mr_gptq, gptaq, qep, qronos, low_rank" in message
+        listed = "rtn, gptq, mr_gptq, gptaq, qep, qronos, low_rank"
+        assert f"and mitigation '{name}' does not; mitigations that do: {listed}" in message
