@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from .methods import SITES_OF_OPTION, STREAM, Method, Online, Option
-from .training_options import ERROR, WINDOWS, training
-
-SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
-ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)
-SCALING_SITES = Option(["attention_input", "mlp_input"], choices=SITE_NAMES)
-BLOCK_SIZE = Option(32, choices=(16, 32, 64, 128))
-STATISTIC = ("maximum", "mean", "rms")
-CENTER = Option("median", choices=("median", "mean", "midrange"))
-# the mean of down_input costs accuracy (docs/transforms.md)
-SHIFTED_SITES = Option(list(SITE_NAMES[:3]), choices=SITE_NAMES)
-ROTATIONS = {
-    "rotations": Option(["R1", "R2", "R4"], choices=("R1", "R2", "R4")),
-    "basis": Option("none", choices=("none", "activations", "weights")),
-}
-# where the exact place of an operation is not in the weights: docs/models.md
-RESIDUAL = Option("offline", choices=("offline", "online"))
-DIVISION = Option("offline", choices=("offline", "online"))
-HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
-ONLINE_R4 = Online("down_input", "hadamard", {"rotations": ("R4",)})
-ALWAYS_R4 = Online("down_input", "hadamard")
-SIGNED = Online(STREAM, "signed_hadamard", {"residual": ("online",)})
-ROTATED = Online(STREAM, "block_rotate", {"residual": ("online",)})
-LEARNED: dict[str, Any] = {"seeded": True, "learned": True}
-ON_WINDOWS: dict[str, Any] = {**LEARNED, "fitted_to_scheme": True, "trained_on_windows": True}
-OBJECTIVE = {
-    "objective": Option("end_to_end", choices=("end_to_end", "layer_wise")),
-    "top": Option(1000, minimum=1),
-    "round_weights": Option(False),
-}
-LOSSES = ("cross_entropy", "kl_top")
+from .learned_transform_methods import LEARNED_TRANSFORMS
+from .methods import SITES_OF_OPTION, Method, Online, Option
+from .transform_options import (
+    ALL_SITES,
+    ALWAYS_R4,
+    BLOCK_SIZE,
+    CENTER,
+    DIVISION,
+    HADAMARD,
+    ONLINE_R4,
+    RESIDUAL,
+    ROTATED,
+    ROTATIONS,
+    SCALING_SITES,
+    SHIFTED_SITES,
+    SIGNED,
+    SITE_NAMES,
+    STATISTIC,
+)
 
 TRANSFORMS: dict[str, Method] = {
     "none": Method("transforms.recipes.none", "the model as it is"),
@@ -223,86 +210,5 @@ TRANSFORMS: dict[str, Method] = {
         seeded=True,
         online=(SIGNED, ALWAYS_R4),
     ),
-    "optimized_scaling": Method(
-        "transforms.recipes.optimized_scaling",
-        "OmniQuant: channel scales and weight clipping learned layer by layer",
-        {
-            "alpha": Option(0.5, minimum=0.0, maximum=1.0),
-            "error": ERROR,
-            **training(400, 1, learning_rate=5e-3, clip_learning_rate=1e-2),
-            **WINDOWS,
-            "division": DIVISION,
-        },
-        divides=SITE_NAMES[:3],
-        calibrated=True,
-        **ON_WINDOWS,
-    ),
-    "optimized_rotation": Method(
-        "transforms.recipes.optimized_rotation",
-        "SpinQuant: rotations R1, R2 learned, R4 a fixed Hadamard transform",
-        {
-            **OBJECTIVE,
-            "loss": Option("cross_entropy", choices=LOSSES),
-            **training(100, 8, learning_rate=0.1),
-            **WINDOWS,
-            "residual": RESIDUAL,
-        },
-        rotations=("R1", "R2", "R4"),
-        hadamard=HADAMARD,
-        **ON_WINDOWS,
-        online=(SIGNED, ROTATED, ALWAYS_R4),
-    ),
-    "optimized_rotation_scaling": Method(
-        "transforms.recipes.optimized_rotation_scaling",
-        "OSTQuant: rotations and channel scales learned together",
-        {
-            **OBJECTIVE,
-            "loss": Option("kl_top", choices=LOSSES),
-            "basis": Option("weights", choices=("weights", "none")),
-            **training(100, 8, learning_rate=0.1, scale_learning_rate=0.01),
-            **WINDOWS,
-            "residual": RESIDUAL,
-        },
-        rotations=("R1", "R2", "R4"),
-        divides=SITE_NAMES,
-        hadamard=HADAMARD,
-        **ON_WINDOWS,
-        online=(
-            replace(SIGNED, when={"residual": ("online",), "basis": ("none",)}),
-            replace(ROTATED, when={"residual": ("online",), "basis": ("weights",)}),
-            ROTATED,
-            ALWAYS_R4,
-        ),
-    ),
-    "flatquant": Method(
-        "transforms.recipes.flatquant",
-        "FlatQuant: Kronecker products, channel scales and weight clipping learned layer by layer",
-        {
-            "alpha": Option(0.3, minimum=0.0, maximum=1.0),
-            "error": ERROR,
-            "clip_activations": Option(True),
-            **training(480, 4, learning_rate=5e-3, clip_learning_rate=5e-2),
-            **WINDOWS,
-            "division": DIVISION,
-        },
-        divides=("attention_input", "mlp_input", "down_input"),
-        kronecker=("hidden_size", "intermediate_size"),
-        calibrated=True,
-        **ON_WINDOWS,
-        online=(Online(SITES_OF_OPTION, "kronecker"),),
-        clips={"clip_activations": (True,)},
-    ),
-    "data_free_rotation": Method(
-        "transforms.recipes.data_free_rotation",
-        "R1, R2 learned from the weights alone, R4 a fixed Hadamard transform",
-        {
-            "goal": Option("minimize", choices=("minimize", "maximize")),
-            **training(100, 4, learning_rate=0.2),
-            "residual": RESIDUAL,
-        },
-        rotations=("R1", "R2", "R4"),
-        hadamard=HADAMARD,
-        **LEARNED,
-        online=(SIGNED, ROTATED, ALWAYS_R4),
-    ),
+    **LEARNED_TRANSFORMS,
 }

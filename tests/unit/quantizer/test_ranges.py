@@ -12,7 +12,7 @@ from quantgrid.quantizer.ranges import block_ranges, shrink_factors
 from quantgrid.quantizer.scales import load_scale
 from quantgrid.schemes import PRESETS, QuantScheme, activation_scheme, scheme
 from quantgrid.schemes.number_formats import SCALE_FORMATS
-from quantgrid.schemes.quant_scheme import E8M0_RULES
+from quantgrid.schemes.scheme_checks import E8M0_RULES
 from quantizer_cases import computed, heavy_tailed
 
 
