@@ -54,8 +54,13 @@ def test_served_formats_load_with_equal_logits(sources, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SERVED)
-@pytest.mark.parametrize("architecture,settings", FAMILIES[:3])
+@pytest.mark.parametrize(
+    "architecture,settings,name",
+    [
+        *((*FAMILIES[0], name) for name in SERVED),
+        *((*family, name) for family in FAMILIES[1:3] for name in ("w4a16", "w4a8", "fp8", "mxfp4", "mxfp8")),
+    ],
+)
 def test_every_served_format_of_every_kind_of_family(sources, tmp_path, architecture, settings, name):
     report = exported(sources(architecture, **settings), tmp_path, SERVED[name])
     rounds_gains = architecture.startswith("Gemma") and name in BLOCKS
