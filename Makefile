@@ -5,8 +5,9 @@
 #   WARM=1       fork jobs from a process with all imports done
 #   PROFILE      a folder of workflow/profiles
 #   STUDY        name of a study (table, figure)
-#   MODEL, BITS, CORPUS    of recommend
-#   RESULTS, OUT           of redraw
+#   MODEL, BITS, CORPUS    of recommend and export
+#   CELL, TO     of export: name of a cell, format
+#   RESULTS, OUT           of redraw; OUT of export: a new folder
 #   MODELS       names of reference models (reference-models)
 #   BENCH        names of benchmarks (bench)
 #   ARGS         further options of the command
@@ -32,7 +33,7 @@ HASHED := --require-hashes --no-deps
 # Profiles other than the default set the number of cores themselves.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
 
-.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend clean-unused verify docs graph lint lock help
+.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend export clean-unused verify docs graph lint lock help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -55,6 +56,9 @@ redraw: $(VENV)/.installed  ## figures of CONFIG's studies from a results.csv al
 
 recommend: $(VENV)/.installed  ## recipes within BITS stored bits per weight, best first: make recommend MODEL=smollm2-135m BITS=4.5 (CORPUS=... if several)
 	@$(BIN)/python scripts/recommend.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --corpus "$(CORPUS)"
+
+export: $(VENV)/.installed  ## a recipe for servers: make export MODEL=... TO=compressed-tensors|gguf|gptq|awq|dense OUT=... (CELL=..., or the best within BITS)
+	@$(BIN)/python scripts/export.py --configfile $(CONFIG) --model "$(MODEL)" --to "$(TO)" --out "$(OUT)" $(if $(CELL),--cell "$(CELL)") $(if $(BITS),--bits "$(BITS)") $(if $(CORPUS),--corpus "$(CORPUS)") $(ARGS)
 
 reference-models: $(VENV)/.installed  ## train the models of models/ from scratch, hours on one core: all, or MODELS="reference-1m"; resumable
 	$(BIN)/python scripts/train_reference_models.py $(MODELS) $(ARGS)

@@ -17,6 +17,7 @@ include: "workflow/rules/plan.smk"
 include: "workflow/rules/preparation.smk"
 include: "workflow/rules/quantization.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/export.smk"
 include: "workflow/rules/reporting.smk"
 include: "workflow/rules/overview.smk"
 
@@ -32,6 +33,8 @@ rule all:
         EVALUATIONS,
         PLAN.digests(EVALUATIONS),  # outputs without a record are recomputed
         CHECKPOINTS,
+        EXPORTS,
+        PLAN.digests(EXPORTS),
         collect(PLAN.pattern("collect_study", "records"), study=STUDIES),
         f"{RESULTS}/report.html",
         f"{RESULTS}/results.csv",
@@ -45,6 +48,14 @@ rule evaluations:
     input:
         EVALUATIONS,
         AWAITED,  # ancient inputs of cells: if one is made again, Snakemake plans no new cell without this
+
+
+rule exports:
+    """All exports that the config asks for, and what they need."""
+    input:
+        EXPORTS,
+        PLAN.digests(EXPORTS),
+        AWAITED,
 
 
 rule tables:

@@ -2,17 +2,26 @@
 computes no cell."""
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
 
 from quantgrid.config import validation
+from quantgrid.config.grid import expand_studies
 from quantgrid.config.paths import results_folder
 from quantgrid.ground.errors import ConfigError
-from quantgrid.jobs.integrity import verify
 from quantgrid.jobs.job import run
-from quantgrid.reporting.claims.recommendation import recommend, text
-from quantgrid.reporting.data.collection import read
+from quantgrid.reporting.claims.recommendation import recommended, text
+from quantgrid.reporting.claims.served import with_servers
+
+
+def judged(found: pd.DataFrame, content: dict) -> pd.DataFrame:
+    """``found`` with the programs that serve each recipe exactly; as it is if the config does not plan
+    the cells (part of a config is enough to rank them)."""
+    try:
+        config = validation.check(content)
+    except ConfigError:
+        return found
+    return with_servers(found, config, expand_studies(config))
 
 
 def main() -> None:
@@ -29,17 +38,10 @@ def main() -> None:
     parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
     parser.add_argument("--top", type=int, default=20, help="how many recipes to show")
     asked = parser.parse_args()
-    folder = Path(results_folder(validation.read(asked.configfile)))
-    results, items = folder / "results.csv", sorted(folder.glob("studies/*.items.parquet"))
-    if not results.is_file() or not items:
-        raise ConfigError(f"{folder}: no results yet; `make run CONFIG={asked.configfile}` makes them")
-    for path in (results, *items):
-        verify(path)
-    windows = pd.concat([pd.read_parquet(path) for path in items]).drop_duplicates(
-        ["cell", "metric", "dataset", "item"]
-    )
-    found = recommend(read(results), windows, asked.model, asked.bits, asked.corpus)
-    print(text(found, f"{asked.model}, at most {asked.bits:g} bits per weight: {len(found)} recipes", asked.top))
+    content, again = validation.read(asked.configfile), f"make run CONFIG={asked.configfile}"
+    found = recommended(results_folder(content), asked.model, asked.bits, asked.corpus, again)
+    title = f"{asked.model}, at most {asked.bits:g} bits per weight: {len(found)} recipes"
+    print(text(judged(found.head(asked.top), content) if asked.top else found, title, asked.top))
 
 
 if __name__ == "__main__":

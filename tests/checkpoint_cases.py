@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ TRANSFORMS = {
     ],
     "duquant": duquant.primitives(3, 0.6, 16, 4, list(SITES), True),
 }
+WIDE = replace(LLAMA, hidden=128, intermediate=256, head_dim=32)  # for groups of 64 and 128
 QUANTIZED = [name for name, preset in PRESETS.items() if preset["weight"]]
 GRANULAR = [
     *((name, "channel") for name in QUANTIZED),
@@ -56,6 +57,11 @@ GRANULAR = [
     ("kmeans4", "group-32"),
     ("fp4_ue2m2", "group-16"),
 ]
+
+
+def case_of(preset: str) -> str:
+    """Name of the decoder whose sizes the block of a preset divides."""
+    return "wide" if (PRESETS[preset]["block"] or 1) > 32 else "llama"
 
 
 @dataclass

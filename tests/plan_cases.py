@@ -14,6 +14,7 @@ from quantgrid.plan.steps import OUTPUTS
 
 TINY = "tests/data/tiny-llama"
 EVALUATIONS = ("evaluate_perplexity", "evaluate_tasks")
+EXPORTED = ("none", "rtn", "channel", "int4")
 Edit = Callable[[dict[str, Any]], Any]
 Steps = dict[tuple[str, ...], str]
 
@@ -52,6 +53,7 @@ def content() -> dict[str, Any]:
             "true": {"source": "builtin", "kind": "continuation", "items": 8},
         },
         "evaluate": {"perplexity": ["docs"]},
+        "exports": [{"model": "tiny", "cell": "/".join(EXPORTED), "to": "compressed-tensors"}],
         "report": {"distributions": ["smooth", "turn"]},
         "studies": {
             "methods": {
@@ -80,6 +82,7 @@ def plan(config: dict[str, Any]) -> Plan:
     made = Plan(check(config))
     made.all_evaluations()
     made.distributions()
+    made.all_exports()
     return made
 
 

@@ -1,5 +1,8 @@
 """Schemes and tensors for the tests of the quantizer."""
 
+import math
+from dataclasses import replace
+
 import ml_dtypes
 import torch
 
@@ -12,8 +15,16 @@ FLOATS = {
     "e4m3": ml_dtypes.float8_e4m3fn,
     "e5m2": ml_dtypes.float8_e5m2,
 }
+
+
+def computed(used: QuantScheme | None) -> QuantScheme | None:
+    """``used`` with a global scale that the tensor determines where the caller gives it."""
+    given = used is not None and used.global_scale in ("static", "site")
+    return replace(used, global_scale="tensor") if given else used
+
+
 SCHEMES = {
-    f"{name} {tensor}": found
+    f"{name} {tensor}": computed(found)
     for name in PRESETS
     for tensor, found in (("weight", PRESETS[name]["weight"] and scheme(name)), ("activation", activation_scheme(name)))
     if found is not None
@@ -53,6 +64,11 @@ VARIANTS = {
     },
 }
 EVERY = {**SCHEMES, **VARIANTS}
+
+
+def width(used: QuantScheme, wanted: int) -> int:
+    """Smallest multiple of ``wanted`` that the groups of ``used`` divide."""
+    return math.lcm(wanted, used.group_size or 1)
 
 
 def unit_step(element, symmetric=True):

@@ -42,6 +42,7 @@ try:
             read(os.path.relpath(written))
     PLAN = Plan(check(config))
     EVALUATIONS = PLAN.all_evaluations()
+    EXPORTS = PLAN.all_exports()
     ESTIMATE = Estimate(PLAN)
 except ConfigError as error:
     sys.exit(f"quantgrid: {error}")  # a WorkflowError would add a line of this file
@@ -155,3 +156,4 @@ wildcard_constraints:
     corpus="[^/]+",
     calibration="[^/]+",
     target="[^/]+",
+    to="[^/]+",

@@ -36,7 +36,8 @@ class DecoderLayer:
 
     ``clips`` maps a linear to the clipping of its weight before rounding; the folded weight itself
     is not clipped. ``input_clips`` maps a site to the limits of its input ranges (``clip_low``,
-    ``clip_high``, see ``linear.Rounding``).
+    ``clip_high``, see ``linear.Rounding``). ``global_scales`` maps a linear to the global scale (1, 1)
+    that its weight shares with the linears of its site.
     """
 
     index: int
@@ -46,6 +47,7 @@ class DecoderLayer:
     online: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     clips: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     input_clips: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    global_scales: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.online = {site: self.online.get(site, []) for site in self.plan.sites}

@@ -37,6 +37,7 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     if cell.format != FULL_PRECISION:
         _check_granularity(config, cell, entries.shape(config, cell.model), where)
         _check_training(config, cell, method, where)
+        _check_shared_scales(config, cell, method, where)
 
 
 def _check_transform(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:
@@ -127,6 +128,18 @@ def _check_training(config: Mapping[str, Any], cell: Cell, method: registry.Meth
             "their scales, and those of "
             f"format '{cell.format}' are powers of two, too coarse to train; use 'base: rtn', or "
             "another format such as 'nvfp4'"
+        )
+
+
+def _check_shared_scales(config: Mapping[str, Any], cell: Cell, method: registry.Method, where: str) -> None:
+    """Reject a mitigation that computes the global scale of every linear by itself under a format
+    that shares it by site."""
+    weight = entries.resolved_schemes(config, cell)["weight"]
+    if weight is not None and weight["global_scale"] == "site" and not method.shares_scales:
+        sharing = ", ".join(name for name, other in registry.METHODS["mitigations"].items() if other.shares_scales)
+        raise ConfigError(
+            f"{where}: format '{cell.format}' shares a global scale among the linears of a site (global_scale: site), "
+            f"and mitigation '{cell.mitigation}' does not; mitigations that do: {sharing}"
         )
 
 

@@ -80,10 +80,11 @@ def _settle(config: Mapping[str, Any], cell: Cell) -> Cell:
     one scale per channel."""
     if cell.format == FULL_PRECISION:
         return Cell(cell.model, cell.transform, "none", "-", cell.format)
-    return replace(cell, granularity=_settled_granularity(config, cell.granularity, cell.format))
+    return replace(cell, granularity=settled_granularity(config, cell.granularity, cell.format))
 
 
-def _settled_granularity(config: Mapping[str, Any], granularity: str, format: str) -> str:
+def settled_granularity(config: Mapping[str, Any], granularity: str, format: str) -> str:
+    """Replace ``native`` by the block of the format, or one scale per channel."""
     if granularity != "native":
         return granularity
     return str(Granularity.of_block(schemes.PRESETS[preset(config, format)]["block"]))
@@ -95,7 +96,7 @@ def _matches(config: Mapping[str, Any], cell: Cell, pattern: Mapping[str, Any], 
         axis = next(plural for plural, singular in AXES.items() if singular == key)
         values = [name for value in _listed(wanted) for name in entry_names(config, axis, value, f"{where}.exclude")]
         if axis == "granularities":
-            values = [_settled_granularity(config, name, cell.format) for name in values]
+            values = [settled_granularity(config, name, cell.format) for name in values]
         if getattr(cell, key) not in values:
             return False
     return True

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ground.errors import ConfigError, shown, text_hint, unknown_name
+from ..models.plans import SITES
 
 LARGEST = 10**9  # limit of integer options
 
@@ -84,6 +85,43 @@ class Option:
                 )
 
 
+SITES_OF_OPTION, STREAM = "sites", "stream"  # sites of an operation: the option's, or the readers of the stream
+STREAM_SITES = ("attention_input", "mlp_input")
+
+
+@dataclass(frozen=True)
+class Online:
+    """An operation that a transform leaves to the run time.
+
+    ``at``: the kind of its site, ``SITES_OF_OPTION`` (those of the option ``sites``, all without that
+    option) or ``STREAM`` (sites that read the residual stream). ``when`` maps options to the values
+    under which it exists; of a list, one of its values. ``unless_heads``: the option that moves it from
+    ``output_input`` into v if the option ``block_size`` divides the head size.
+    """
+
+    at: str
+    operation: str
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    unless_heads: str = ""
+
+    def exists(self, options: Mapping[str, Any]) -> bool:
+        """Check whether the resolved ``options`` ask for it."""
+        found = ((options[name], values) for name, values in self.when.items())
+        return all(
+            any(item in values for item in value) if isinstance(value, list) else value in values
+            for value, values in found
+        )
+
+    def sites(self, options: Mapping[str, Any], head_dim: int) -> tuple[str, ...]:
+        """Kinds of the sites where it is left with these resolved ``options``."""
+        if self.at == STREAM:
+            return STREAM_SITES
+        if self.at != SITES_OF_OPTION:
+            return (self.at,)
+        moved = self.unless_heads and options[self.unless_heads] and head_dim % options["block_size"] == 0
+        return tuple(site for site in options.get("sites", SITES) if not (moved and site == "output_input"))
+
+
 @dataclass(frozen=True)
 class Method:
     """A transform or a mitigation: its module, its options and its requirements on the model.
@@ -105,9 +143,13 @@ class Method:
     effect with power-of-two weight scales.
     ``costs`` names the factorizations of each linear that time and memory depend on: ``solve``, of
     its second moment, and ``decompose``, of its weight; those of the method under the option
-    ``base`` come on top.
+    ``base`` come on top. ``shares_scales``: it rounds with a global scale that several linears share
+    (``global_scale: site``).
     ``rotations`` names the rotations of a transform without the option of that name, ``divides`` the
-    sites whose inputs it divides (those of the option ``sites`` if it has one).
+    sites whose inputs it divides (those of the option ``sites`` if it has one). ``online`` lists the
+    operations that stay at run time, ``shifts`` names the option with the sites that it centres;
+    ``clips``, in the form of ``calibrated``: it limits activations that are rounded. ``keeps_outliers``:
+    a mitigation that keeps weights in 16 bits.
     """
 
     module: str
@@ -127,8 +169,13 @@ class Method:
     training: str = ""
     fine_scales: bool | Mapping[str, tuple[Any, ...]] = False
     costs: tuple[str, ...] = ()
+    shares_scales: bool = False
     rotations: tuple[str, ...] = ()
     divides: tuple[str, ...] = ()
+    online: tuple[Online, ...] = ()
+    shifts: str = ""
+    clips: bool | Mapping[str, tuple[Any, ...]] = False
+    keeps_outliers: bool = False
 
     def rotates_stream(self, options: Mapping[str, Any]) -> bool:
         """Check whether it rotates the residual stream itself with these resolved ``options``."""
@@ -155,6 +202,10 @@ class Method:
     def needs_fine_scales(self, options: Mapping[str, Any]) -> bool:
         """Check whether power-of-two scales make it ineffective with these resolved ``options``."""
         return _holds(self.fine_scales, options)
+
+    def clips_activations(self, options: Mapping[str, Any]) -> bool:
+        """Check whether it limits rounded activations with these resolved ``options``."""
+        return _holds(self.clips, options)
 
     def hadamard_sizes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """List the sizes of the model that need a Hadamard matrix with these resolved

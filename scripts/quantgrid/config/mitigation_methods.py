@@ -45,18 +45,20 @@ def _on(*bases: str) -> dict[str, Option]:
 
 MITIGATIONS: dict[str, Method] = {
     "none": Method("mitigations.methods.none", "nothing is quantized; for the format bf16 only"),
-    "rtn": Method("mitigations.methods.rtn", "round to nearest", RANGE),
+    "rtn": Method("mitigations.methods.rtn", "round to nearest", RANGE, shares_scales=True),
     "gptq": Method(
         "mitigations.methods.gptq",
         "GPTQ: rounding errors offset by the columns not yet rounded",
         {**GPTQ, **RANGE},
         costs=("solve",),
+        shares_scales=True,
     ),
     "mr_gptq": Method(
         "mitigations.methods.mr_gptq",
         "MR-GPTQ: GPTQ in activation order, block scales of float formats searched",
         {**SOLVER, "block_scales": Option(defaults.BLOCK_SCALES, choices=("mse", "minmax")), **PROPAGATION},
         costs=("solve",),
+        shares_scales=True,
     ),
     "gptaq": Method(
         "mitigations.methods.gptaq",
@@ -68,18 +70,21 @@ MITIGATIONS: dict[str, Method] = {
             "propagation": Option("sequential", choices=("sequential",)),
         },
         costs=("solve",),
+        shares_scales=True,
     ),
     "low_rank": Method(
         "mitigations.methods.low_rank",
         "round to nearest, and a low-rank term for its error",
         {**RANK, **METRIC, **BRANCH, **PROPAGATION, **RANGE},
         costs=("decompose",),
+        shares_scales=True,
     ),
     "gptq_low_rank": Method(
         "mitigations.methods.gptq_low_rank",
         "GPTQ, and a low-rank term for its error",
         {**RANK, **METRIC, **BRANCH, **_on("gptq", "mr_gptq", "gptaq"), **RANGE},
         costs=("decompose",),
+        shares_scales=True,
     ),
     "low_rank_first": Method(
         "mitigations.methods.low_rank_first",
@@ -109,6 +114,8 @@ MITIGATIONS: dict[str, Method] = {
         "the weights of largest error kept in 16 bits, for the bytes of a rank",
         {**RANK, "metric": Option(defaults.METRIC, choices=METRICS[:3]), **_on("rtn", "gptq", "mr_gptq", "gptaq")},
         widest_input=65535,  # columns of outliers are stored in 16 bits
+        shares_scales=True,
+        keeps_outliers=True,
     ),
     "singular_domain": Method(
         "mitigations.methods.singular_domain",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from .methods import Method, Option
+from .methods import SITES_OF_OPTION, STREAM, Method, Online, Option
 from .training_options import ERROR, WINDOWS, training
 
 SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
@@ -22,6 +23,10 @@ ROTATIONS = {
 RESIDUAL = Option("offline", choices=("offline", "online"))
 DIVISION = Option("offline", choices=("offline", "online"))
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
+ONLINE_R4 = Online("down_input", "hadamard", {"rotations": ("R4",)})
+ALWAYS_R4 = Online("down_input", "hadamard")
+SIGNED = Online(STREAM, "signed_hadamard", {"residual": ("online",)})
+ROTATED = Online(STREAM, "block_rotate", {"residual": ("online",)})
 LEARNED: dict[str, Any] = {"seeded": True, "learned": True}
 ON_WINDOWS: dict[str, Any] = {**LEARNED, "fitted_to_scheme": True, "trained_on_windows": True}
 OBJECTIVE = {
@@ -42,6 +47,7 @@ TRANSFORMS: dict[str, Method] = {
         "channels centred, online where no bias can take it (Outlier Suppression+)",
         {"center": CENTER, "sites": SHIFTED_SITES},
         calibrated=True,
+        shifts="sites",
     ),
     "scaling": Method(
         "transforms.recipes.scaling",
@@ -89,6 +95,7 @@ TRANSFORMS: dict[str, Method] = {
         divides=SITE_NAMES,
         calibrated=True,
         fitted_to_scheme=True,
+        shifts="shifted_sites",
     ),
     "random_hadamard": Method(
         "transforms.recipes.random_hadamard",
@@ -98,6 +105,7 @@ TRANSFORMS: dict[str, Method] = {
         instead="'scaling' or 'none', or leave it out of 'rotations',",
         calibrated={"basis": ("activations",)},
         seeded=True,
+        online=(replace(SIGNED, when={"residual": ("online",), "rotations": ("R1",)}), ONLINE_R4),
     ),
     "random_orthogonal": Method(
         "transforms.recipes.random_orthogonal",
@@ -107,6 +115,7 @@ TRANSFORMS: dict[str, Method] = {
         instead="'rotations' without R4 and 'heads: orthogonal'",
         calibrated={"basis": ("activations",)},
         seeded=True,
+        online=(replace(ROTATED, when={"residual": ("online",), "rotations": ("R1",)}), ONLINE_R4),
     ),
     "quarot": Method(
         "transforms.recipes.quarot",
@@ -117,12 +126,19 @@ TRANSFORMS: dict[str, Method] = {
         hadamard_of={"mixing": {"hadamard": "heads"}},
         instead="'random_hadamard', which mixes no heads, or 'mixing: orthogonal'",
         seeded=True,
+        online=(
+            SIGNED,
+            Online("output_input", "head_hadamard", {"mixing": ("hadamard",)}),
+            Online("output_input", "head_rotate", {"mixing": ("orthogonal",)}),
+            ALWAYS_R4,
+        ),
     ),
     "block_hadamard": Method(
         "transforms.recipes.block_hadamard",
         "Hadamard matrices on blocks of channels, online at every site (MR-GPTQ)",
         {"block_size": Option(32, choices=(16, 32, 64, 128)), "sites": ALL_SITES, "fold_heads": Option(False)},
         block="block_size",
+        online=(Online(SITES_OF_OPTION, "block_hadamard", unless_heads="fold_heads"),),
     ),
     "duquant": Method(
         "transforms.recipes.duquant",
@@ -139,6 +155,11 @@ TRANSFORMS: dict[str, Method] = {
         block="block_size",
         calibrated=True,
         seeded=True,
+        online=(
+            Online(SITES_OF_OPTION, "block_rotate"),
+            Online(SITES_OF_OPTION, "gather"),
+            Online(SITES_OF_OPTION, "block_rotate"),
+        ),
     ),
     "reorder": Method(
         "transforms.recipes.reordering",
@@ -149,6 +170,11 @@ TRANSFORMS: dict[str, Method] = {
             "heads": Option("across", choices=("across", "within")),
         },
         calibrated=True,
+        online=(
+            Online("attention_input", "gather", {"sites": ("attention_input",)}),
+            Online("output_input", "gather", {"sites": ("output_input",), "heads": ("across",)}),
+            Online("mlp_input", "gather", {"sites": ("mlp_input",)}),
+        ),
     ),
     "rotation_then_scaling": Method(
         "transforms.recipes.rotation_then_scaling",
@@ -164,6 +190,7 @@ TRANSFORMS: dict[str, Method] = {
         hadamard=HADAMARD,
         calibrated=True,
         seeded=True,
+        online=(SIGNED, ALWAYS_R4),
     ),
     "optimized_scaling": Method(
         "transforms.recipes.optimized_scaling",
@@ -192,6 +219,7 @@ TRANSFORMS: dict[str, Method] = {
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         **ON_WINDOWS,
+        online=(SIGNED, ROTATED, ALWAYS_R4),
     ),
     "optimized_rotation_scaling": Method(
         "transforms.recipes.optimized_rotation_scaling",
@@ -208,6 +236,12 @@ TRANSFORMS: dict[str, Method] = {
         divides=SITE_NAMES,
         hadamard=HADAMARD,
         **ON_WINDOWS,
+        online=(
+            replace(SIGNED, when={"residual": ("online",), "basis": ("none",)}),
+            replace(ROTATED, when={"residual": ("online",), "basis": ("weights",)}),
+            ROTATED,
+            ALWAYS_R4,
+        ),
     ),
     "flatquant": Method(
         "transforms.recipes.flatquant",
@@ -224,6 +258,8 @@ TRANSFORMS: dict[str, Method] = {
         kronecker=("hidden_size", "intermediate_size"),
         calibrated=True,
         **ON_WINDOWS,
+        online=(Online(SITES_OF_OPTION, "kronecker"),),
+        clips={"clip_activations": (True,)},
     ),
     "data_free_rotation": Method(
         "transforms.recipes.data_free_rotation",
@@ -236,5 +272,6 @@ TRANSFORMS: dict[str, Method] = {
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         **LEARNED,
+        online=(SIGNED, ROTATED, ALWAYS_R4),
     ),
 }

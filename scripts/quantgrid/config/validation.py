@@ -16,6 +16,7 @@ from ..ground.documents import read_yaml
 from ..ground.errors import ConfigError
 from . import grid, inputs, paths, study_defaults
 from .entry_mistakes import name_mistakes, path_mistakes
+from .exports import export_mistakes
 from .mistakes import refuse
 from .schema_mistakes import schema_mistakes
 from .study_mistakes import study_mistakes
@@ -33,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "compute": {"device": "auto", "dtype": "auto"},
     "evaluation": {"batch_size": 8, "task_limit": None, "residual_error_windows": 4},
     "evaluate": {"perplexity": [], "tasks": [], "residual_error": []},
+    "exports": [],
     "report": {"title": "quantgrid", "distributions": []},
 }
 CALIBRATION_DEFAULTS = {"samples": SAMPLES, "skip_first": 0, "experts": "routed"}
@@ -60,7 +62,7 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
     refuse(path_mistakes(content))
     config = _with_defaults(content)
     # each check relies on the ones before
-    for mistakes in (name_mistakes, study_mistakes, inputs.mismatches):
+    for mistakes in (name_mistakes, study_mistakes, inputs.mismatches, export_mistakes):
         refuse(mistakes(config))
     return config
 

@@ -88,10 +88,16 @@ def _judge_weight(found: Findings, features: Features, inputs: list[QuantScheme]
         return
     if name in BLOCK_FORMATS:
         found.check_dtype = "bfloat16"
+        if features.shape.family.gain_offset:
+            found.bound(
+                "gains of norms, 1 + w, are rounded by the cell in bfloat16 and not by loaders",
+                TIE_KL if inputs else SCALE_KL,
+            )
         if dtype != "bfloat16":
             found.refuse(f"{name} weights are dequantized to bfloat16, and a {dtype} model fails", "dtype bfloat16")
     else:
-        found.check_dtype = "float32" if inputs else dtype
+        # in float32 where bfloat16 arithmetic of the cell rounds more than that of loaders
+        found.check_dtype = "float32" if inputs or features.shape.family.gain_offset else dtype
         if not fits(weight, dtype):
             by = "" if name == PACKED else " by transformers in that dtype (not by vLLM)"
             found.bound(f"{_scales(weight)} of weights are rounded to {dtype}{by}", SCALE_KL)

@@ -24,7 +24,7 @@ def weight_format(weight: QuantScheme, activation: QuantScheme | None) -> str | 
         return INTEGER if unpacked else PACKED
     if weight.element in MX and blocks == ("e8m0", 32, "none"):
         return MX[weight.element][0]
-    if weight.element == "e2m1" and blocks == ("e4m3", 16, "tensor"):
+    if weight.element == "e2m1" and blocks[:2] == ("e4m3", 16) and weight.global_scale in ("tensor", "site"):
         return NVFP4
     if weight.element == "e4m3" and weight.granularity != "group" and weight.scale_format in DTYPE_OF_SCALE:
         return FLOAT if weight.global_scale == "none" else None

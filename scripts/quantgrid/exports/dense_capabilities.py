@@ -37,6 +37,8 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
         exact = weight.scale_format == "e8m0" and weight.scale_rule != "four_thirds"
         if not exact and dtype != "float32":
             found.bound(f"dequantized weights are rounded to {dtype}", SCALE_KL)
+    if features.shape.family.gain_offset and dtype != "float32":
+        found.bound(f"gains of norms, 1 + w, are rounded by the cell in {dtype} and not by loaders", SCALE_KL)
     if features.branch_inputs:
         found.bound(f"low-rank terms are added to the weights in {dtype}", SCALE_KL)
     return found.verdict()

@@ -18,10 +18,8 @@ from .check import Checked
 from .folder import digests, reject, require_absent, require_disk, staged
 from .packed_cell import PackedCell
 from .request import Request, Written
-from .targets import AUTO, dtype_of, judge
+from .targets import AUTO, dtype_of, judge, target_of
 
-# target -> module with needed(request), write(request, folder), verify(request, folder)
-ROUTES = {**dict.fromkeys(("compressed-tensors", "gptq", "awq", "dense"), "weights"), "gguf": "gguf_route"}
 RECORD, REPORT, CARD = "quantgrid.yaml", "export.json", "README.md"
 
 
@@ -52,7 +50,7 @@ def export(
         None if manifest is None else Path(manifest),
         Path(windows),
         target,
-        out.name,
+        (about or {}).get("name") or out.name,
         wanted,
         frozenset(flags),
         cell,
@@ -62,7 +60,7 @@ def export(
     )
     if request.verdict.refusals:
         raise ConfigError(f"{target} cannot hold the cell: {'; '.join(request.verdict.refusals)}")
-    route = import_module(f".{ROUTES[target]}", __package__)
+    route = import_module(f".{target_of(target).route}", __package__)
     require_disk(out, route.needed(request))
     with staged(out) as folder:
         written = route.write(request, folder)

@@ -142,7 +142,7 @@ class PackedCell:
 
     def shares_global_scale(self) -> bool:
         """Check whether the rounded linears of each site have one global scale for the weights."""
-        if self.schemes.weight is None or self.schemes.weight.global_scale != "tensor":
+        if self.schemes.weight is None or self.schemes.weight.global_scale not in ("tensor", "site"):
             return False
         for index in range(self.shape.layers):
             prefix, plan = LAYER_PREFIX.format(layer=index), self.shape.plan(index)

@@ -20,7 +20,7 @@ class Request:
     packed checkpoint with its ``manifest`` (None: in that folder), ``windows`` a file of token windows.
     ``name`` is that of the finished folder, ``dtype`` the dtype of the exported model.
 
-    ``about`` is what the caller knows, all optional: ``cell`` (its name), ``model`` (its name),
+    ``about`` is what the caller knows, all optional: ``name`` (of the folder), ``cell``, ``model`` (names),
     ``entry`` (the model's entry of the config: source, id, revision), ``license`` and ``language`` (of
     the model), ``config`` (excerpt of the config, any mapping), ``key`` (of the checkpoint),
     ``calibration`` (entry of the calibration corpus), ``results``: rows ``{metric, corpus, value,

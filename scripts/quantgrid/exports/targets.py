@@ -18,12 +18,14 @@ AUTO = "auto"
 @dataclass(frozen=True)
 class Target:
     """``summary``: the format and what loads it. ``judge`` takes features, a dtype and flags.
-    ``dtypes`` are those of the exported model, the default first; ``flags`` are accepted ones."""
+    ``dtypes`` are those of the exported model, the default first; ``flags`` are accepted ones. ``route``
+    is the module with needed(request), write(request, folder), verify(request, folder)."""
 
     summary: str
     judge: Callable[[Features, str, frozenset[str]], Verdict]
     dtypes: tuple[str, ...] = DTYPES
     flags: tuple[str, ...] = ()
+    route: str = "weights"
 
 
 TARGETS: dict[str, Target] = {
@@ -32,7 +34,12 @@ TARGETS: dict[str, Target] = {
         compressed_capabilities.judge,
         flags=(compressed_capabilities.ONLINE_ROTATION,),
     ),
-    "gguf": Target("one file for llama.cpp and what builds on it (Ollama)", gguf_capabilities.judge, ("bfloat16",)),
+    "gguf": Target(
+        "one file for llama.cpp and what builds on it (Ollama)",
+        gguf_capabilities.judge,
+        ("bfloat16",),
+        route="gguf_route",
+    ),
     "gptq": Target("GPTQ's file format, 4-bit integers and others", integer_capabilities.judge_gptq, ("float16",)),
     "awq": Target("AWQ's file format (gemm), 4-bit integers", integer_capabilities.judge_awq, ("float16",)),
     "dense": Target("dequantized weights for any program, without the saving", dense_capabilities.judge),

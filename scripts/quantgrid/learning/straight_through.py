@@ -102,9 +102,9 @@ def straight_through(x: Tensor, exact: Tensor, scheme: QuantScheme, gradient: st
 
 
 def dynamic(scheme: QuantScheme) -> QuantScheme:
-    """``scheme`` with min-max ranges, and a per-tensor global scale instead of a static one."""
+    """``scheme`` with min-max ranges, and a per-tensor global scale instead of a given one."""
     scheme = replace(scheme, range="minmax") if scheme.range != "minmax" else scheme
-    return replace(scheme, global_scale="tensor") if scheme.global_scale == "static" else scheme
+    return replace(scheme, global_scale="tensor") if scheme.global_scale in ("static", "site") else scheme
 
 
 class StraightThrough(nn.Module):

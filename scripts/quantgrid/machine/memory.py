@@ -87,6 +87,7 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
         ),  # layers, then the lm_heads and final states of both models
         "evaluate_tasks": 1.5 * weights + logits,
         "measure_residual_error": 2 * running,
+        "export_model": 2 * weights + hidden + 2 * logits,  # the exported model of the check, in float32
     }[job]
     return START + int(needed / MIB)
 
@@ -105,6 +106,7 @@ def disk_bytes(job: str, shape: ModelShape, tokens: int = 0) -> int:
             "calibrate_model": 4 * shape.layers * layer_moments(shape),
             **dict.fromkeys(("quantize_model", "decompose_model", "propagate_model"), 2 * packed),
             "train_mitigation": packed,
+            "export_model": 2 * parameters(shape),  # dense weights are the largest target
             "evaluate_reference": 4 * tokens * shape.hidden_size,
         }.get(job, 0)
     )

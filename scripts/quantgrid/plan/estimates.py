@@ -113,6 +113,7 @@ class Estimate:
             "evaluate_perplexity": self._perplexity,
             "evaluate_tasks": self._tasks,
             "measure_residual_error": self._residual_error,
+            "export_model": self._export,
         }.get(step.rule, lambda step: iter(()))(step)
 
     def minutes(self, step: Step, machine: Machine) -> int:
@@ -193,6 +194,12 @@ class Estimate:
     def _residual_error(self, step: Step) -> Iterator[tuple[str, float]]:
         tokens = step.spec["windows"] * self.config["corpora"][step.wildcards["corpus"]]["window"]
         yield "products", 3 * 2 * active_weights(self._shape(step)) * tokens
+
+    def _export(self, step: Step) -> Iterator[tuple[str, float]]:
+        """Count the operations of packing, and of the check: the cell and the export on its windows."""
+        shape, tokens = self._shape(step), tokens_of(self.config["corpora"][step.spec["about"]["corpus"]])
+        yield "solver", 10 * weights_of(shape)
+        yield "products", 2 * 2 * (active_weights(shape) + ends_of(shape)) * tokens
 
     def disk(self) -> dict[str, float]:
         """Map each kind of file to its bytes on disk: models, calibration statistics (float32

@@ -12,13 +12,13 @@ from ..config import entries, grid, registry, shown_transforms
 from ..config.cells import AXES, Cell
 from ..ground.provenance import canonical, code_hash, digest, versions
 from . import subconfig
-from .gate_steps import GateSteps
+from .export_steps import ExportSteps
 from .steps import Step, once
 
 SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_study": ("table", "compare")}
 
 
-class Plan(GateSteps):
+class Plan(ExportSteps):
     """All cells of one validated config, with their steps and the files made from them."""
 
     @once
@@ -51,9 +51,10 @@ class Plan(GateSteps):
         )
 
     def all_steps(self) -> dict[str, list[Step]]:
-        """Map each rule to every step of every cell, and of the transforms shown in the report."""
+        """Map each rule to every step of every cell, of the transforms shown in the report, and of the exports."""
         self.all_evaluations()
         self.distributions()
+        self.all_exports()
         return {rule: list(steps.values()) for rule, steps in self.steps.items()}
 
     def residual_errors(self) -> list[str]:

@@ -37,6 +37,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
     "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
     "measure_residual_error": {"result": f"evaluations/{CELL_PATH}/residual_error/{{corpus}}/{{key}}.json"},
+    "export_model": {"folder": f"exports/{CELL_PATH}/{{to}}/{{key}}"},
 }
 REPORTS: dict[
     str, dict[str, str]
@@ -61,7 +62,11 @@ COMPUTING = tuple(
 )  # have a device, a dtype and threads
 # decide whether cells are computed, not their results: their key covers what they read, not how they compare it
 GATES = ("gate_model", "gate_transform")
-OPTIONAL_INPUTS = {"fit_transform": ("statistics", "windows"), "quantize_model": ("statistics", "windows")}
+OPTIONAL_INPUTS = {
+    "fit_transform": ("statistics", "windows"),
+    "quantize_model": ("statistics", "windows"),
+    "export_model": ("measured", "baseline"),
+}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ NOTED = (*AXES, "corpora", "tasks")
 def whole(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of ``config`` that determines all its steps."""
     part = {**config, "report": {"distributions": config["report"]["distributions"]}}
+    part["exports"] = [without_note(entry) for entry in config.get("exports", ())]
     return _without_notes(part) | {"studies": {study: _unshown(config, study) for study in config["studies"]}}
 
 
@@ -28,7 +29,7 @@ def of_study(config: Mapping[str, Any], study: str, cells: Iterable[Cell]) -> di
     """Return the part of ``config`` that determines the ``cells`` of a study and the paths of their
     evaluations."""
     cells, entry = list(cells), config["studies"][study]
-    part = {key: value for key, value in config.items() if key not in ("studies", "report")}
+    part = {key: value for key, value in config.items() if key not in ("studies", "report", "exports")}
     for axis, singular in AXES.items():
         if axis in part:  # a name must be known even if 'exclude' removes all its cells
             used = {getattr(cell, singular) for cell in cells} | {

@@ -30,10 +30,11 @@ from ..schemes.cell_schemes import CellSchemes
 from ..schemes.quant_scheme import QuantScheme
 from .checkpoints import CheckpointContent
 from .layer_errors import Roundings, Site, accounted_bits, measure, ratio
+from .shared_scales import clipped_weight, shared_global_scales
 from .transform_costs import transform_costs
 
 BUDGET = LARGE  # bytes of weights and second moments (float64) held at a time
-Mitigation = Callable[[Tensor, SiteStatistics, QuantScheme], Compensated]
+Mitigation = Callable[..., Compensated]  # of a weight, the statistics of its site and a scheme
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,12 @@ def quantize_decoder(
 
 
 def transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterator[DecoderLayer]:
-    """Yield the transformed layers of ``group`` one by one, with their transformed statistics."""
+    """Yield the transformed layers of ``group`` one by one, with their transformed statistics and
+    shared global scales."""
     for index in group:
         layer = layer_state(decoder, index, recipe.statistics_file)
         recipe.transform.fold_layer(layer)
+        layer.global_scales = shared_global_scales(layer, recipe.schemes)
         yield layer
 
 
@@ -202,9 +205,11 @@ def quantize_linears(
     ``site``.
     """
     weight, names, keys = _stacked(targets)
-    clips = [layer.clips.get(linear) for layer, linear in targets]
-    clipped = torch.stack([clip(w) if clip else w for clip, w in zip(clips, weight)])
-    solved = recipe.mitigation(clipped, site.statistics if statistics is None else statistics, recipe.schemes.weight)
+    clipped = torch.stack([clipped_weight(layer, linear) for layer, linear in targets])
+    used, given = site.statistics if statistics is None else statistics, {}
+    if recipe.schemes.weight.global_scale == "site":
+        given["global_scale"] = torch.stack([layer.global_scales[linear] for layer, linear in targets])
+    solved = recipe.mitigation(clipped, used, recipe.schemes.weight, **given)
     result.content.add_linear(names, solved)
     result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
     measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.schemes.weight)

@@ -74,7 +74,7 @@ def find_parameters(
         x: float16, bfloat16, float32 or float64.
         scheme: its group size has to divide n.
         global_scale: replaces the one computed from ``x`` (several linears may share one); required
-        by ``static`` schemes. A number, or a tensor that broadcasts to (*batch, rows or 1, 1).
+        by ``static`` and ``site`` schemes. A number, or a tensor that broadcasts to (*batch, rows or 1, 1).
 
     Raises:
         ConfigError: for a shape, dtype or global scale that the scheme does not accept.
@@ -227,9 +227,10 @@ def _global_scale(
         if not bool((torch.isfinite(given) & (given >= 0)).all()):
             raise NumericalFailure("global_scale is not a finite number of at least 0")
         return given
-    if scheme.global_scale == "static":
+    if scheme.global_scale in ("static", "site"):
         raise ConfigError(
-            "global_scale 'static' needs a given global_scale: pass find_parameters(x, scheme, global_scale=...)"
+            f"global_scale '{scheme.global_scale}' needs a given global_scale: "
+            "pass find_parameters(x, scheme, global_scale=...)"
         )
     if not span.numel():
         return span.new_zeros(scheme.global_scale_shape(shape))  # type: ignore[arg-type]

@@ -130,6 +130,12 @@ def value_label(axis: str, value: str) -> str:
     return LABELS.get((axis, value.replace("_", "-")), value)
 
 
+def recipe_label(transform: str, mitigation: str, granularity: str, format: str, **_others: str) -> str:
+    """Format a cell as ``hadamard + GPTQ, INT4 group-64``."""
+    named = (value_label(axis, value) for axis, value in (("transform", transform), ("mitigation", mitigation)))
+    return f"{' + '.join(named)}, {value_label('format', format)} {granularity}"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Round ``value`` to significant digits, as a power of ten if it is very large or small:
     ``8.41``, ``1230``, ``2.30×10⁶``."""

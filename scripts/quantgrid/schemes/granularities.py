@@ -88,7 +88,8 @@ def _weight(preset: str, overrides: Mapping[str, Any]) -> dict:
     found = scheme(preset, **overrides)
     if found.global_scale == "static":
         raise ConfigError(
-            "global_scale 'static' comes from calibration of activations; weights accept 'none', 'tensor' or 'token'"
+            "global_scale 'static' comes from calibration of activations; weights accept 'none', 'tensor', 'token' or "
+            "'site'"
         )
     return found.to_dict()
 
@@ -99,7 +100,13 @@ def _activation(preset: str, overrides: Mapping[str, Any], head_dim: int | None)
     ``by_head`` among the overrides limits token and group scales at ``output_input`` to one head.
     """
     fields = {name: value for name, value in overrides.items() if name != "by_head"}
-    candidates = [candidate.to_dict() for candidate in _candidates(preset, fields)]
+    found_schemes = _candidates(preset, fields)
+    if any(candidate.global_scale == "site" for candidate in found_schemes):
+        raise ConfigError(
+            "global_scale 'site' is shared by the weights that read a site; activations accept 'none', 'tensor', "
+            "'token' or 'static'"
+        )
+    candidates = [candidate.to_dict() for candidate in found_schemes]
     found = dict.fromkeys(SITES, candidates) if candidates else {}
     if candidates and head_dim and overrides.get("by_head"):
         width = {"tensor": 0, "channel": math.inf, "group": candidates[0]["group_size"]}[candidates[0]["granularity"]]

@@ -18,13 +18,24 @@ def _integer(bits: int, symmetric: bool = True) -> dict:
     return {"element": f"int{bits}", "symmetric": symmetric}
 
 
-def _microscaling(element: str) -> dict:
-    return _preset(*[{"element": element, "scale_format": "e8m0", "scale_rule": "floor"}] * 2, block=32)  # type: ignore[misc, arg-type]
+def _microscaling(element: str, rule: str = "floor") -> dict:
+    return _preset(*[{"element": element, "scale_format": "e8m0", "scale_rule": rule}] * 2, block=32)  # type: ignore[misc, arg-type]
 
 
-def _two_level(element: str) -> dict:
+def _two_level(element: str, weights: str = "tensor", activations: str = "token") -> dict:
     scheme = {"element": element, "scale_format": "e4m3"}
-    return _preset(scheme | {"global_scale": "tensor"}, scheme | {"global_scale": "token"}, block=16)
+    return _preset(scheme | {"global_scale": weights}, scheme | {"global_scale": activations}, block=16)
+
+
+def _served_weight(bits: int) -> dict:
+    """Symmetric integers with scales in the dtype of the model, as servers keep them."""
+    return _integer(bits) | {"scale_format": "bf16"}
+
+
+def _served(bits: int) -> dict:
+    """Integers that compressed-tensors computes: the largest activation at half a step beyond the
+    largest code."""
+    return _preset(_served_weight(bits), _integer(bits) | {"qmax": 2 ** (bits - 1) - 0.5})
 
 
 # Preset -> fields of its weight and activation schemes (None: full precision) and the block that
@@ -54,4 +65,12 @@ PRESETS: dict[str, dict] = {
     "mxint4": _microscaling("int4"),
     "nvfp4": _two_level("e2m1"),
     "nvint4": _two_level("int4"),
+    # computed by servers as measured here (docs/deploy.md)
+    **{f"w4a16_g{group}": _preset(_served_weight(4), None, block=group) for group in (64, 128)},
+    "w8a8_served": _served(8),
+    "w4a4_served": _served(4),
+    "mxfp4_served": _microscaling("e2m1", "even"),
+    "mxfp6_served": _microscaling("e2m3", "even"),
+    "mxfp8_served": _microscaling("e4m3", "rceil"),
+    "nvfp4_served": _two_level("e2m1", weights="site", activations="static"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from ..ground.errors import ConfigError, shown, text_hint, unknown_name
 from .number_formats import ELEMENT_FORMATS, SCALE_FORMATS, ElementFormat, ScaleFormat
@@ -19,7 +19,7 @@ FLOAT_BITS = 32
 CODEBOOK_BITS = 16  # bits of an entry of a fitted codebook: float16
 GRANULARITIES = ("tensor", "channel", "group")
 E8M0_RULES = ("floor", "even", "rceil", "four_thirds")
-GLOBAL_SCALES = ("none", "tensor", "token", "static")
+GLOBAL_SCALES = ("none", "tensor", "token", "static", "site")
 RANGES = ("minmax", "mse", "exhaustive", "percentile")
 LARGEST, MOST_STEPS, LARGEST_SEED = 10**9, 10_000, 2**63 - 1
 _LARGEST_SEARCHED_BITS = 8
@@ -41,8 +41,9 @@ class QuantScheme:
                   default) or half a step more
     scale_rule    ``nearest``; for e8m0 ``floor`` (OCP), ``even``, ``rceil`` or ``four_thirds``
                   (see ``scales.py``)
-    global_scale  an additional float32 scale: ``none``, per ``tensor``, per ``token`` (row), or
-                  ``static`` (given by the caller)
+    global_scale  an additional float32 scale: ``none``, per ``tensor``, per ``token`` (row),
+                  ``static`` (given by the caller), or ``site`` (of weights, given by the caller:
+                  the largest of the linears that share an input)
     range         ``minmax``; ``mse``: both ends times the best p of {1 - i/mse_steps, i <
                   mse_grid*mse_steps}, minimizing the block's sum of |x - quantized x|**mse_norm,
                   or the smallest scale that covers the block; ``exhaustive``: the best by this
@@ -129,6 +130,11 @@ class QuantScheme:
     def rows_are_independent(self) -> bool:
         """Check whether the quantization of a row depends on that row only."""
         return self.granularity != "tensor" and self.global_scale in ("none", "token")
+
+    @property
+    def separate(self) -> QuantScheme:
+        """This scheme for one linear alone: a global scale per tensor instead of per site."""
+        return replace(self, global_scale="tensor") if self.global_scale == "site" else self
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape (*batch, rows, groups) of the scales of a tensor of ``shape``; one dimension is one

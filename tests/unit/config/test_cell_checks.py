@@ -37,10 +37,11 @@ def test_a_malformed_granularity_is_refused(name):
 @pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if preset["block"]])
 def test_a_block_format_takes_its_own_block_only(preset):
     block = PRESETS[preset]["block"]
-    for granularity in ALL_GRANULARITIES:
+    shape = {"hidden_size": 1024, "heads": 16, "kv_heads": 4}
+    for granularity in (*ALL_GRANULARITIES, f"group-{block}"):
         given = study(granularities=[granularity], formats=[preset])
         if granularity in ("native", f"group-{block}"):
-            assert cells(given)[-1].granularity == f"group-{block}"
+            assert cells(given, shape=shape)[-1].granularity == f"group-{block}"
         else:
             message = refusal(given)
             assert message.startswith(
@@ -243,3 +244,13 @@ def test_all_other_methods_are_accepted_on_models_with_experts(dense):
         shape = {**SPARSE, "dense_layers": dense}
         found = {(cell.transform, cell.mitigation) for cell in expand_studies(config(of, shape=shape))}
         assert len(found) == max(len(of["transforms"]), len(of["mitigations"])) + 1
+
+
+@pytest.mark.parametrize("name", sorted(name for name in registry.METHODS["mitigations"] if name != "none"))
+def test_shared_global_scales_are_refused_for_mitigations_that_do_not_share_them(name):
+    given = study(mitigations=[name], formats=["nvfp4_served"], granularities=["native"])
+    if registry.METHODS["mitigations"][name].shares_scales:
+        assert cells(given)[-1].mitigation == name
+    else:
+        message = refusal(given)
+        assert f"and mitigation '{name}' does not; mitigations that do: rtn, gptq, mr_gptq, gptaq, low_rank" in message

@@ -10,7 +10,7 @@ import pytest
 from quantgrid.config import registry
 from quantgrid.mitigations.methods.bases import solve_base
 
-GIVEN = {"seed", "schemes"}  # by the job, from its specification; no options
+GIVEN = {"seed", "schemes", "global_scale"}  # by the job, from its specification or the weights; no options
 # (method, function, parameter) without a counterpart in the registry, and the reason
 DIFFERENT = {
     ("optimized_rotation", "learn", "scale_learning_rate"): "has no scales",

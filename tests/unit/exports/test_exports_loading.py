@@ -22,12 +22,12 @@ from quantgrid.transforms.recipes import random_hadamard, shifting
 CT = "compressed-tensors"
 WEIGHTS = {"preset": "w4a16", "weight": BF16}
 FAMILIES = [
-    ("LlamaForCausalLM", {}),
     ("LlamaForCausalLM", {"tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False}),
-    ("Qwen2ForCausalLM", {}),
-    ("Qwen3ForCausalLM", {"tie_word_embeddings": True}),
     ("Phi3ForCausalLM", {}),
     ("Gemma3ForCausalLM", {"tie_word_embeddings": True}),
+    pytest.param("LlamaForCausalLM", {}, marks=pytest.mark.slow),
+    pytest.param("Qwen2ForCausalLM", {}, marks=pytest.mark.slow),
+    pytest.param("Qwen3ForCausalLM", {"tie_word_embeddings": True}, marks=pytest.mark.slow),
 ]
 BARE = {"attention_bias": False, "mlp_bias": False}
 
@@ -45,7 +45,7 @@ def test_families_load_with_equal_logits(sources, tmp_path, architecture, settin
     assert report["check"]["perplexity"] == pytest.approx(report["check"]["cell_perplexity"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["w3a16", "w8a8", "mxfp4", "fp8"])
+@pytest.mark.parametrize("name", ["w3a16", "mxfp4", "fp8"])
 def test_served_formats_load_with_equal_logits(sources, tmp_path, name):
     granularity = "group-32" if name == "w3a16" else "channel"
     report = exported(sources(), tmp_path, SERVED[name], granularity)
@@ -54,12 +54,18 @@ def test_served_formats_load_with_equal_logits(sources, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SERVED)
-@pytest.mark.parametrize("architecture,settings", FAMILIES[:1] + FAMILIES[4:])
+@pytest.mark.parametrize(
+    "architecture,settings,name",
+    [
+        *((*FAMILIES[0], name) for name in SERVED),
+        *((*family, name) for family in FAMILIES[1:3] for name in ("w4a16", "w4a8", "fp8", "mxfp4", "mxfp8")),
+    ],
+)
 def test_every_served_format_of_every_kind_of_family(sources, tmp_path, architecture, settings, name):
     report = exported(sources(architecture, **settings), tmp_path, SERVED[name])
-    assert report["check"]["kl"] <= 1e-6
-    if name != "mxfp8":
+    rounds_gains = architecture.startswith("Gemma") and name in BLOCKS
+    assert report["verdict"]["kind"] == ("bound" if rounds_gains or name == "fp8" else "exact")
+    if name != "mxfp8" and not rounds_gains:
         assert report["check"]["max_logit_difference"] == 0
 
 
@@ -73,10 +79,10 @@ def test_every_served_format_of_every_kind_of_family(sources, tmp_path, architec
         ({"preset": "int4"}, "channel"),
         ({"preset": "int8"}, "channel"),
         ({"preset": "int4_asym"}, "channel"),
-        ({"preset": "mxint4", "activation": None}, "native"),
-        ({"preset": "nvfp4", "activation": {"global_scale": "static"}}, "native"),
-        ({"preset": "nvfp4", "activation": None}, "native"),
-        ({"preset": "mxfp8"}, "native"),
+        ({"preset": "mxint4", "activation": None}, "channel"),
+        ({"preset": "nvfp4", "activation": {"global_scale": "static"}}, "channel"),
+        ({"preset": "nvfp4", "activation": None}, "channel"),
+        ({"preset": "mxfp8"}, "channel"),
         ({"preset": "w4a16"}, "group-24"),
     ],
 )

@@ -53,6 +53,7 @@ CONFIG = {
     },
     "evaluate": {"perplexity": ["docs"], "residual_error": ["docs"]},
     "report": {"distributions": ["searched"]},
+    "exports": [{"model": "tiny", "format": "w8a16", "to": "dense"}],
     "studies": {
         "all": {
             "models": ["tiny"],
@@ -61,7 +62,8 @@ CONFIG = {
             "granularities": ["channel"],
             "formats": ["int4"],
             "also": [
-                {"transforms": ["turned"], "mitigations": ["rtn"], "formats": ["nvfp4"], "granularities": ["native"]}
+                {"transforms": ["turned"], "mitigations": ["rtn"], "formats": ["nvfp4"], "granularities": ["native"]},
+                {"transforms": ["none"], "mitigations": ["rtn"], "formats": ["w8a16"]},
             ],
         }
     },

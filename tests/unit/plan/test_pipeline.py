@@ -160,7 +160,7 @@ def test_two_names_for_the_same_options_stay_two_cells():
         config["transforms"]["twin"] = dict(config["transforms"]["smooth"])
         config["studies"]["methods"]["transforms"] = ["smooth", "twin"]
 
-    config = {**content(), "report": {}}
+    config = {**content(), "report": {}, "exports": []}
     edit(config)
     made = plan(config)
     twins = [made.quantize_model(Cell("tiny", name, "rtn", "channel", "int4")) for name in ("smooth", "twin")]
@@ -190,7 +190,7 @@ def test_a_learned_transform_is_fitted_to_the_scheme_of_its_cell(monkeypatch):
 def test_what_a_transform_reads_depends_on_its_options():
     """A searched scaling is fitted to the cell, a given one is not; principal axes of activations
     need the statistics, those of weights do not."""
-    config = {**content(), "report": {}}
+    config = {**content(), "report": {}, "exports": []}
     config["transforms"]["searched"] = {"method": "scaling", "search": True}
     for name, basis in (("klt", "activations"), ("axes", "weights")):
         config["transforms"][name] = {"method": "random_hadamard", "basis": basis}
@@ -214,7 +214,7 @@ def test_what_a_transform_reads_depends_on_its_options():
 def test_transforms_are_described_on_the_default_calibration_as_fitted_for_a_quantized_cell():
     config = content()
     config["transforms"] |= {"searched": {"method": "awq", "calibration": "other"}}
-    config["report"] = {"distributions": ["searched", "rotation"]}
+    config["report"], config["exports"] = {"distributions": ["searched", "rotation"]}, []
     config["studies"] = {
         "s": {
             "models": ["tiny"],
@@ -328,7 +328,7 @@ def test_ten_thousand_cells_expand_within_seconds():
     config["mitigations"] = {f"m{i}": {"method": "low_rank", "rank": i} for i in range(25)}
     config["formats"] = {f"f{i}": {"preset": "int4", "weight": {"clip_ratio": 1 - i / 20}} for i in range(10)}
     axes = {axis: list(config[axis]) for axis in ("transforms", "mitigations", "formats")}
-    config["report"] = {}
+    config["report"], config["exports"] = {}, []
     config["studies"] = {"large": {**axes, "models": ["big"], "granularities": ["channel"]}}
     begun = time.process_time()
     checked = check(config)
@@ -346,7 +346,7 @@ def test_trainings_read_windows_and_leave_losses():
         "free": {"method": "data_free_rotation"},
         "flat": {"method": "flatquant"},
     }
-    config["report"] = {}
+    config["report"], config["exports"] = {}, []
     config["studies"] = {
         "s": {
             "models": ["tiny"],

@@ -20,7 +20,7 @@ from quantgrid.plan.steps import DIGESTS, OUTPUTS, REPORTS, outputs_of
 SNAKEMAKE = "9.27.1"  # the version that workflow/rules/internals.smk was seen on
 RESULTS = "results-smoke"
 RULES = (*OUTPUTS, *REPORTS)
-TARGETS = ("all", "evaluations", "tables", "figures")
+TARGETS = ("all", "evaluations", "exports", "tables", "figures")
 # A workflow that has all rules of the smoke config and prints them as JSON.
 PRINTER = f"""
 import json
@@ -144,7 +144,7 @@ def test_no_other_file_of_the_workflow_uses_internals():
         for path in (ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk"))
         if path.name != "internals.smk"
     ]
-    assert len(files) == 7
+    assert len(files) == 8
     for path in files:
         text = path.read_text()
         assert set(re.findall(r"\bworkflow\.(\w+)", text.replace('"workflow/', ""))) <= {"cores"}, path

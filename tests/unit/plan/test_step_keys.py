@@ -155,7 +155,8 @@ def test_a_task_list_changes_its_tasks_only():
 
 @pytest.mark.parametrize("edit", [lambda c: c.update(evaluation={"batch_size": 4})])
 def test_the_batch_size_changes_evaluations_only(edit):
-    assert changed(edit) == all_of(*EVALUATIONS, "evaluate_reference")
+    """The card of an export shows an evaluation."""
+    assert changed(edit) == all_of(*EVALUATIONS, "evaluate_reference", "export_model")
 
 
 @pytest.mark.parametrize("edit", [lambda c: c.update(threads=2), lambda c: c["compute"].update(dtype="float64")])
@@ -180,7 +181,10 @@ def test_threads_of_a_rule_are_its_own(rule, default):
 
 
 def test_threads_of_a_rule_change_its_steps_and_what_reads_them():
-    assert rules(changed(lambda c: c.update(threads={"evaluate_perplexity": 2}))) == {"evaluate_perplexity"}
+    assert rules(changed(lambda c: c.update(threads={"evaluate_perplexity": 2}))) == {
+        "evaluate_perplexity",
+        "export_model",
+    }
     trained = rules(changed(lambda c: c.update(threads={"train_mitigation": 2})))
     assert trained == {"train_mitigation", *EVALUATIONS, "measure_residual_error"} & rules(unedited())
 

@@ -17,7 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoint_cases import GRANULAR, TRANSFORMS, quantized, saved, schemes, static_rounding, transformed_layers
+from checkpoint_cases import (
+    GRANULAR,
+    TRANSFORMS,
+    case_of,
+    quantized,
+    saved,
+    schemes,
+    static_rounding,
+    transformed_layers,
+)
 from quantgrid.ground.errors import ConfigError, NumericalFailure
 from quantgrid.ground.places import SCRIPTS
 from quantgrid.ground.storage import read_json, sha256_of, write_json
@@ -58,7 +67,7 @@ def digest(tensor: Tensor) -> str:
 def test_another_process_reads_the_same_weights(given, tmp_path):
     """Bit for bit what the mitigations returned, in every format, granularity and for every
     mitigation."""
-    made, wanted = given["llama"], {}
+    wanted = {}
     cells = [("hadamard", preset, granularity, rtn) for preset, granularity in GRANULAR]
     cells += [
         ("scaling", "int4", "channel", method)
@@ -67,12 +76,14 @@ def test_another_process_reads_the_same_weights(given, tmp_path):
     for number, (transform, preset, granularity, mitigation) in enumerate(cells):
         solved = {}
 
-        def remembering(weight, statistics, scheme, mitigation=mitigation, solved=solved):
-            done = mitigation(weight, statistics, scheme)
+        def remembering(weight, statistics, scheme, mitigation=mitigation, solved=solved, **shared):
+            done = mitigation(weight, statistics, scheme, **shared)
             solved[len(solved)] = done
             return done
 
-        folder = saved(quantized(made, transform, preset, granularity, remembering), tmp_path / str(number))
+        folder = saved(
+            quantized(given[case_of(preset)], transform, preset, granularity, remembering), tmp_path / str(number)
+        )
         expected = {}
         for linear, done in zip(LINEARS, solved.values(), strict=True):
             for layer in range(2):
@@ -110,18 +121,19 @@ def bytes_on_disk(tensors: dict[str, Tensor], name: str) -> int:
 @pytest.mark.parametrize("preset, granularity", GRANULAR)
 def test_the_accounted_bits_are_the_bytes_on_disk(preset, granularity, mitigation, given, tmp_path):
     """To less than a byte per tensor: rows and zero points of odd length are padded."""
-    done = quantized(given["llama"], "none", preset, granularity, mitigation)
+    made = given[case_of(preset)]
+    done = quantized(made, "none", preset, granularity, mitigation)
     tensors = load_file(saved(done, tmp_path) / "model.safetensors")
     scheme, total, stored = schemes(preset, granularity)[0], 0, 0
     for layer in range(2):
         for linear in LINEARS:
-            entry, (m, n) = done.errors[f"{layer}.{linear}"], given["llama"].decoder.shape.linear_size(linear)
+            entry, (m, n) = done.errors[f"{layer}.{linear}"], made.decoder.shape.linear_size(linear)
             found = 8 * bytes_on_disk(tensors, bare_name(layer, linear))
             assert 0 <= found - round(entry["stored_bits"] * m * n, 6) < 8 and entry["size"] == m * n
             blocks = {"tensor": 1, "channel": m, "group": m * n // (scheme.group_size or 1)}[scheme.granularity]
-            scale_bits = {"fp32": 32, "e8m0": 8, "e4m3": 8}[scheme.scale_format]
+            scale_bits = {"fp32": 32, "bf16": 16, "e8m0": 8, "e4m3": 8}[scheme.scale_format]
             paper = scheme.element_format.bits + (
-                blocks * (scale_bits + scheme.codebook_bits) + 32 * (scheme.global_scale == "tensor")
+                blocks * (scale_bits + scheme.codebook_bits) + 32 * (scheme.global_scale in ("tensor", "site"))
             ) / (m * n)
             rank = 3 if mitigation is not rtn else 0
             assert math.isclose(entry["bits"], paper + 16 * rank * (m + n) / (m * n), rel_tol=1e-12)

@@ -14,26 +14,29 @@ from checkpoint_cases import (
     GRANULAR,
     TRANSFORMS,
     Given,
+    case_of,
     quantized,
     saved,
     schemes,
     static_rounding,
     transformed_layers,
 )
+from quantgrid.calibration.layers import DecoderLayer
+from quantgrid.calibration.statistics import SiteStatistics
 from quantgrid.ground.storage import read_json
 from quantgrid.inference import linear as linear_module
 from quantgrid.inference.transform import fit
 from quantgrid.mitigations.methods.low_rank import low_rank
 from quantgrid.mitigations.methods.rtn import rtn
-from quantgrid.models.plans import END_ROLES, LINEARS, SITES
+from quantgrid.models.plans import END_ROLES, LINEARS, SITE_OF, SITES
 from quantgrid.models.shapes import layer_tensors
 from quantgrid.quantization.cached import Quantized
 from quantgrid.quantization.checkpoints import (
     load_full_precision,
     load_quantized,
 )
-from quantgrid.quantizer import fake_quantize
-from quantgrid.schemes import PRESETS
+from quantgrid.quantizer import QuantizationParameters, fake_quantize, find_parameters
+from quantgrid.schemes import PRESETS, QuantScheme
 from reference_decoder import logits
 from reference_statistics import apply_online, close
 from tiny_decoders import bare_name
@@ -82,7 +85,7 @@ def expected_logits(
             if role not in LINEARS:
                 state[names[role]] = tensor.float()
                 continue
-            rounded = tensor.bfloat16() if weight is None else fake_quantize(tensor.float(), weight)
+            rounded = tensor.bfloat16() if weight is None else rounded_weight(layer, role, weight)
             parts = [done.content.tensors.get(f"{bare_name(layer.index, role)}.{part}") for part in ("left", "right")]
             state[names[role]] = (
                 rounded.double() if parts[0] is None else rounded.double() + parts[0].double() @ parts[1].double()
@@ -98,13 +101,31 @@ def expected_logits(
         if activation.granularity == "tensor":
             statistics = layers[index].statistics[site]
             return static_rounding(x, statistics.minimum.min().item(), statistics.maximum.max().item())
-        return fake_quantize(x, activation)
+        return fake_quantize(x, activation, static_parameters(x, activation, layers[index].statistics[site]))
 
     return logits(state, made.config, made.tokens, hook)
 
 
+def rounded_weight(layer: DecoderLayer, role: str, scheme: QuantScheme) -> Tensor:
+    """The weight rounded to nearest; under ``site`` with the largest value of the linears of its site
+    at the largest element and the largest block scale."""
+    weight = layer.weights[role].float()
+    if scheme.global_scale != "site":
+        return fake_quantize(weight, scheme)
+    largest = max(layer.weights[other].float().abs().max() for other in SITES[SITE_OF[role]])
+    return fake_quantize(weight, scheme, find_parameters(weight, scheme, largest / (scheme.limit * 448)))
+
+
+def static_parameters(x: Tensor, scheme: QuantScheme, statistics: SiteStatistics) -> QuantizationParameters | None:
+    """Parameters under the calibrated global scale; None where the token decides alone."""
+    if scheme.global_scale != "static":
+        return None
+    largest = torch.maximum(-statistics.minimum.min(), statistics.maximum.max()).float()
+    return find_parameters(x, scheme, largest / (scheme.limit * 448))
+
+
 RUNS = [
-    ("llama", "none", preset, granularity, rtn)
+    (case_of(preset), "none", preset, granularity, rtn)
     for preset, granularity in (*GRANULAR, ("bf16", "channel"), ("w16a4", "channel"))
     if granularity != "tensor" or preset == "int4"
 ]

@@ -12,6 +12,7 @@ from quantgrid.ground.errors import ConfigError
 from quantgrid.quantizer import pack, quantize, unpack
 from quantgrid.quantizer.packing import packed_length
 from quantgrid.schemes import PRESETS, activation_scheme, scheme
+from quantizer_cases import computed
 
 
 def test_low_nibble_comes_first():
@@ -50,7 +51,7 @@ def test_round_trip_of_any_shape(bits, shape, signed, seed):
 
 
 SCHEMES = {
-    f"{name} {tensor}": find(name)
+    f"{name} {tensor}": computed(find(name))
     for name in PRESETS
     for tensor, find in (("weight", scheme), ("activation", activation_scheme))
     if PRESETS[name][tensor] is not None

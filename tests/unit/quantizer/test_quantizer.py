@@ -13,7 +13,7 @@ from quantgrid.quantizer import QuantizationParameters, fake_quantize, find_para
 from quantgrid.quantizer.rounding import decode, encode, round_values
 from quantgrid.quantizer.tensors import codebooks, step_size, zero_points
 from quantgrid.schemes import QuantScheme, activation_scheme, scheme
-from quantizer_cases import EVERY, heavy_tailed, same_bits
+from quantizer_cases import EVERY, heavy_tailed, same_bits, width
 
 # ---- invariants over every scheme ----
 
@@ -22,10 +22,10 @@ from quantizer_cases import EVERY, heavy_tailed, same_bits
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_fake_quantize_equals_dequantized_codes_bit_for_bit(key, dtype):
     for x in (
-        heavy_tailed(2, 5, 192, dtype=dtype),
-        heavy_tailed(64, dtype=dtype),
-        torch.zeros(3, 64, dtype=dtype),
-        -torch.zeros(1, 64, dtype=dtype),
+        heavy_tailed(2, 5, width(EVERY[key], 192), dtype=dtype),
+        heavy_tailed(width(EVERY[key], 64), dtype=dtype),
+        torch.zeros(3, width(EVERY[key], 64), dtype=dtype),
+        -torch.zeros(1, width(EVERY[key], 64), dtype=dtype),
     ):
         quantized = quantize(x, EVERY[key])
         expected = quantized.dequantize()
@@ -40,7 +40,7 @@ def test_fake_quantize_equals_dequantized_codes_bit_for_bit(key, dtype):
 
 @pytest.mark.parametrize("key", EVERY)
 def test_a_batch_is_its_matrices(key):
-    x = heavy_tailed(2, 3, 4, 96)
+    x = heavy_tailed(2, 3, 4, width(EVERY[key], 96))
     whole = quantize(x, EVERY[key])
     for i in range(2):
         for j in range(3):
@@ -53,19 +53,20 @@ def test_a_batch_is_its_matrices(key):
 
 @pytest.mark.parametrize("key", EVERY)
 def test_rows_do_not_depend_on_chunks_or_strides(key, monkeypatch):
-    x = heavy_tailed(7, 192)
+    n = width(EVERY[key], 192)
+    x = heavy_tailed(7, n)
     expected = quantize(x, EVERY[key])
-    strided = heavy_tailed(7, 192).t().contiguous().t()
+    strided = heavy_tailed(7, n).t().contiguous().t()
     assert not strided.is_contiguous() and torch.equal(quantize(strided, EVERY[key]).codes, expected.codes)
     assert same_bits(fake_quantize(strided, EVERY[key]), expected.dequantize())
     if "mse tensor" not in key:
-        monkeypatch.setattr("quantgrid.quantizer.ranges._CACHED_ELEMENTS", 192 * 2)
+        monkeypatch.setattr("quantgrid.quantizer.ranges._CACHED_ELEMENTS", n * 2)
         assert same_bits(fake_quantize(x, EVERY[key]), expected.dequantize())
 
 
 @pytest.mark.parametrize("key", EVERY)
 def test_zero_empty_and_tiny_tensors(key):
-    for shape in ((3, 64), (1, 96), (2, 2, 32)):
+    for shape in ((3, width(EVERY[key], 64)), (1, width(EVERY[key], 96)), (2, 2, width(EVERY[key], 32))):
         zeros = quantize(torch.zeros(shape), EVERY[key])
         assert (
             same_bits(zeros.dequantize(), torch.zeros(shape))
@@ -73,18 +74,18 @@ def test_zero_empty_and_tiny_tensors(key):
         )
         assert EVERY[key].element == "nf4" or zeros.codes.abs().max() == 0
         assert zeros.codebook is None or zeros.codebook.abs().max() == 0
-    for shape in ((0, 64), (4, 0), (2, 0, 64), (0,)):
+    for shape in ((0, width(EVERY[key], 64)), (4, 0), (2, 0, width(EVERY[key], 64)), (0,)):
         empty = torch.zeros(shape)
         quantized = quantize(empty, EVERY[key])
         assert quantized.dequantize().shape == fake_quantize(empty, EVERY[key]).shape == quantized.codes.shape == shape
         assert quantized.scale.shape == EVERY[key].scale_shape(shape) and quantized.bits() == 0
-    assert torch.isfinite(fake_quantize(torch.full((2, 96), 1e-44), EVERY[key])).all()
-    assert torch.isfinite(fake_quantize(torch.full((2, 96), 1e38), EVERY[key])).all()
+    for value in (1e-44, 1e38):
+        assert torch.isfinite(fake_quantize(torch.full((2, width(EVERY[key], 96)), value), EVERY[key])).all()
 
 
 @pytest.mark.parametrize("key", EVERY)
 def test_idempotent_under_fixed_parameters(key):
-    x = heavy_tailed(4, 96)
+    x = heavy_tailed(4, width(EVERY[key], 96))
     quantized = quantize(x, EVERY[key])
     again = quantize(quantized.dequantize(), EVERY[key], quantized.parameters)
     assert torch.equal(again.dequantize(), quantized.dequantize())
@@ -92,14 +93,15 @@ def test_idempotent_under_fixed_parameters(key):
 
 @pytest.mark.parametrize("key", EVERY)
 def test_columns_rounded_one_by_one_equal_the_whole(key):
-    used, x = EVERY[key], heavy_tailed(2, 4, 96)
+    used, n = EVERY[key], width(EVERY[key], 96)
+    x = heavy_tailed(2, 4, n)
     parameters = find_parameters(x, used)
     step, zero_point, books = (part(parameters, used, x.shape) for part in (step_size, zero_points, codebooks))
     groups = used.scale_shape(x.shape)[-1]
     assert step.shape == (2, 4, groups) and step.dtype == torch.float32
     expected = quantize(x, used, parameters)
-    for column in range(0, 96, 7):
-        group = column * groups // 96
+    for column in range(0, n, 7):
+        group = column * groups // n
         offset = None if zero_point is None else zero_point[..., group]
         offset = None if offset is None else offset.unsqueeze(-1)
         of_column = None if books is None else books[..., group, :]
@@ -130,7 +132,7 @@ def test_monotone_under_fixed_parameters(key, seed):
     st.integers(0, 2**31),
 )
 def test_symmetric(key, seed):
-    used, x = EVERY[key], heavy_tailed(2, 96, seed=seed)
+    used, x = EVERY[key], heavy_tailed(2, width(EVERY[key], 96), seed=seed)
     parameters = find_parameters(x, used)
     if used.range != "mse":  # the search sees the lowest code, which has no counterpart
         assert torch.equal(find_parameters(-x, used).scale.float(), parameters.scale.float())
@@ -144,7 +146,7 @@ def test_symmetric(key, seed):
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(EVERY)), st.integers(-20, 20), st.integers(0, 2**31))
 def test_equivariant_under_powers_of_two(key, exponent, seed):
-    used, x = EVERY[key], heavy_tailed(2, 96, seed=seed)
+    used, x = EVERY[key], heavy_tailed(2, width(EVERY[key], 96), seed=seed)
     fixed_range = (
         used.storage.global_scale != "never" and used.global_scale == "none"
     )  # a narrow scale format alone is not scale free
@@ -163,7 +165,7 @@ def test_equivariant_under_powers_of_two(key, exponent, seed):
 )
 def test_any_shape_dtype_and_stride(key, rows, blocks, dtype, strided, seed):
     used = EVERY[key]
-    x = heavy_tailed(*rows, 96 * blocks, dtype=dtype, seed=seed)
+    x = heavy_tailed(*rows, width(used, 96) * blocks, dtype=dtype, seed=seed)
     x = x.transpose(0, -1).contiguous().transpose(0, -1) if strided else x
     quantized = quantize(x, used)
     assert same_bits(fake_quantize(x, used), quantized.dequantize()) and quantized.codes.shape == x.shape
@@ -263,6 +265,7 @@ def test_a_range_beyond_float32_is_named():
         (lambda: quantize(torch.zeros(2, 4, dtype=torch.int32), scheme("int4")), "dtype torch.int32"),
         (lambda: quantize(torch.zeros(()), scheme("int4")), "a scalar"),
         (lambda: find_parameters(torch.zeros(2, 16), scheme("nvfp4", global_scale="static")), "pass find_parameters"),
+        (lambda: find_parameters(torch.zeros(2, 16), scheme("nvfp4", global_scale="site")), "pass find_parameters"),
         (lambda: find_parameters(torch.zeros(2, 16), scheme("int4"), 0.5), "global_scale 'none'"),
     ],
 )

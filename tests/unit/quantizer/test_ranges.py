@@ -13,7 +13,7 @@ from quantgrid.quantizer.scales import load_scale
 from quantgrid.schemes import PRESETS, QuantScheme, activation_scheme, scheme
 from quantgrid.schemes.number_formats import SCALE_FORMATS
 from quantgrid.schemes.quant_scheme import E8M0_RULES
-from quantizer_cases import heavy_tailed
+from quantizer_cases import computed, heavy_tailed
 
 
 def covering(x, plain, global_scale):
@@ -55,7 +55,7 @@ def loss(x, used):
 
 
 SYMMETRIC = [name for name, preset in PRESETS.items() if preset["weight"] and not name.startswith("kmeans")]
-SEARCHED = [scheme(name, group_size=32) for name in SYMMETRIC]
+SEARCHED = [computed(scheme(name, group_size=32)) for name in SYMMETRIC]
 SEARCHED += [
     scheme("mxfp4", element=element, scale_rule=rule) for rule in E8M0_RULES for element in ("e2m1", "e4m3", "int4")
 ]

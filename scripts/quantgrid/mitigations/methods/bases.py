@@ -23,16 +23,18 @@ def solve_base(
     block_size: int = BLOCK_SIZE,
     activation_order: bool = False,
     scales: str = SCALES,
+    global_scale: Tensor | None = None,
 ) -> Compensated:
     """Quantize ``weight`` (*batch, m, n) by ``rtn``, ``gptq``, ``mr_gptq`` or ``gptaq``.
 
     Damping and block size apply to the last three, activation order and scales to ``gptq`` and
-    ``gptaq``: MR-GPTQ fixes both.
+    ``gptaq``: MR-GPTQ fixes both. ``global_scale`` (*batch, 1, 1) is that of a scheme which shares
+    it by site.
     """
     if base == "rtn":
-        return rtn(weight, statistics, scheme)
+        return rtn(weight, statistics, scheme, global_scale)
     if base == "mr_gptq":
-        return mr_gptq(weight, statistics, scheme, damping, block_size)
+        return mr_gptq(weight, statistics, scheme, damping, block_size, global_scale=global_scale)
     return {"gptq": gptq, "gptaq": gptaq}[base](
-        weight, statistics, scheme, damping, block_size, activation_order, scales
+        weight, statistics, scheme, damping, block_size, activation_order, scales, global_scale=global_scale
     )

@@ -29,6 +29,7 @@ def gptaq(
     activation_order: bool = False,
     scales: str = SCALES,
     alpha: float = GPTAQ_ALPHA,
+    global_scale: Tensor | None = None,
 ) -> Compensated:
     """Quantize ``weight`` (*batch, m, n) by GPTAQ; ``alpha`` is 0.25 as published, 0 is GPTQ.
 
@@ -42,7 +43,7 @@ def gptaq(
     def cross_term(factor: Tensor, order: Tensor | None) -> Tensor:
         return alpha * cross_term_of(statistics, factor, order)
 
-    return solve(weight, statistics, scheme, damping, block_size, activation_order, scales, cross_term)
+    return solve(weight, statistics, scheme, damping, block_size, activation_order, scales, cross_term, global_scale)
 
 
 def cross_term_of(statistics: PairedStatistics, factor: Tensor, order: Tensor | None) -> Tensor:

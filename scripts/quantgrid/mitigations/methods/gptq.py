@@ -65,6 +65,7 @@ def gptq(
     block_size: int = BLOCK_SIZE,
     activation_order: bool = False,
     scales: str = SCALES,
+    global_scale: Tensor | None = None,
 ) -> Compensated:
     """Quantize ``weight`` (*batch, m, n) by GPTQ with the second moment (*batch, n, n) of its
     input.
@@ -74,9 +75,10 @@ def gptq(
     ``static`` computes all scales from the weight before the first rounding; ``running`` computes
     those of a group from its updated columns when the group is reached. ``running`` excludes
     ``activation_order``, under which groups are not contiguous. Columns with an input that is
-    always zero are set to zero, as published.
+    always zero are set to zero, as published. ``global_scale`` (*batch, 1, 1) is that of a scheme
+    which shares it by site.
     """
-    return solve(weight, statistics, scheme, damping, block_size, activation_order, scales)
+    return solve(weight, statistics, scheme, damping, block_size, activation_order, scales, global_scale=global_scale)
 
 
 def solve(
@@ -88,6 +90,7 @@ def solve(
     activation_order: bool,
     scales: str,
     cross_term: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+    global_scale: Tensor | None = None,
 ) -> Compensated:
     """Quantize as :func:`gptq`; ``cross_term`` computes the P (*batch, n, n) of GPTAQ from (U,
     order)."""
@@ -99,7 +102,7 @@ def solve(
     diagonal = statistics.second_moment.diagonal(dim1=-2, dim2=-1)
     dead = diagonal <= 0
     weight = weight.masked_fill(dead.unsqueeze(-2), 0.0)
-    found = used = Columns.of(weight, scheme, scales == "running")
+    found = used = Columns.of(weight, scheme, scales == "running", global_scale)
     columns = weight.mT.contiguous()
     order = diagonal.argsort(dim=-1, descending=True, stable=True) if activation_order else None
     if order is not None:

@@ -42,10 +42,12 @@ def low_rank(
     metric: str = METRIC,
     factors: str = FACTORS,
     branch_input: str = BRANCH_INPUT,
+    global_scale: Tensor | None = None,
 ) -> Compensated:
     """Round ``weight`` (*batch, m, n) to nearest and add a term of rank ``rank``
     (:func:`compensated`)."""
-    return compensated(weight, rtn(weight, statistics, scheme), statistics, rank, metric, factors, branch_input)
+    rounded = rtn(weight, statistics, scheme, global_scale)
+    return compensated(weight, rounded, statistics, rank, metric, factors, branch_input)
 
 
 def compensated(

@@ -25,15 +25,18 @@ def mr_gptq(
     damping: float = DAMPING,
     block_size: int = BLOCK_SIZE,
     block_scales: str = BLOCK_SCALES,
+    global_scale: Tensor | None = None,
 ) -> Compensated:
     """Quantize ``weight`` (*batch, m, n) by MR-GPTQ; ``block_scales`` is the ``range`` of float
     elements.
 
     ``mse`` is the search of the publication (100 steps down to 0.2, norm 2.4, unless the scheme
     sets other numbers), ``minmax`` does no search. Schemes with another range search (such as
-    ``exhaustive``) and integer schemes are not changed.
+    ``exhaustive``) and integer schemes are not changed. ``global_scale`` (*batch, 1, 1) is that of a
+    scheme which shares it by site.
     """
-    return solve(weight, statistics, searched(scheme, block_scales), damping, block_size, True, "static")
+    used = searched(scheme, block_scales)
+    return solve(weight, statistics, used, damping, block_size, True, "static", global_scale=global_scale)
 
 
 def searched(scheme: QuantScheme, block_scales: str) -> QuantScheme:

@@ -41,9 +41,14 @@ class Columns:
     running: bool = False
 
     @classmethod
-    def of(cls, weight: Tensor, scheme: QuantScheme, running: bool = False) -> Columns:
-        """Parameters of ``weight`` (*batch, m, n); ``running`` has no effect without groups."""
-        parameters = find_parameters(weight, scheme)
+    def of(
+        cls, weight: Tensor, scheme: QuantScheme, running: bool = False, global_scale: Tensor | None = None
+    ) -> Columns:
+        """Parameters of ``weight`` (*batch, m, n); ``running`` has no effect without groups.
+
+        ``global_scale`` (*batch, 1, 1) replaces the one computed from the weight.
+        """
+        parameters = find_parameters(weight, scheme, global_scale)
         parts, running = _per_columns(parameters, scheme, weight.shape), running and scheme.granularity == "group"
         return cls(
             scheme, parameters, *(part.clone() if running and part is not None else part for part in parts), running

@@ -3,13 +3,19 @@ and those not significantly different from the best."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
+from ...config.cells import AXES
 from ...ground.errors import ConfigError, unknown_name
+from ...jobs.integrity import verify
+from ..data.collection import read
 from ..data.paired import LEVEL, estimate, holm
 from ..data.starts import MEANING, WORDS
 from ..figures.pareto import BITS, points, recipe
 from ..style import significant, with_error
+from .served import LEGEND
 from .verdicts import LOSS
 
 ORDER = (
@@ -28,7 +34,21 @@ ORDER = (
     "indistinguishable",
     "cell",
     "start_kept",
+    *AXES.values(),
 )
+
+
+def recommended(folder: str | Path, model: str, bits: float, dataset: str = "", again: str = "") -> pd.DataFrame:
+    """:func:`recommend` from a results folder; ``again`` is the command that makes missing results."""
+    results, items = Path(folder) / "results.csv", sorted(Path(folder).glob("studies/*.items.parquet"))
+    if not results.is_file() or not items:
+        raise ConfigError(f"{folder}: no results yet; `{again}` makes them")
+    for path in (results, *items):
+        verify(path)
+    windows = pd.concat([pd.read_parquet(path) for path in items]).drop_duplicates(
+        ["cell", "metric", "dataset", "item"]
+    )
+    return recommend(read(results), windows, model, bits, dataset)
 
 
 def recommend(records: pd.DataFrame, items: pd.DataFrame, model: str, bits: float, dataset: str = "") -> pd.DataFrame:
@@ -82,7 +102,7 @@ def compared(found: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
 def text(found: pd.DataFrame, title: str, top: int) -> str:
     """Format the first ``top`` lines of a recommendation for a terminal, columns aligned. An
     asterisk marks the best and the cells not significantly different from it; the last line names
-    the cheapest of these."""
+    the cheapest of these. A column ``served`` names programs that compute a recipe exactly."""
     head = (
         "",
         "recipe",
@@ -92,6 +112,7 @@ def text(found: pd.DataFrame, title: str, top: int) -> str:
         "perplexity",
         "of full precision",
         "loss above the best, 95 % interval",
+        *["served exactly"] * ("served" in found),
     )
     lines = [head]
     for row in found.head(top).itertuples():
@@ -110,13 +131,15 @@ def text(found: pd.DataFrame, title: str, top: int) -> str:
                 with_error(row.perplexity, row.stderr),
                 f"{row.relative:.3f} ×",
                 interval,
+                *([row.served or "–"] if "served" in found else []),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines)]
     body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
     note = f"* the best, or not distinguishable from it (paired by window, Holm over {len(found) - 1} comparisons)"
     starts = [f"{WORDS}: {MEANING}"] if found.head(top).start_kept.any() else []
-    return "\n".join([title, body, note, *starts, cheapest(found)])
+    legend = [LEGEND] if "served" in found else []
+    return "\n".join([title, body, note, *legend, *starts, cheapest(found)])
 
 
 def cheapest(found: pd.DataFrame) -> str:

@@ -21,7 +21,7 @@ from matplotlib.ticker import NullLocator
 
 from ..data.records import AXES, check_one_protocol, is_baseline
 from ..data.starts import WORDS, kept
-from ..style import CONFIDENCE, GRID, INK, MUTED, PALETTE, WIDTH, significant, superscript, value_label
+from ..style import CONFIDENCE, GRID, INK, MUTED, PALETTE, WIDTH, recipe_label, significant, superscript
 from .panels import scale_ticks
 from .study_figures import SETTINGS
 
@@ -100,10 +100,8 @@ def points(records: pd.DataFrame) -> pd.DataFrame:
 def recipe(row: object) -> str:
     """Format a cell as ``hadamard + GPTQ, INT4 group-64``, with a note if it kept the start of a
     training."""
-    transform, mitigation, form = (
-        value_label(axis, getattr(row, axis)) for axis in ("transform", "mitigation", "format")
-    )
-    return f"{transform} + {mitigation}, {form} {row.granularity}" + (f" ({WORDS})" if row.start_kept else "")
+    label = recipe_label(row.transform, row.mitigation, row.granularity, row.format)  # type: ignore[attr-defined]
+    return label + (f" ({WORDS})" if row.start_kept else "")  # type: ignore[attr-defined]
 
 
 def plot(marks: pd.DataFrame) -> Figure:

@@ -14,6 +14,7 @@ from ...config.cells import Cell
 from ...evaluation.protocols import described
 from ...jobs.integrity import sound
 from ...models.shapes import all_weights
+from ..claims import served
 from ..data import collection, published
 from ..data.evaluation_rows import cell_key, measured_tasks
 from ..figures import distributions, number_lines, pareto, residual_error
@@ -84,6 +85,7 @@ def context(
         "models": models,
         "corpora": corpora,
         "training": trained(config),
+        "served": served.recipes(config),
         "config": dict(config),
         "versions": dict(versions),
         "benchmarks": list(benchmarks),

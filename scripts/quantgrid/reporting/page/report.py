@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ...ground.errors import ConfigError
 from ...ground.places import ROOT
 from ..claims import findings
+from ..claims.served import MEANING
 from ..data import costs, starts
 from ..data.records import AXES, is_baseline, tidy
 from ..style import metric, value_label
@@ -33,6 +34,7 @@ CONTEXT = {
     "models": [],
     "corpora": [],
     "training": [],
+    "served": [],
     "protocol": {},
     "versions": {},
     "hashes": {},
@@ -76,7 +78,8 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
     :class:`ConfigError`):
 
     title, description; models and corpora (lists of flat dicts; ``name`` and, of a model,
-    ``provenance`` are shown first), training (dicts of mitigation, method, trained, steps),
+    ``provenance`` are shown first), training (dicts of mitigation, method, trained, steps), served
+    (dicts of the axes, recipe, served: ``claims.served.recipes``),
     protocol, versions and hashes (flat dicts), benchmarks (records of ``costs.read``), missing
     (dicts of cell, the axes, reason), losses (path of the figure of losses, .svg or .png),
     distributions (dicts of model, name, caption, path and links of a figure), claims (those of
@@ -107,6 +110,7 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         studies=sections,
         loss_image=data_uri(full["losses"]) if full["losses"] else "",
         loss_caption=LOSSES,
+        served_note=MEANING,
         distribution_figures=[{**figure, "image": data_uri(figure["path"])} for figure in full["distributions"]],
         distribution_note=DISTRIBUTIONS,
         claim_models=findings.models(full["claims"]),

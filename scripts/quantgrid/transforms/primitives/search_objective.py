@@ -39,7 +39,8 @@ class OutputError:
         site: str,
         round_activations: bool,
     ):
-        self.weights, self.linears, self.statistics, self.scheme = weights, linears, statistics, schemes.weight
+        self.weights, self.linears, self.statistics = weights, linears, statistics
+        self.scheme = schemes.weight and schemes.weight.separate
         self.candidates = schemes.activation.get(kind_of(site), ()) if round_activations else ()
         self.moment, self.samples = statistics.second_moment.float(), statistics.samples.float()
         self.energy = sum(_energy(weight, self.moment) for weight in self._rows())

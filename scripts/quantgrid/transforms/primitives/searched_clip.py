@@ -58,7 +58,7 @@ class SearchedClip(Primitive):
         for step in range(self.steps):
             bound = largest * (1 - step / (2 * self.steps))
             error = (
-                (fake_quantize(clipped(weight, bound), self.cell.weight) - weight)
+                (fake_quantize(clipped(weight, bound), self.cell.weight.separate) - weight)
                 .unflatten(-1, (groups, size))
                 .transpose(0, 1)
             )

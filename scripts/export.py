@@ -1,0 +1,108 @@
+"""Export one cell to a format that other programs load: `make export`.
+
+    python scripts/export.py --configfile config/config.yaml --model NAME --to TARGET --out FOLDER
+        [--cell NAME | --bits N] [--corpus NAME] [--online-rotation] [options of the workflow]
+
+The cell is named as `make recommend` and the report print it, or transform/mitigation/granularity/format.
+Without a name it is the best cell that the target can hold. The workflow makes what is missing: a
+deleted checkpoint is quantized again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from quantgrid.config import validation
+from quantgrid.config.cells import Cell
+from quantgrid.config.exports import Export, cell_name, named_cell, require_exportable
+from quantgrid.exports.targets import TARGETS, target_of
+from quantgrid.ground.errors import ConfigError, unknown_name
+from quantgrid.jobs.job import run
+from quantgrid.plan.pipeline import Plan
+
+SCRIPTS = Path(__file__).resolve().parent
+
+
+def chosen(plan: Plan, asked: argparse.Namespace, flags: tuple[str, ...]) -> Cell:
+    """The cell that is asked for, exportable to the target."""
+    own = [cell for cell in plan.cells if cell.model == asked.model]
+    if asked.cell:
+        cell = labelled(own, asked.cell) or named_cell(own, asked.cell, "CELL")
+        require_exportable(plan.config, cell, asked.to, flags, "CELL")
+        return cell
+    from quantgrid.reporting.claims.recommendation import recommended  # pandas: only to rank
+    from quantgrid.reporting.claims.served import best_for
+
+    again = (
+        f"make run CONFIG={asked.configfile}` makes them; or name a CELL, as in `make export CELL={cell_name(own[-1])}"
+    )
+    found = recommended(plan.results, asked.model, asked.bits, asked.corpus, again)
+    cell, better = best_for(found, plan.config, own, asked.to, flags)
+    print(f"{cell_name(cell)}: the best recipe that {asked.to} can hold{f'; {better}' if better else ''}")
+    return cell
+
+
+def labelled(cells: list[Cell], name: str) -> Cell | None:
+    """The cell whose recipe `make recommend` prints as ``name``."""
+    from quantgrid.reporting.style import recipe_label
+
+    return next((cell for cell in cells if recipe_label(**cell.axes) == name.strip()), None)
+
+
+def make(plan: Plan, export: Export, asked: argparse.Namespace, passed_on: list[str]) -> Path:
+    """Run the workflow for one export; the folder in the results."""
+    folder = plan.export_model(export).outputs["folder"]
+    entry = {"model": export.cell.model, "cell": cell_name(export.cell), "to": export.target, "flags": export.flags}
+    own = [] if {"--cores", "-c", "--profile"} & {word.partition("=")[0] for word in passed_on} else ["--cores", "all"]
+    words = [folder, "--configfile", asked.configfile, *own, *passed_on, "--quiet", "rules"]
+    words += ["--config", f"exports={json.dumps([{**entry, 'name': export.name}])}"]
+    if subprocess.run([sys.executable, str(SCRIPTS / "run_workflow.py"), *words]).returncode:
+        raise ConfigError(f"{cell_name(export.cell)} was not exported; the messages above name the job and its log")
+    return Path(folder)
+
+
+def place(made: Path, out: Path) -> None:
+    """Copy an export to ``out``, which appears when it is complete."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(made, temporary)
+        os.rename(temporary, out)
+    except OSError as error:
+        raise ConfigError(f"OUT: {out} cannot be written ({error.strerror}); the export is in {made}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--configfile", default="config/config.yaml")
+    parser.add_argument("--model", required=True, help="name of a model of that config")
+    parser.add_argument("--to", required=True, metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--cell", default="", help="name of the cell; the best one without it")
+    parser.add_argument("--bits", type=float, default=float("inf"), metavar="N", help="at most N bits per weight")
+    parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
+    known_flags = {f"--{flag.replace('_', '-')}": flag for target in TARGETS.values() for flag in target.flags}
+    asked, rest = parser.parse_known_args()
+    flags = tuple(known_flags[word] for word in rest if word in known_flags)
+    target_of(asked.to)
+    out = Path(asked.out).expanduser()
+    if out.exists() or out.is_symlink() or not asked.out.strip():
+        raise ConfigError(f"OUT: '{asked.out}' exists already; delete it or name a new folder")
+    plan = Plan(validation.load(asked.configfile))
+    if asked.model not in plan.config["models"]:
+        raise ConfigError(f"MODEL: {unknown_name('model', asked.model, plan.config['models'])}")
+    export = Export(chosen(plan, asked, flags), asked.to, flags, out.name)
+    place(make(plan, export, asked, [word for word in rest if word not in known_flags]), out)
+    print(f"{out}: {cell_name(export.cell)} for {asked.to}; README.md in it says how to load it")
+
+
+if __name__ == "__main__":
+    run(main)
