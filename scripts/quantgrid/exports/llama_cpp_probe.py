@@ -3,12 +3,11 @@
 
     python -I llama_cpp_probe.py REQUEST.json ANSWER.safetensors
 
-The request holds ``model`` (path), ``code`` (defines ``server`` from ``path``, ``context``
-and ``threads``), ``vocabulary``, ``windows`` (lists of token ids), ``lengths`` (for each window the
-numbers of its first tokens after which the next is predicted) and ``texts``. The answer has
-``log_probabilities``
-(positions, vocabulary) float32, window by window, and in its metadata ``tokens``: the ids of every
-text, without BOS and EOS. Standard library besides.
+The request holds ``model`` (path), ``code`` (defines ``server`` from ``path``, ``context`` and
+``threads``), ``threads``, ``vocabulary``, ``windows`` (lists of token ids), ``lengths`` (for each window
+the numbers of its first tokens after which the next is predicted) and ``texts``. The answer has
+``log_probabilities`` (positions, vocabulary) float32, window by window, and in its metadata
+``tokens``: the ids of every text, without BOS and EOS. Standard library besides.
 """
 
 from __future__ import annotations
