@@ -24,8 +24,14 @@ def results(measured: str | None, baseline: str | None, corpus: str) -> Iterator
             "value": cell["perplexity"],
             "stderr": cell["stderr"],
             "full_precision": full["perplexity"],
-            "protocol": cell["protocol"],
+            "protocol": protocol_text(cell["protocol"]),
         }
+
+
+def protocol_text(protocol: dict[str, Any]) -> str:
+    """Protocol of a perplexity in one cell of a table; the results of the run have all of it."""
+    count = f", {protocol['windows']} of them" if protocol.get("windows") else ""
+    return f"{protocol['name']}{count}, {protocol['dtype']}"
 
 
 def main() -> None:
