@@ -55,7 +55,7 @@ def loss(x, used):
 
 
 SYMMETRIC = [name for name, preset in PRESETS.items() if preset["weight"] and not name.startswith("kmeans")]
-SEARCHED = [computed(scheme(name, group_size=32)) for name in SYMMETRIC]
+SEARCHED = [computed(scheme(name, group_size=32)) for name in SYMMETRIC if scheme(name).range == "minmax"]
 SEARCHED += [
     scheme("mxfp4", element=element, scale_rule=rule) for rule in E8M0_RULES for element in ("e2m1", "e4m3", "int4")
 ]
