@@ -86,7 +86,7 @@ class CompressedTensors(Packer):
         return {"quantization_config": {**described, **self.rotations.transform_config()}, **self.rotations.marker()}
 
     def files(self) -> dict[str, str]:
-        """``load.py`` of a folder with online rotations."""
+        """``{folder}/load.py`` of a folder with online rotations."""
         return self.rotations.files()
 
     def _is_uniform(self) -> bool:

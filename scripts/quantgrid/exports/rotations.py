@@ -88,9 +88,9 @@ class Rotations:
         return {"transform_config": {"config_groups": groups}}
 
     def marker(self) -> dict[str, Any]:
-        """Entry of config.json that load.py and the check of the export read; empty without rotations."""
+        """Entry of config.json that {folder}/load.py and the check of the export read; empty without rotations."""
         return {MARKER: dict(self.found)} if self.found else {}
 
     def files(self) -> dict[str, str]:
-        """``load.py`` by name; empty without rotations."""
+        """``{folder}/load.py`` by name; empty without rotations."""
         return {"load.py": LOADER} if self.found else {}

@@ -2,6 +2,7 @@
 
 from . import (
     affine,
+    balanced_blocks,
     block_rotate,
     learned,
     learned_clip,
@@ -17,6 +18,7 @@ from . import (
 
 __all__ = [
     "affine",
+    "balanced_blocks",
     "block_rotate",
     "learned",
     "learned_clip",
