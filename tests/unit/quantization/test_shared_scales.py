@@ -61,12 +61,12 @@ def wanted(made: Given, transform: str) -> dict[tuple[int, str], float]:
 @pytest.mark.parametrize("name", METHODS)
 def test_linears_of_a_site_share_the_largest_global_scale(name, given):
     made = given["llama"]
-    done = quantized(made, "hadamard", "nvfp4_served", "native", METHODS[name])
+    done = quantized(made, "hadamard", "nvfp4_served", "channel", METHODS[name])
     expected = wanted(made, "hadamard")
     found = {key: stored(done.content.tensors, *key) for key in expected}
     assert found == pytest.approx(expected, rel=1e-6)
     assert all(len({found[layer, linear] for linear in linears}) == 1 for linears in SITES.values() for layer in (0, 1))
-    own = quantized(made, "hadamard", "nvfp4", "native", METHODS[name]).content.tensors
+    own = quantized(made, "hadamard", "nvfp4", "channel", METHODS[name]).content.tensors
     assert any(stored(own, *key) < found[key] for key in found) and all(
         stored(own, *key) <= found[key] for key in found
     )
