@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from ..ground.errors import ConfigError
-from .shared_contexts import batches, items_of, score, takes_rows
+from .shared_contexts import batches, items_of, longest_span, rounds_tokens_alone, score
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, answer), their tokens
 
@@ -29,11 +29,14 @@ class Harness(HFLM):
             self._check(f"{texts[0][-40:]!r} + {texts[1][:40]!r}", before, scored)
         self.truncated += sum(len(before) + len(scored) > self.max_length + 1 for _, before, scored in requests)
         items = items_of([(before, scored) for _, before, scored in requests], self.max_length)
-        if not takes_rows(self.model, max(item.span for item in items)):
-            return super()._loglikelihood_tokens(requests, **options)
+        longest = longest_span(self.model.config) if rounds_tokens_alone(self.model) else 0
+        shared = [item for item in items if item.span <= longest]
         found: dict[int, tuple[float, bool]] = {}
-        for batch in batches(items, self.batch_size):
+        for batch in batches(shared, self.batch_size):
             found |= {number: (value, greedy) for number, value, greedy in score(self.model, batch)}
+        alone = [number for number in range(len(requests)) if number not in found]
+        scores = super()._loglikelihood_tokens([requests[number] for number in alone], **options) if alone else []
+        found |= dict(zip(alone, scores))
         return [found[number] for number in range(len(requests))]
 
     def _check(self, about: str, before: list[int], scored: list[int]) -> None:

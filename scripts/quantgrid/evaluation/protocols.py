@@ -2,8 +2,8 @@
 
 Perplexity: the corpus and the sha256 of its text, the join of its documents, window, stride and
 choice of windows, normalization, BOS, and the dtype of the computation. Task: the task and its
-version, metric, shots, the documents, the version of lm-eval, batch size and dtype. Standard
-library only.
+version, metric, shots, the documents, the version of lm-eval, batch size, dtype
+of the computation and of the log-probabilities. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ OF_MODEL = (
     "windows",
     "bos_token_id",
 )  # these may differ between models, not within one
+SCORED_IN = "float32"  # dtype of the log-probabilities of tasks, whatever that of the model
 _CORPUS = ("text_sha256", "join", "window", "stride", "windows", "selection", "tokens", "tokenizer_sha256")
 
 
@@ -45,7 +46,8 @@ def of_perplexity(corpus: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def of_task(result: Mapping[str, Any], batch_size: int, limit: int | None, dtype: str) -> dict[str, Any]:
     """Protocol of a zero-shot task from its result (``tasks.evaluate``) and its settings."""
     keys = ("task", "source", "version", "metric", "shots", "documents_sha256", "lm_eval")
-    found = {key: result.get(key) for key in keys} | {"batch_size": batch_size, "limit": limit, "dtype": dtype}
+    found = {key: result.get(key) for key in keys} | {"batch_size": batch_size, "limit": limit}
+    found |= {"dtype": dtype, "scored_in": SCORED_IN}
     return {"name": f"{result.get('task')}, {result.get('metric')}, {result.get('shots')}-shot", **found}
 
 

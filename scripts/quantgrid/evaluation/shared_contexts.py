@@ -8,8 +8,10 @@ continuation, and the logits of all tokens rather than those of the continuation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from ..inference.linear import Rounding
 from ..models.lm_head import Head, head_of
 
+LONGEST_ROW = 1024  # tokens of a row with several continuations
+LARGEST_MASK = 1 << 25  # entries of the mask of a batch
 Tokens = tuple[int, ...]
 Request = tuple[Sequence[int], Sequence[int]]  # tokens of the context, tokens to score
 
@@ -27,6 +31,11 @@ class Item:
 
     context: Tokens
     asked: dict[Tokens, list[int]] = field(default_factory=dict)
+
+    def has_room(self, continuation: Tokens) -> bool:
+        """Check whether another continuation fits into the row; one token takes no place."""
+        added = len(continuation) - 1
+        return not added or self.length + added <= max(LONGEST_ROW, 2 * len(self.context))
 
     @property
     def length(self) -> int:
@@ -42,33 +51,36 @@ class Item:
 def items_of(requests: Sequence[Request], max_length: int) -> list[Item]:
     """Group ``requests`` by context, equal ones together.
 
-    A request longer than ``max_length`` + 1 loses the beginning of its context, as in lm-eval.
+    A request longer than ``max_length`` + 1 loses the beginning of its context, as in lm-eval. A row
+    ends at ``LONGEST_ROW`` tokens, or at twice its context; further continuations get rows of their
+    context again.
     """
-    found: dict[Tokens, Item] = {}
+    found: list[Item] = []
+    last: dict[Tokens, Item] = {}
+    places: dict[tuple[Tokens, Tokens], Item] = {}
     for number, (context, continuation) in enumerate(requests):
-        kept = tuple(context)[-(max_length + 1 - len(continuation)) :]
-        item = found.setdefault(kept, Item(kept))
-        item.asked.setdefault(tuple(continuation), []).append(number)
-    return list(found.values())
+        kept, scored = tuple(context)[-(max_length + 1 - len(continuation)) :], tuple(continuation)
+        item = places.get((kept, scored)) or last.get(kept)
+        if item is None or (scored not in item.asked and not item.has_room(scored)):
+            item = last[kept] = Item(kept)
+            found.append(item)
+        places[kept, scored] = item
+        item.asked.setdefault(scored, []).append(number)
+    return found
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Yield ``items`` by falling length, ``size`` at a time."""
+    """Yield ``items`` by falling length, ``size`` at a time, or as many as ``LARGEST_MASK`` allows."""
     ordered = sorted(items, key=lambda item: -item.length)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    start = 0
+    while start < len(ordered):
+        count = min(size, max(1, LARGEST_MASK // ordered[start].length ** 2))
+        yield ordered[start : start + count]
+        start += count
 
 
-def takes_rows(model: nn.Module, span: int) -> bool:
-    """Check whether ``model`` computes a token of a shared row as in a row alone.
-
-    It does unless an activation has one scale for all tokens of a row, or ``span`` positions exceed
-    a sliding window, which the mask of a shared row does not have.
-    """
-    window = getattr(model.config, "sliding_window", None)
-    used = getattr(model.config, "use_sliding_window", True)
-    if window and used and span > window:
-        return False
+def rounds_tokens_alone(model: nn.Module) -> bool:
+    """Check whether no activation of ``model`` has one scale for all tokens of a row."""
     return all(
         module.scheme.rows_are_independent or "scale" in module.fixed or "global_scale" in module.fixed
         for module in model.modules()
@@ -76,21 +88,36 @@ def takes_rows(model: nn.Module, span: int) -> bool:
     )
 
 
+def longest_span(config: Any) -> float:
+    """Positions up to which a token of a shared row is computed as in a row alone.
+
+    Beyond a sliding window the mask of a shared row is another one, and ``longrope`` chooses its
+    frequencies by the largest position of a batch.
+    """
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    original = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min([math.inf, *filter(None, [window, *original])])
+
+
 @torch.no_grad()
 def score(model: nn.Module, items: Sequence[Item]) -> list[tuple[int, float, bool]]:
     """(request, sum of log-probabilities of the continuation, whether each of its tokens is the
     likeliest), for one batch of ``items``."""
-    rows = [_row(item) for item in items]
-    width = max(len(tokens) for tokens, _, _ in rows)
-    tokens, positions = (torch.zeros(len(rows), width, dtype=torch.int64) for _ in range(2))
-    visible = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
-    for number, (own, places, mask) in enumerate(rows):
+    width = max(item.length for item in items)
+    tokens, positions = (torch.zeros(len(items), width, dtype=torch.int64) for _ in range(2))
+    for number, item in enumerate(items):
+        own, places = _row(item)
         tokens[number, : len(own)], positions[number, : len(own)] = torch.tensor(own), torch.tensor(places)
-        visible[number, : len(own), : len(own)] = mask
-    device, dtype = model.device, model.dtype
-    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+    # without branches the rows are causal, and what pads them is behind all that is read
+    branched = any(sum(len(continuation) > 1 for continuation in item.asked) > 1 for item in items)
+    mask = _mask(items, width, model.dtype).to(model.device) if branched else None
     hidden = model.model(
-        input_ids=tokens.to(device), position_ids=positions.to(device), attention_mask=mask.to(device), use_cache=False
+        input_ids=tokens.to(model.device),
+        position_ids=positions.to(model.device) if branched else None,
+        attention_mask=mask,
+        use_cache=False,
     ).last_hidden_state
     head, found = head_of(model), []
     for item, states in zip(items, hidden):
@@ -98,17 +125,26 @@ def score(model: nn.Module, items: Sequence[Item]) -> list[tuple[int, float, boo
     return found
 
 
-def _row(item: Item) -> tuple[list[int], list[int], Tensor]:
-    """Tokens, positions and visible tokens (length, length) of one item."""
-    begin, length = len(item.context), item.length
+def _row(item: Item) -> tuple[list[int], list[int]]:
+    """Tokens and positions of one item."""
+    begin = len(item.context)
     tokens, places = list(item.context), list(range(begin))
-    visible = torch.ones(length, length, dtype=torch.bool).tril_()
     for continuation in item.asked:
-        start, own = len(tokens), len(continuation) - 1
         tokens += continuation[:-1]
-        places += range(begin, begin + own)
-        visible[start : start + own, begin:start] = False
-    return tokens, places, visible
+        places += range(begin, begin + len(continuation) - 1)
+    return tokens, places
+
+
+def _mask(items: Sequence[Item], width: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (items, 1, width, width) that hides continuations from one another."""
+    mask = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype).triu_(1).repeat(len(items), 1, 1)
+    for number, item in enumerate(items):
+        start = begin = len(item.context)
+        for continuation in item.asked:
+            own = len(continuation) - 1
+            mask[number, start : start + own, begin:start] = torch.finfo(dtype).min
+            start += own
+    return mask.unsqueeze(1)
 
 
 def _answers(item: Item, states: Tensor, head: Head) -> Iterator[tuple[int, float, bool]]:

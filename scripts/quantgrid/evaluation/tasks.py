@@ -35,7 +35,7 @@ from typing import Any
 
 from ..corpora import token_windows
 from ..ground.errors import ConfigError, NumericalFailure, unknown_name
-from .protocols import of_task
+from .protocols import SCORED_IN, of_task
 from .task_documents import LAYOUTS, METRICS, delimiter_of, layout_of, read_documents
 
 SOURCES = ("lm_eval", "local", "builtin")
@@ -62,7 +62,7 @@ def evaluate(
     from .harness import Harness
 
     with _quiet("lm_eval.models.huggingface"):  # it warns of every model that is not a path
-        harness = Harness(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        harness = Harness(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=SCORED_IN)
     dtype = str(model.dtype).removeprefix("torch.")
     found: dict[str, dict[str, Any]] = {}
     failures: list[Exception] = []

@@ -31,8 +31,8 @@ def trace_excess(moment: Tensor, weights: Iterable[Tensor], size: int) -> Tensor
 
     With the second moment C of a block's inputs (``moment`` is (n, n)) and the columns W (R, size) of
     the ``weights`` (m, n) there, it is tr C tr(WᵀW / R) / (Σ S)² with S the singular values of
-    C^{1/2} Wᵀ / sqrt(R). No invertible transform of the block reaches less than 1, and WUSH reaches 1
-    (arXiv 2512.00956). NaN for a block without inputs or without weights.
+    C^{1/2} Wᵀ / sqrt(R). No invertible transform of the block reaches less than 1, and WUSH without
+    damping reaches 1 (arXiv 2512.00956). NaN for a block without inputs or without weights.
     """
     blocks, factors = diagonal_blocks(moment.double(), size), stacked_columns(weights, size)
     values, axes = torch.linalg.eigh(blocks)

@@ -79,7 +79,7 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
         "measure_distributions": 2 * layer,
         "quantize_model": max(together, 2.5 * layer, ends) + gaps,
         "decompose_model": max(together, 4 * layer, ends) + gaps,
-        "propagate_model": max(together, 4 * layer) + ends + 2 * hidden + gaps,
+        "propagate_model": max(together, 4.5 * layer) + ends + 2 * hidden + gaps,
         "train_mitigation": 8 * weights + 2 * logits,
         "evaluate_reference": running,
         "evaluate_perplexity": max(

@@ -23,7 +23,8 @@ from .steps import Step
 # tokens of a complete corpus: WikiText-2 test has 250,000 to 340,000, depending on the tokenizer
 WHOLE_CORPUS = 300_000
 # Tokens of all requests of a task, in thousands: documents x choices x tokens per request, rounded
-# from the sizes of the data sets.
+# from the sizes of the data sets. More than is computed where choices share their context, which
+# runs once.
 TASK_TOKENS = {
     "mmlu": 6700,
     "mathqa": 1000,

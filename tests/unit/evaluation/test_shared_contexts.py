@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import random
 
 import pytest
@@ -12,12 +14,21 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from family_models import SIZES
 from quantgrid.evaluation.harness import Harness
-from quantgrid.evaluation.shared_contexts import batches, items_of, score, takes_rows
+from quantgrid.evaluation.shared_contexts import (
+    LONGEST_ROW,
+    batches,
+    items_of,
+    longest_span,
+    rounds_tokens_alone,
+    score,
+)
 from quantgrid.ground.places import ROOT
+from quantgrid.inference.key_values import round_key_values
 from quantgrid.inference.linear import Rounding
 from quantgrid.models.families import FAMILIES
 from quantgrid.quantization.checkpoints import load_full_precision
 from quantgrid.schemes import activation_scheme
+from quantgrid.schemes.cell_schemes import KeyValueScheme
 from selection import others_slow
 
 TINY = ROOT / "tests" / "data" / "tiny-llama"
@@ -72,7 +83,7 @@ def test_every_family_scores_as_in_a_row_alone(architecture, family_model):
     model = load_full_precision(family_model(architecture).folder)
     window = getattr(model.config, "sliding_window", None)
     requests = drawn(1, longest=window - 2 - window // 3 if window else 9)
-    assert takes_rows(model, max(item.span for item in items_of(requests, 64)))
+    assert max(item.span for item in items_of(requests, 64)) <= longest_span(model.config)
     assert same(shared(model, requests, 3), [alone(model, *request) for request in requests])
 
 
@@ -122,13 +133,62 @@ def test_a_context_too_long_loses_its_beginning():
 def test_scales_over_all_tokens_are_left_to_rows_alone(tiny, overrides, fixed, accepted):
     model = LlamaForCausalLM(tiny[0].config)
     model.rounding = Rounding(activation_scheme("int4", **overrides), fixed)
-    assert takes_rows(model, 8) == accepted
+    assert rounds_tokens_alone(model) == accepted
 
 
 def test_positions_beyond_a_sliding_window_are_left_to_rows_alone(tiny):
-    model = LlamaForCausalLM(tiny[0].config)
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    assert longest_span(model.config) == math.inf
     model.config.sliding_window = 8
-    assert takes_rows(model, 8)
-    assert not takes_rows(model, 9)
+    assert longest_span(model.config) == 8
+    wanted, found = (
+        kind(pretrained=model, tokenizer=tokenizer, batch_size=3)._loglikelihood_tokens(
+            [((str(number), "x"), *request) for number, request in enumerate(drawn(6))], disable_tqdm=True
+        )
+        for kind in (HFLM, Harness)
+    )
+    assert same(found, wanted), "long and short ones in one call"
     model.config.use_sliding_window = False
-    assert takes_rows(model, 9)
+    assert longest_span(model.config) == math.inf
+
+
+def test_frequencies_chosen_by_the_longest_row_limit_the_span(tiny):
+    config = copy.deepcopy(tiny[0].config)
+    config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    assert longest_span(config) == 32
+
+
+def test_many_continuations_of_one_context_go_into_several_rows(tiny):
+    """Answers without a query share one empty context, which is one token."""
+    requests = [([1], [number % VOCABULARY, number // VOCABULARY, 3, 4, 5]) for number in range(600)]
+    items = items_of([*requests, requests[0]], 512)
+    assert len(items) == 3 and all(item.length <= LONGEST_ROW for item in items)
+    asked = [number for item in items for numbers in item.asked.values() for number in numbers]
+    assert sorted(asked) == list(range(601)) and items[0].asked[tuple(requests[0][1])] == [0, 600]
+    sizes = [len(batch) for batch in batches(items * 20, 64)]
+    assert sum(sizes) == 60 and max(sizes) <= 40
+    few = requests[:40]
+    assert same(shared(tiny[0], few, 8), [alone(tiny[0], *request) for request in few])
+
+
+def test_one_token_takes_no_place_in_a_row():
+    context = list(range(2 * LONGEST_ROW))
+    [item] = items_of([(context, [number]) for number in range(4)], 4 * LONGEST_ROW)
+    assert item.length == len(context)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rounded_inputs_keys_and_values_score_as_in_a_row_alone(tiny, attention):
+    model = copy.deepcopy(tiny[0])
+    model.set_attn_implementation(attention)
+    round_key_values(model, KeyValueScheme(activation_scheme("int8"), rotate_keys=True))
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, given: (Rounding(activation_scheme("int8"), {})(given[0]),))
+    requests = drawn(7)
+    assert same(shared(model, requests, 3), [alone(model, *request) for request in requests], 2e-2)
+    unrounded = [alone(tiny[0], *request) for request in requests]
+    assert not same(shared(model, requests, 3), unrounded, 1e-4)
+
+
+def test_no_requests_have_no_scores(tiny):
+    assert Harness(pretrained=tiny[0], tokenizer=tiny[1], batch_size=2)._loglikelihood_tokens([]) == []

@@ -4,8 +4,9 @@ x* is the input in the full-precision model, x the input behind quantized predec
 rounded, the weight W becomes W + a W E[(x* - x) xᵀ] (C + d mean(diag C) I)⁻¹, C = E[xxᵀ]: for a = 1
 the weight whose output on x is closest to that of W on x*. ``correction`` a is 0.5 and
 ``correction_damping`` d is 1 as published; the published code leaves out the down projections, which
-are corrected here. Scales are those of the corrected weight. The method needs paired statistics and
-so requires ``propagation: sequential``.
+are corrected here. Scales are those of the corrected weight, but a global scale shared by a site
+(``global_scale: site``) is that of the weights before it, so that larger weights saturate. The method
+needs paired statistics and so requires ``propagation: sequential``.
 """
 
 from __future__ import annotations

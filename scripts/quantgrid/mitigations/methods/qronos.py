@@ -43,10 +43,13 @@ def qronos(
         )
 
     def corrected(columns: Tensor, used: Columns, order: Tensor | None, damped: Tensor) -> Tensor:
-        moments, crosses = living_moment(statistics, damped), living_cross(statistics)
-        if order is not None:
-            moments, crosses = (_in_order(matrix, order) for matrix in (moments, crosses))
-        return first_column(columns, used, moments, moments + crosses)
+        def moments() -> tuple[Tensor, Tensor, Tensor]:
+            moment, paired = living_moment(statistics, damped), living_cross(statistics)
+            if order is not None:
+                moment, paired = _in_order(moment, order), _in_order(paired, order)
+            return moment, paired.add_(moment), torch.linalg.cholesky(moment[..., 1:, 1:])
+
+        return first_column(columns, used, *statistics.remembered(("qronos", damping, activation_order), moments))
 
     return solve(
         weight,
@@ -61,10 +64,11 @@ def qronos(
     )
 
 
-def first_column(columns: Tensor, used: Columns, moment: Tensor, paired: Tensor) -> Tensor:
+def first_column(columns: Tensor, used: Columns, moment: Tensor, paired: Tensor, lower: Tensor) -> Tensor:
     """``columns`` (*batch, n, m) with the first rounded and the others optimal for it.
 
-    ``moment`` is C and ``paired`` G, both (*batch, n, n) in float64.
+    ``moment`` is C and ``paired`` G, both (*batch, n, n) in float64, ``lower`` the Cholesky factor of C
+    without its first row and column.
     """
     wide = columns.double()
     wanted = paired.mT @ wide  # rows of (W G)ᵀ
@@ -72,7 +76,7 @@ def first_column(columns: Tensor, used: Columns, moment: Tensor, paired: Tensor)
     best = (wanted[..., 0, :] - rest) / moment[..., 0, :1]
     first = used.rounded(best.float(), 0).unsqueeze(-2)
     left = wanted[..., 1:, :] - moment[..., 1:, :1] * first.double()
-    later = torch.cholesky_solve(left, torch.linalg.cholesky(moment[..., 1:, 1:]))
+    later = torch.cholesky_solve(left, lower)
     return torch.cat([first, later.float()], -2)
 
 
