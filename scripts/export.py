@@ -35,8 +35,8 @@ def chosen(plan: Plan, asked: argparse.Namespace, flags: tuple[str, ...]) -> Cel
     own = [cell for cell in plan.cells if cell.model == asked.model]
     quantized = [cell for cell in own if cell.quantized]
     if not quantized:
-        models = ", ".join(dict.fromkeys(cell.model for cell in plan.cells if cell.quantized))
-        raise ConfigError(f"MODEL: no study of {asked.configfile} quantizes '{asked.model}'; they have {models or 'no other'}")
+        others = ", ".join(dict.fromkeys(cell.model for cell in plan.cells if cell.quantized)) or "no model"
+        raise ConfigError(f"MODEL: no study of {asked.configfile} quantizes '{asked.model}'; they have {others}")
     if asked.cell:
         cell = labelled(own, asked.cell) or named_cell(own, asked.cell, "CELL")
         require_exportable(plan.config, cell, asked.to, flags, "CELL")

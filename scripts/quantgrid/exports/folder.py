@@ -35,9 +35,8 @@ _SCALE_BYTES, _MARGIN = 4, 1.1  # of a stored scale at most; of the estimate
 
 def require_absent(out: Path) -> None:
     """Raise :class:`ConfigError` if the place of an export is taken."""
-    for taken in (out, out.with_name(out.name + REJECTED)):
-        if taken.exists() or taken.is_symlink():
-            raise ConfigError(f"OUT: {taken} exists already; delete it or name another folder")
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"OUT: {out} exists already; delete it or name another folder")
 
 
 def require_disk(out: Path, needed: int) -> None:
@@ -93,8 +92,13 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def reject(folder: Path, out: Path) -> Path:
-    """Move a staged folder to ``out`` + ``.rejected`` for inspection; returns its place."""
+    """Move a staged folder to ``out`` + ``.rejected`` for inspection, in place of an earlier rejection;
+    returns its place."""
     place = out.with_name(out.name + REJECTED)
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
     folder.rename(place)
     return place
 
