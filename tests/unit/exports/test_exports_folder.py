@@ -23,7 +23,10 @@ ABOUT = {
     "cell": "none-rtn-w4a16",
     "model": "tiny",
     "entry": {"source": "hub", "id": "owner/tiny", "revision": "main"},
-    "license": "apache-2.0",
+    "license": "other",
+    "license_name": "tiny-terms",
+    "license_link": "LICENSE",
+    "language": ["en"],
     "config": {"studies": {"a": {"models": ["tiny"]}}},
     "results": [
         {
@@ -74,7 +77,12 @@ def test_the_card_has_the_head_that_the_hub_reads(made, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["base_model"] == "owner/tiny" and head["base_model_relation"] == "quantized"
-    assert head["license"] == "apache-2.0" and head["pipeline_tag"] == "text-generation"
+    assert {key: head[key] for key in ABOUT if key.startswith("licen")} == {
+        "license": "other",
+        "license_name": "tiny-terms",
+        "license_link": "LICENSE",
+    }
+    assert head["language"] == ["en"] and head["pipeline_tag"] == "text-generation"
     assert {"quantgrid", "w4a16"} <= set(head["tags"])
     assert "| perplexity | docs | 12.5 ± 0.1 | 12 | p |" in card
     assert "largest difference of a logit from the cell: 0 " in card
