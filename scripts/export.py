@@ -11,14 +11,17 @@ deleted checkpoint is quantized again.
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import run_workflow
 from quantgrid.config import validation
 from quantgrid.config.cells import Cell
 from quantgrid.config.exports import Export, cell_name, named_cell, require_exportable
+from quantgrid.config.planned_features import planned_verdict
 from quantgrid.exports.targets import TARGETS, target_of
 from quantgrid.ground.errors import ConfigError, unknown_name
 from quantgrid.jobs.job import run
@@ -30,6 +33,10 @@ SCRIPTS = Path(__file__).resolve().parent
 def chosen(plan: Plan, asked: argparse.Namespace, flags: tuple[str, ...]) -> Cell:
     """The cell that is asked for, exportable to the target."""
     own = [cell for cell in plan.cells if cell.model == asked.model]
+    quantized = [cell for cell in own if cell.quantized]
+    if not quantized:
+        others = ", ".join(dict.fromkeys(cell.model for cell in plan.cells if cell.quantized)) or "no model"
+        raise ConfigError(f"MODEL: no study of {asked.configfile} quantizes '{asked.model}'; they have {others}")
     if asked.cell:
         cell = labelled(own, asked.cell) or named_cell(own, asked.cell, "CELL")
         require_exportable(plan.config, cell, asked.to, flags, "CELL")
@@ -37,20 +44,29 @@ def chosen(plan: Plan, asked: argparse.Namespace, flags: tuple[str, ...]) -> Cel
     from quantgrid.reporting.claims.recommendation import recommended  # pandas: only to rank
     from quantgrid.reporting.claims.served import best_for
 
-    again = (
-        f"make run CONFIG={asked.configfile}` makes them; or name a CELL, as in `make export CELL={cell_name(own[-1])}"
-    )
-    found = recommended(plan.results, asked.model, asked.bits, asked.corpus, again)
+    found = recommended(plan.results, asked.model, asked.bits, asked.corpus, advice(plan, quantized, asked, flags))
     cell, better = best_for(found, plan.config, own, asked.to, flags)
     print(f"{cell_name(cell)}: the best recipe that {asked.to} can hold{f'; {better}' if better else ''}")
     return cell
 
 
+def advice(plan: Plan, cells: list[Cell], asked: argparse.Namespace, flags: tuple[str, ...]) -> str:
+    """End of the message of missing results: the command that makes them, and the one that needs none,
+    with the first of the cells that the target can hold."""
+    held = (cell for cell in cells if not planned_verdict(plan.config, cell, asked.to, flags).refusals)
+    words = {"CONFIG": asked.configfile, "MODEL": asked.model, "TO": asked.to, "OUT": asked.out}
+    words["CELL"] = cell_name(next(held, cells[0]))
+    named = " ".join(f"{name}={shlex.quote(str(word))}" for name, word in words.items())
+    return f"`make run CONFIG={asked.configfile}` makes them; a named cell needs none: `make export {named}`"
+
+
 def labelled(cells: list[Cell], name: str) -> Cell | None:
-    """The cell whose recipe `make recommend` prints as ``name``."""
+    """The cell whose recipe `make recommend` prints as ``name``, with or without the note of a kept start."""
+    from quantgrid.reporting.data.starts import WORDS
     from quantgrid.reporting.style import recipe_label
 
-    return next((cell for cell in cells if recipe_label(**cell.axes) == name.strip()), None)
+    label = name.strip().removesuffix(f"({WORDS})").rstrip()
+    return next((cell for cell in cells if recipe_label(**cell.axes) == label), None)
 
 
 def make(plan: Plan, export: Export, asked: argparse.Namespace, passed_on: list[str]) -> Path:
@@ -67,15 +83,28 @@ def make(plan: Plan, export: Export, asked: argparse.Namespace, passed_on: list[
 
 def place(made: Path, out: Path) -> None:
     """Copy an export to ``out``, which appears when it is complete."""
+    from quantgrid.exports.folder import require_disk  # torch
+
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
+        require_disk(out, sum(path.stat().st_size for path in made.rglob("*") if path.is_file()))
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(made, temporary)
+        shutil.copytree(made, temporary, ignore=shutil.ignore_patterns(".snakemake_timestamp"))
         os.rename(temporary, out)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; the export is in {made}") from None
     except OSError as error:
-        raise ConfigError(f"OUT: {out} cannot be written ({error.strerror}); the export is in {made}") from None
+        raise ConfigError(f"OUT: {out} cannot be written ({reason(error)}); the export is in {made}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def reason(error: OSError) -> str:
+    """Reason of a failed copy; that of the first file if several failed."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        source, _, text = error.args[0][0]
+        return f"{Path(source).name}: {text}"
+    return error.strerror or str(error)
 
 
 def main() -> None:
@@ -94,13 +123,22 @@ def main() -> None:
     flags = tuple(known_flags[word] for word in rest if word in known_flags)
     target_of(asked.to)
     out = Path(asked.out).expanduser()
-    if out.exists() or out.is_symlink() or not asked.out.strip():
+    if not asked.out.strip():
+        raise ConfigError(f"OUT: no folder is named; name a new one, as in OUT={asked.model}-{asked.to}")
+    if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT: '{asked.out}' exists already; delete it or name a new folder")
     plan = Plan(validation.load(asked.configfile))
     if asked.model not in plan.config["models"]:
         raise ConfigError(f"MODEL: {unknown_name('model', asked.model, plan.config['models'])}")
     export = Export(chosen(plan, asked, flags), asked.to, flags, out.name)
-    place(make(plan, export, asked, [word for word in rest if word not in known_flags]), out)
+    passed_on = [word for word in rest if word not in known_flags]
+    made = make(plan, export, asked, passed_on)
+    if run_workflow.asked(run_workflow.DRY | run_workflow.TELLING, passed_on):
+        print(f"{out}: not written, because these options run no job: {' '.join(passed_on)}")
+        return
+    if not made.is_dir():
+        raise ConfigError(f"ARGS: with {' '.join(passed_on)} the workflow ends without the export {made}")
+    place(made, out)
     print(f"{out}: {cell_name(export.cell)} for {asked.to}; README.md in it says how to load it")
 
 

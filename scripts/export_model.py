@@ -9,6 +9,7 @@ from quantgrid.exports.export import export
 from quantgrid.ground.storage import read_json, settle
 from quantgrid.jobs.job import arguments, run, use_threads
 from quantgrid.machine.malloc import fit_allocator
+from quantgrid.models.model_cards import card_metadata
 from quantgrid.models.shapes import shape_from_folder
 
 
@@ -26,6 +27,13 @@ def results(measured: str | None, baseline: str | None, corpus: str) -> Iterator
             "full_precision": full["perplexity"],
             "protocol": protocol_text(cell["protocol"]),
         }
+
+
+def known(
+    planned: dict[str, Any], model: str, measured: str | None = None, baseline: str | None = None
+) -> dict[str, Any]:
+    """The facts for the card: those of the plan, license and language of the model, perplexities."""
+    return {**planned, **card_metadata(model), "results": list(results(measured, baseline, planned["corpus"]))}
 
 
 def protocol_text(protocol: dict[str, Any]) -> str:
@@ -48,8 +56,8 @@ def main() -> None:
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
     settle(job.checkpoint)
-    about, wanted = dict(job.spec["about"]), job.spec
-    about["results"] = list(results(job.measured, job.baseline, about["corpus"]))
+    wanted = job.spec
+    about = known(wanted["about"], job.model, job.measured, job.baseline)
     shutil.rmtree(job.folder, ignore_errors=True)  # of a job that was killed
     found = export(
         job.model,

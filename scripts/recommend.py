@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
     parser.add_argument("--top", type=int, default=20, help="how many recipes to show")
     asked = parser.parse_args()
-    content, again = validation.read(asked.configfile), f"make run CONFIG={asked.configfile}"
-    found = recommended(results_folder(content), asked.model, asked.bits, asked.corpus, again)
+    content, advice = validation.read(asked.configfile), f"`make run CONFIG={asked.configfile}` makes them"
+    found = recommended(results_folder(content), asked.model, asked.bits, asked.corpus, advice)
     title = f"{asked.model}, at most {asked.bits:g} bits per weight: {len(found)} recipes"
     print(text(judged(found.head(asked.top), content) if asked.top else found, title, asked.top))
 

@@ -3,17 +3,25 @@ again, bad input in one line."""
 
 from __future__ import annotations
 
+import errno
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from in_process import run_script
+import export
+from in_process import Done, run_script
+from quantgrid.config import validation
+from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.places import ROOT, SCRIPTS
 from quantgrid.ground.storage import read_json
+from quantgrid.plan.pipeline import Plan
+from quantgrid.reporting.figures.pareto import recipe
 
 DATA = ROOT / "tests" / "data"
 CELL = "none/rtn/channel/w4a16"
@@ -23,7 +31,7 @@ def config_in(folder: Path) -> Path:
     content = {
         "results_dir": str(folder / "results"),
         "compute": {"device": "cpu", "dtype": "float32"},
-        "models": {"tiny": {"source": "local", "path": str(DATA / "tiny-llama")}},
+        "models": {name: {"source": "local", "path": str(DATA / "tiny-llama")} for name in ("tiny", "unused")},
         "corpora": {
             "text": {"source": "local", "path": str(DATA / "smoke-calibration.txt"), "windows": 20, "window": 16},
             "docs": {"source": "local", "path": str(DATA / "smoke-evaluation.txt"), "windows": 4, "window": 16},
@@ -46,8 +54,8 @@ def config_in(folder: Path) -> Path:
     return path
 
 
-def asked(config: Path, **options: object) -> subprocess.CompletedProcess:
-    """`make export` in this process."""
+def asked(config: Path, words: list[str] | None = None, **options: object) -> Done:
+    """`make export` in this process; ``words`` are further options."""
     given = {
         "configfile": config,
         "model": "tiny",
@@ -56,7 +64,8 @@ def asked(config: Path, **options: object) -> subprocess.CompletedProcess:
         "out": config.parent / "out",
         **options,
     }
-    return run_script("export", *(word for name, value in given.items() for word in (f"--{name}", value)))
+    pairs = (word for name, value in given.items() for word in (f"--{name}", value))
+    return run_script("export", *pairs, *(words or []))
 
 
 NF4 = "none/rtn/channel/nf4"
@@ -69,6 +78,8 @@ BAD = [
     ({"model": "tinny"}, "MODEL: unknown model 'tinny' - did you mean 'tiny'?"),
     ({"cell": NF4, "to": "compressed-tensors"}, f"CELL: compressed-tensors cannot hold '{NF4}': no format holds nf4"),
     ({"cell": ""}, "results: no results yet; `make run CONFIG="),
+    ({"cell": "", "model": "unused"}, "config.yaml quantizes 'unused'; they have tiny"),
+    ({"out": ""}, "OUT: no folder is named; name a new one, as in OUT=tiny-dense"),
 ]
 
 
@@ -78,6 +89,91 @@ def test_bad_input_ends_with_one_line(options, message, tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("export: ") and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_without_results_a_command_that_needs_none_is_named(tmp_path):
+    """The command has all words, and a cell that the target can hold."""
+    config = config_in(tmp_path)
+    done = asked(config, cell="", to="compressed-tensors", out=tmp_path / "a b")
+    command = done.stderr.strip().split("`")[-2]
+    words = dict(word.split("=", 1) for word in shlex.split(command)[2:])
+    assert words == {
+        "CONFIG": str(config),
+        "MODEL": "tiny",
+        "TO": "compressed-tensors",
+        "OUT": str(tmp_path / "a b"),
+        "CELL": CELL,
+    }
+    assert "makes them; a named cell needs none: `make export " in done.stderr
+
+
+def test_a_recipe_is_found_as_the_report_prints_it(tmp_path):
+    """With the note of a training that kept its start, too."""
+    cells = Plan(validation.load(config_in(tmp_path))).cells
+    for cell in filter(lambda cell: cell.quantized, cells):
+        for start_kept in (False, True):
+            printed = recipe(SimpleNamespace(**cell.axes, start_kept=start_kept))
+            assert export.labelled(cells, printed) == cell
+    assert export.labelled(cells, "(start kept)") is None
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A finished export of two files, with the time stamp of Snakemake."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", ".snakemake_timestamp"):
+        (folder / name).write_text("content")
+    return folder
+
+
+def test_the_copy_has_the_files_of_the_export_alone(made, tmp_path):
+    export.place(made, tmp_path / "new" / "out")
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {"config.json", "model.safetensors"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_a_small_disk_at_out_is_named_with_the_place_of_the_export(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20))
+    with pytest.raises(ConfigError, match=rf"OUT: .*out needs .* GB are free at .*; the export is in {made}"):
+        export.place(made, tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=21))
+    export.place(made, tmp_path / "out")
+
+
+def test_a_file_that_cannot_be_copied_is_named_with_the_reason(made, tmp_path, monkeypatch):
+    """`shutil.copytree` collects the reasons of all files and has no ``strerror``."""
+
+    def full(source, target, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    copytree = shutil.copytree
+    monkeypatch.setattr(
+        shutil, "copytree", lambda source, target, ignore: copytree(source, target, False, ignore, copy_function=full)
+    )
+    message = r"OUT: .*out cannot be written \((config\.json|model\.safetensors): .*No space left on device.*\); the "
+    with pytest.raises(ConfigError, match=message):
+        export.place(made, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_dry_run_writes_nothing_and_says_so(tmp_path, monkeypatch):
+    """Even if the results have the export; options that leave it out are an error."""
+    monkeypatch.setattr(subprocess, "run", lambda words: subprocess.CompletedProcess(words, 0))
+    config = config_in(tmp_path)
+    done = asked(config, words=["--until", "fetch_model"])
+    assert done.returncode == 1
+    assert "export: ARGS: with --until fetch_model the workflow ends without the export " in done.stderr
+
+    def exported(words):
+        Path(words[2]).mkdir(parents=True)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", exported)
+    done = asked(config, words=["-n"])
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'out'}: not written, because these options run no job: -n" in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_folder_is_left_alone(tmp_path):
@@ -106,6 +202,7 @@ def test_a_config_and_the_command_export_a_cell(tmp_path):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     assert f"{tmp_path / 'out'}: {CELL} for dense" in done.stdout
+    assert not (tmp_path / "out" / ".snakemake_timestamp").exists()
     made = read_json(tmp_path / "out" / "export.json")
     assert made["target"] == "dense" and made["check"]["accepted"]
     assert yaml.safe_load((tmp_path / "out" / "quantgrid.yaml").read_text())["cell"] == CELL

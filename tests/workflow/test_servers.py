@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from export_cases import BF16, Source, cell
+from export_cases import BF16, TRANSFORMERS_SERVE, UNTIL_INPUT_ENDS, Source, cell
 from gguf_cases import Q4_0, trained
 from quantgrid.exports.export import export
 from quantgrid.exports.gguf_check import ENVIRONMENT, LOADER
@@ -26,11 +26,6 @@ pytestmark = pytest.mark.nightly
 LLAMA_CPP, SERVING = (ROOT / name / "bin" / "python" for name in (ENVIRONMENT, ".venv-serving"))
 PROMPT = {"prompt": "Return the number of", "max_tokens": 8, "temperature": 0.0}
 W4A16 = {"preset": "int4", "weight": BF16, "activation": None}
-HTTP = """
-import sys, time
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
 
 
 def needs(python: Path) -> pytest.MarkDecorator:
@@ -74,7 +69,7 @@ def until(ready: Callable[[], Any], process: subprocess.Popen, seconds: float = 
 def test_the_server_of_llama_cpp_answers_from_an_exported_file(llama: Source, tmp_path: Path):
     folder = cell(llama, tmp_path / "cell", Q4_0, "group-32")
     export(llama.model, folder, None, llama.windows, "gguf", tmp_path / "out", about={"model": "Tiny"})
-    code = f"path, context, threads = {str(tmp_path / 'out' / 'Tiny-Q4_0.gguf')!r}, 256, 1\n{LOADER}{HTTP}"
+    code = f"path, context, threads = {str(tmp_path / 'out' / 'Tiny-Q4_0.gguf')!r}, 256, 1\n{LOADER}{UNTIL_INPUT_ENDS}"
     with running([LLAMA_CPP, "-I", "-c", code], stdout=subprocess.PIPE) as process:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
@@ -96,7 +91,7 @@ def test_transformers_serve_answers_from_an_exported_folder(llama: Source, tmp_p
     (hub := tmp_path / "hub").mkdir()
     packages = {"PYTHONPATH": sysconfig.get_paths()["purelib"], "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
     code = "import sys; sys.path.append(sys.path.pop(1)); from transformers.cli.transformers import main; main()"
-    command = [SERVING, "-c", code, "serve", str(out), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command = [SERVING, "-c", code, *TRANSFORMERS_SERVE.format(folder=out, port=port).split()]
     with running(command, env={**os.environ, **packages}) as process:
         address = f"http://127.0.0.1:{port}/v1/completions"
         answer = until(lambda: post(address, {"model": str(out), **PROMPT}), process)

@@ -60,7 +60,8 @@ def _head(request: Request, written: Written) -> str:
 
 
 def _license(request: Request) -> dict[str, Any]:
-    return {"license": request.about["license"]} if request.about.get("license") else {}
+    keys = ("license", "license_name", "license_link")
+    return {key: request.about[key] for key in keys if request.about.get(key)}
 
 
 def _yaml(content: Mapping[str, Any]) -> str:

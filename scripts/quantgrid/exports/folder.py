@@ -18,6 +18,7 @@ from ..ground.errors import ConfigError
 from ..ground.storage import read_json, sha256_of, write_json, write_text
 from ..ground.tensor_files import TensorSpool, write_each
 from ..models.folders import INDEX, TOKENIZER_FILES
+from ..models.model_cards import license_files
 from ..models.shapes import ModelShape
 from .adapter import FOLDER as ADAPTER_FOLDER
 from .adapter import Adapter
@@ -29,15 +30,13 @@ from .packer import Packer
 SHARD_BYTES = 5 * 10**9
 REJECTED = ".rejected"
 COPIED = (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json")
-_LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _SCALE_BYTES, _MARGIN = 4, 1.1  # of a stored scale at most; of the estimate
 
 
 def require_absent(out: Path) -> None:
     """Raise :class:`ConfigError` if the place of an export is taken."""
-    for taken in (out, out.with_name(out.name + REJECTED)):
-        if taken.exists() or taken.is_symlink():
-            raise ConfigError(f"OUT: {taken} exists already; delete it or name another folder")
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"OUT: {out} exists already; delete it or name another folder")
 
 
 def require_disk(out: Path, needed: int) -> None:
@@ -93,8 +92,13 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def reject(folder: Path, out: Path) -> Path:
-    """Move a staged folder to ``out`` + ``.rejected`` for inspection; returns its place."""
+    """Move a staged folder to ``out`` + ``.rejected`` for inspection, in place of an earlier rejection;
+    returns its place."""
     place = out.with_name(out.name + REJECTED)
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
     folder.rename(place)
     return place
 
@@ -203,9 +207,8 @@ def copy_files(model: Path, folder: Path) -> None:
 
 def copy_licenses(model: Path, folder: Path) -> None:
     """Copy the licences of ``model`` into ``folder``."""
-    for path in [path for pattern in _LICENSES for path in sorted(model.glob(pattern))]:
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+    for path in license_files(model):
+        shutil.copyfile(path, folder / path.name)
 
 
 def digests(folder: Path) -> dict[str, str]:

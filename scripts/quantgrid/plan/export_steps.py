@@ -81,9 +81,17 @@ class ExportSteps(GateSteps):
             "cell": cell_name(cell),
             "model": cell.model,
             "entry": entries.without_note(config["models"][cell.model]),
-            "config": {**used, "granularity": cell.granularity},
+            "config": {
+                **used,
+                "granularity": cell.granularity,
+                "corpora": {name: self._corpus(name) for name in corpora},
+            },
             "calibration": calibrations,
-            "corpora": {name: entries.without_note(config["corpora"][name]) for name in corpora},
             "corpus": corpus,
             "key": self.quantize_model(cell).key,
         }
+
+    def _corpus(self, name: str) -> dict[str, Any]:
+        """Entry of a corpus, without a path of this machine."""
+        entry = entries.without_note(self.config["corpora"][name])
+        return {key: value for key, value in entry.items() if key != "path"}

@@ -31,7 +31,8 @@ def test_an_export_reads_the_cell_its_model_and_what_its_card_shows():
     about = step.spec["about"]
     assert (about["cell"], about["key"], about["corpus"]) == ("/".join(EXPORTED), quantized.key, "docs")
     assert about["entry"] == {"source": "local", "path": content()["models"]["tiny"]["path"]}
-    assert about["calibration"]["default"]["corpus"] == "text" and about["corpora"].keys() == {"text", "docs"}
+    assert about["calibration"]["default"]["corpus"] == "text"
+    assert about["config"]["corpora"] == {name: content()["corpora"][name] for name in ("text", "docs")}
     assert step.spec["modules"] == {"target": "exports.weights"}
 
 
@@ -44,6 +45,14 @@ def test_without_perplexity_it_is_checked_on_the_calibration_corpus():
     assert "measured" not in step.inputs and "baseline" not in step.inputs and "/text/" in step.inputs["windows"]
     inputs = plan(config).inputs("export_model")(step.wildcards)
     assert inputs["measured"] == inputs["baseline"] == []
+
+
+def test_the_record_of_a_local_corpus_has_no_path_of_this_machine(tmp_path):
+    config = content()
+    (tmp_path / "text.txt").write_text("a word of text " * 4000)
+    config["corpora"]["text"] = {"source": "local", "path": str(tmp_path / "text.txt"), "window": 64, "windows": 24}
+    [step] = plan(config).steps["export_model"].values()
+    assert step.spec["about"]["config"]["corpora"]["text"] == {"source": "local", "window": 64, "windows": 24}
 
 
 def test_an_edit_of_exports_changes_their_steps_alone():

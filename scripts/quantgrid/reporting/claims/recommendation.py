@@ -38,11 +38,11 @@ ORDER = (
 )
 
 
-def recommended(folder: str | Path, model: str, bits: float, dataset: str = "", again: str = "") -> pd.DataFrame:
-    """:func:`recommend` from a results folder; ``again`` is the command that makes missing results."""
+def recommended(folder: str | Path, model: str, bits: float, dataset: str = "", advice: str = "") -> pd.DataFrame:
+    """:func:`recommend` from a results folder; ``advice`` says what makes missing results."""
     results, items = Path(folder) / "results.csv", sorted(Path(folder).glob("studies/*.items.parquet"))
     if not results.is_file() or not items:
-        raise ConfigError(f"{folder}: no results yet; `{again}` makes them")
+        raise ConfigError(f"{folder}: no results yet; {advice}")
     for path in (results, *items):
         verify(path)
     windows = pd.concat([pd.read_parquet(path) for path in items]).drop_duplicates(
