@@ -23,6 +23,8 @@ BIN := $(VENV)/bin
 PROFILE ?= default
 PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
+XLLAMACPP := .venv-xllamacpp
+SERVING := .venv-serving
 # Two processes with one thread each; the tests of one file share fixtures and stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BENCH ?= fake_quantize low_rank online_rotation learning evaluation jobs sequential gptq grid gpu
@@ -75,7 +77,7 @@ test-all: test test-slow  ## make test and everything that it leaves out, apart 
 test-slow: $(VENV)/.installed-dev  ## the part of test-all that test leaves out: whole products of cases, faults, kills, Slurm, a browser
 	$(PYTEST) -m "(slow or damage) and not nightly" $(ARGS)
 
-test-nightly: $(VENV)/.installed-dev  ## the longest tests: the smoke run through 30 kills at random moments
+test-nightly: $(VENV)/.installed-dev $(XLLAMACPP)/.installed $(SERVING)/.installed  ## the longest tests: the smoke run through 30 kills at random moments, servers that load exports
 	$(PYTEST) -m nightly $(ARGS)
 
 stress: $(VENV)/.installed-dev  ## the smoke run through 30 kills at random moments, with the same results in the end
@@ -114,7 +116,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed envs/requirements-dev.txt envs/requir
 	$(BIN)/$(INSTALL) -r envs/requirements-dev.txt
 	@touch $@
 
-$(PEERS)/.installed $(GPTQMODEL)/.installed: .venv-%/.installed: envs/requirements-%.txt envs/requirements-%.lock
+$(PEERS)/.installed $(GPTQMODEL)/.installed $(XLLAMACPP)/.installed $(SERVING)/.installed: .venv-%/.installed: envs/requirements-%.txt envs/requirements-%.lock
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/$(INSTALL) $(HASHED) -r envs/requirements-$*.lock
 	$(@D)/bin/$(INSTALL) -r $<

@@ -71,6 +71,7 @@ def export(
             raise ConfigError(
                 f"{out}: {checked.loader} computes other logits than the cell: KL {checked.kl:.2g} nats per token, "
                 f"largest difference {checked.max_logit_difference:.2g}, accepted: {_accepted(checked)}; "
+                f"{''.join(f'{line}; ' for line in checked.lines())}"
                 f"the folder is left as {place}"
             )
     return report

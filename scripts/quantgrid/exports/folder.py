@@ -188,11 +188,10 @@ def _add_layer(layer: ExportLayer, packer: Packer, shards: Shards, bits: _Bits, 
 
 def copy_files(model: Path, folder: Path) -> None:
     """Copy tokenizer, chat template, generation config and licences of ``model`` into ``folder``."""
-    found = [model / name for name in COPIED]
-    found += [path for pattern in _LICENSES for path in sorted(model.glob(pattern))]
-    for path in found:
+    for path in [model / name for name in COPIED]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+    copy_licenses(model, folder)
     if not (folder / "generation_config.json").is_file():
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         ids = {
@@ -200,6 +199,13 @@ def copy_files(model: Path, folder: Path) -> None:
         }
         if ids:
             write_json(folder / "generation_config.json", ids)
+
+
+def copy_licenses(model: Path, folder: Path) -> None:
+    """Copy the licences of ``model`` into ``folder``."""
+    for path in [path for pattern in _LICENSES for path in sorted(model.glob(pattern))]:
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ and the offset of gains is taken off.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +117,12 @@ class PackedCell:
         """Activations that low-rank terms multiply; empty without low-rank terms."""
         terms = (entry["low_rank"] for entry in self.about["linears"].values())
         return {term["input"] for term in terms if term}
+
+    def without_rounded_cache(self) -> PackedCheckpoint:
+        """Checkpoint for a model that leaves keys and values unrounded, as exported files do."""
+        made = copy(self.checkpoint)
+        made.about = {**self.about, "schemes": {**self.about["schemes"], "key_value": None}}
+        return made
 
     def features(self) -> Features:
         """Features of the cell, from its manifest and the names of its tensors."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ..ground.errors import ConfigError, unknown_name
-from . import compressed_capabilities, dense_capabilities, integer_capabilities
+from . import compressed_capabilities, dense_capabilities, gguf_capabilities, integer_capabilities
 from .features import Features
 from .verdicts import Verdict
 
@@ -33,6 +33,12 @@ TARGETS: dict[str, Target] = {
         "codes and scales for vLLM, SGLang and transformers",
         compressed_capabilities.judge,
         flags=(compressed_capabilities.ONLINE_ROTATION,),
+    ),
+    "gguf": Target(
+        "one file for llama.cpp and what builds on it (Ollama)",
+        gguf_capabilities.judge,
+        ("bfloat16",),
+        route="gguf_route",
     ),
     "gptq": Target("GPTQ's file format, 4-bit integers and others", integer_capabilities.judge_gptq, ("float16",)),
     "awq": Target("AWQ's file format (gemm), 4-bit integers", integer_capabilities.judge_awq, ("float16",)),
