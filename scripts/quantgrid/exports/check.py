@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import os
 import re
 import subprocess
@@ -74,10 +75,20 @@ class Checked:
     @property
     def is_accepted(self) -> bool:
         """Check the bound; of an exact verdict every logit has to be equal."""
-        return self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0
+        return self.is_finite and (self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0)
+
+    @property
+    def is_finite(self) -> bool:
+        """Check whether every figure is a number; NaN or infinity is never accepted."""
+        return all(math.isfinite(value) for value in vars(self).values() if isinstance(value, float))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "accepted": self.is_accepted}
+        """Fields for JSON; None for NaN and infinity."""
+        figures = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+        return {**figures, "accepted": self.is_accepted}
 
 
 def require_loader(loader: Loader) -> None:
@@ -114,6 +125,7 @@ def check(
     compared = windows[:COMPARED, :LENGTH]
     cell, head = _cell_states(checkpoint, manifest, (windows, compared), dtype)
     own = [window_losses(hidden, head, tokens)[0] for hidden, tokens in zip(cell[0], windows)]
+    require_finite(own)
     outputs = _outside if loader.name == _OUTSIDE else _inside
     with outputs(folder, loader, verdict.check_dtype, windows, compared) as (losses, logits):
         found = [_difference(head(hidden).float(), made) for hidden, made in zip(cell[1], logits)]
@@ -122,13 +134,13 @@ def check(
     if served != verdict.check_dtype:
         with outputs(folder, loader, served, windows[:0], compared) as (_, logits):
             again = [_difference(head(hidden).float(), made)[1] for hidden, made in zip(cell[1], logits)]
-        served_kl = max(0.0, sum(again) / len(again))
+        served_kl = mean_divergence(again)
     return Checked(
         loader.name,
         verdict.check_dtype,
         compared.numel(),
-        max(difference for difference, _ in found),
-        max(0.0, sum(kl for _, kl in found) / len(found)),
+        largest(difference for difference, _ in found),
+        mean_divergence(kl for _, kl in found),
         verdict.kl,
         value,
         error,
@@ -150,6 +162,24 @@ def _cell_states(
         model = streamed(packed)
         states.append(final_hidden(model, tokens, 1))
     return states, head_of(model)
+
+
+def require_finite(losses: Iterable[float]) -> None:
+    """Raise :class:`ConfigError` if a loss of the cell is NaN or infinite."""
+    if not all(math.isfinite(loss) for loss in losses):
+        raise ConfigError("the cell cannot be exported: it computes NaN or infinite logits")
+
+
+def largest(values: Iterable[float]) -> float:
+    """Largest of ``values``; NaN if one of them is."""
+    return torch.tensor([*values], dtype=torch.float64).max().item()
+
+
+def mean_divergence(values: Iterable[float]) -> float:
+    """Mean of divergences; 0 for one that rounding left below 0, NaN if one of them is."""
+    found = [*values]
+    mean = sum(found) / len(found)
+    return 0.0 if mean < 0 else mean
 
 
 def _difference(wanted: Tensor, made: Tensor) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.accumulators import site_name
-from ..ground.errors import ConfigError
+from ..ground.errors import ConfigError, NumericalFailure
 from ..inference.linear import CLIP
 from ..inference.online import restored
 from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
@@ -64,11 +64,15 @@ class PackedCell:
     """A cell's checkpoint in ``folder`` (``model.safetensors`` and ``quantgrid.json``), opened for
     export.
 
-    Raises as :class:`~quantgrid.quantization.checkpoints.PackedCheckpoint`.
+    Raises :class:`ConfigError` as :class:`~quantgrid.quantization.checkpoints.PackedCheckpoint`, and
+    with the reason of a failed cell.
     """
 
     def __init__(self, folder: str | Path, manifest: str | Path | None = None):
-        self.checkpoint = PackedCheckpoint(folder, manifest=manifest)
+        try:
+            self.checkpoint = PackedCheckpoint(folder, manifest=manifest)
+        except NumericalFailure as failure:
+            raise ConfigError(f"the cell failed and cannot be exported: {failure}") from None
         self.about: dict[str, Any] = self.checkpoint.about
         self.shape: ModelShape = self.checkpoint.shape
 
