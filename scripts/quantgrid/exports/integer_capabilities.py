@@ -20,6 +20,9 @@ from .verdicts import Verdict
 
 GPTQ, AWQ = "gptq", "awq"
 BITS = {GPTQ: (2, 4, 8), AWQ: (4,)}
+# sizes of groups that a kernel takes, beside one scale per row: of gptqmodel 7.7 in torch, of vLLM 0.32
+GROUPS = {GPTQ: (16, 32, 64, 128, 256, 512, 1024), AWQ: (16, 32, 64, 128)}
+VLLM_BITS, VLLM_GROUPS = (4, 8), (32, 64, 128)
 ARITHMETIC_KL = 1e-3  # nats per token, of float16 arithmetic: 1e-6 measured on reference-4m
 
 
@@ -70,6 +73,16 @@ def _judge_weight(found: Findings, target: str, features: Features) -> None:
     found.bound("weights and products are float16", ARITHMETIC_KL)
     if not fits(weight, "float16"):
         found.bound(f"{weight.scale_format} scales of weights are rounded to float16", SCALE_KL)
+    if weight.group_size and weight.group_size not in GROUPS[target]:
+        found.refuse(
+            f"groups of {weight.group_size}: kernels of {target.upper()} files take groups of "
+            f"{', '.join(map(str, GROUPS[target]))} and one scale per row",
+            "granularity group-64 or group-128, or TO=compressed-tensors",
+        )
+    if element.bits not in VLLM_BITS:
+        found.exclude(VLLM, f"has kernels for {' and '.join(map(str, VLLM_BITS))} bits only")
+    if weight.group_size and weight.group_size not in VLLM_GROUPS:
+        found.exclude(VLLM, f"has kernels for groups of {', '.join(map(str, VLLM_GROUPS))} and one scale per row only")
     if target == GPTQ and not weight.symmetric:
         found.exclude(VLLM, "reads symmetric GPTQ files only")
         found.notes.append("a zero point of 0 needs checkpoint_format gptq_v2, which few loaders read")

@@ -152,6 +152,30 @@ def test_gptq_and_awq_hold_weights_of_integers():
     assert judge("gptq", features(WEIGHTS)).loaders == ("gptqmodel", "vLLM")
 
 
+@pytest.mark.parametrize(
+    "target,entry,granularity,read",
+    [
+        ("gptq", "w4a16", "group-128", True),
+        ("gptq", "w8a16", "channel", True),
+        ("gptq", "w4a16", "tensor", True),
+        ("gptq", "int2", "group-64", False),
+        ("gptq", "w4a16", "group-16", False),
+        ("gptq", "w4a16", "group-256", False),
+        ("awq", "w4a16", "group-32", True),
+        ("awq", "w4a16", "group-16", False),
+    ],
+)
+def test_vllm_reads_integers_of_its_kernels(target, entry, granularity, read):
+    verdict = judge(target, features({"preset": entry, "activation": None}, granularity))
+    assert verdict.kind == "bound" and verdict.loaders == ("gptqmodel", "vLLM")[: 1 + read]
+    assert read or "has kernels for" in verdict.excluded["vLLM"]
+
+
+def test_groups_without_a_kernel_are_refused():
+    assert "groups of 48" in refusal("gptq", WEIGHTS, "group-48")
+    assert "groups of 256" in refusal("awq", WEIGHTS, "group-256")
+
+
 def test_dtypes_and_flags():
     assert [dtype_of(target) for target in (CT, "gptq", "dense")] == ["bfloat16", "float16", "bfloat16"]
     with pytest.raises(ConfigError, match="gptq accepts float16"):
