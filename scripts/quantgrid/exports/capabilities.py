@@ -117,6 +117,16 @@ def judge_order(found: Findings, features: Features) -> None:
         found.kl = max(found.kl, ORDER_KL)
 
 
+def judge_joined(found: Findings, features: Features) -> None:
+    """Refuse global scales that differ in one linear of the architecture, for a target of codes."""
+    weight, family = features.schemes.weight, features.shape.family
+    if weight is not None and weight.global_scale != "none" and family.joined and not features.shares_global_scale:
+        found.refuse(
+            f"one linear of {features.shape.architecture} holds several of the cell, with a global scale each",
+            "weight: {global_scale: site}, as in nvfp4_served",
+        )
+
+
 def judge_float16(found: Findings, dtype: str) -> None:
     """Bound what float16 cannot hold of the embedding, which a cell has in bfloat16."""
     if dtype == "float16":

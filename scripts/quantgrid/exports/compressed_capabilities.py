@@ -19,6 +19,7 @@ from .capabilities import (
     is_partial,
     judge_biases,
     judge_float16,
+    judge_joined,
     judge_order,
     judge_side_terms,
 )
@@ -37,6 +38,7 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     found = Findings(TARGET, loaders=[TRANSFORMERS, VLLM])
     judge_side_terms(found, features)
     judge_biases(found, features)
+    judge_joined(found, features)
     _judge_online(found, features, flags)
     if features.schemes.weight is None:
         _refuse_full_precision(found, features)
@@ -117,18 +119,12 @@ def _nearest_weight(weight: QuantScheme) -> str:
 
 
 def _judge_shared_scales(found: Findings, features: Features) -> None:
-    if features.shares_global_scale:
-        return
-    if features.shape.family.joined:
-        found.refuse(
-            f"one linear of {features.shape.architecture} holds several of the cell, with a global scale each",
-            "the mitigation with global_scale: site",
+    if not features.shares_global_scale:
+        found.exclude(
+            VLLM,
+            "takes one global scale for q, k, v and one for gate, up, and those of the cell differ "
+            "(weight: {global_scale: site} of the format, as in nvfp4_served, has one)",
         )
-    found.exclude(
-        VLLM,
-        "takes one global scale for q, k, v and one for gate, up, and those of the cell differ "
-        "(export a cell whose mitigation has global_scale: site)",
-    )
 
 
 def _judge_online(found: Findings, features: Features, flags: frozenset[str]) -> None:

@@ -11,6 +11,7 @@ from .capabilities import (
     fits,
     judge_biases,
     judge_float16,
+    judge_joined,
     judge_side_terms,
     refuse_activations,
     refuse_online,
@@ -40,6 +41,7 @@ def _judge(target: str, features: Features, dtype: str) -> Verdict:
     found = Findings(target, loaders=["gptqmodel", VLLM], check_dtype="float16")
     judge_side_terms(found, features)
     judge_biases(found, features)
+    judge_joined(found, features)
     refuse_online(found, features)
     refuse_activations(found, features)
     if features.branch_inputs:

@@ -181,6 +181,26 @@ def test_dense_folders_load_with_equal_logits(sources, tmp_path):
     assert report["check"]["max_logit_difference"] == 0
 
 
+@pytest.mark.parametrize(
+    "entry,how",
+    [
+        ({"preset": "nvfp4", "activation": None}, {}),
+        ({"preset": "nvint4", "activation": None}, {}),
+        (WEIGHTS, {"mitigation": functools.partial(low_rank, rank=4)}),
+        ({**WEIGHTS, "linears": ["k", "gate"]}, {}),
+        ({**WEIGHTS, "linears": ["q", "up"]}, {}),
+    ],
+    ids=["nvfp4", "nvint4", "low_rank", "later_parts", "some_parts"],
+)
+def test_dense_folders_join_parts_of_any_kind(sources, tmp_path, entry, how):
+    """Parts with global scales of their own, with low-rank terms, rounded in part."""
+    source = sources("Phi3ForCausalLM")
+    made = cell(source, tmp_path / "cell", entry, "group-16", **how)
+    report = export(source.model, made, None, source.windows, "dense", tmp_path / "out", dtype="float32")
+    assert report["check"]["max_logit_difference"] < (1e-4 if how else 1e-5)
+    assert 4 < report["bits_per_weight"] <= 5
+
+
 def test_dense_experts_load_under_their_own_names(sources, tmp_path):
     source = sources("MixtralForCausalLM")
     made = cell(source, tmp_path / "cell", {"preset": "nf4"}, "group-16")

@@ -130,6 +130,9 @@ def test_joined_linears_share_what_one_linear_has():
     static = {"preset": "nvfp4", "activation": {"global_scale": "static"}}
     assert "global_scale: site" in refusal(CT, static, shape=phi)
     assert judge(CT, features(static, shape=phi, shares_global_scale=True)).kind == "bound"
+    assert judge("dense", features(static | {"activation": None}, shape=phi)).kind == "bound"
+    for target in (CT, "gptq", "awq"):
+        assert "global_scale: site" in refusal(target, {"preset": "nvint4", "activation": None}, shape=phi)
     assert "qkv_proj" in refusal(CT, {**WEIGHTS, "linears": ["q"]}, shape=phi)
 
 
