@@ -95,7 +95,8 @@ def refuse_activations(found: Findings, features: Features) -> None:
     if any(features.schemes.activation.values()):
         found.refuse(
             "the loader does not round activations",
-            "the same format with activation: null (weights alone), or TO=compressed-tensors",
+            "the same format with activation: null (weights alone), or TO=compressed-tensors with w8a8_served, "
+            "w4a4_served, mxfp4_served, mxfp8_served or nvfp4_served",
         )
 
 

@@ -112,10 +112,10 @@ def _scales(scheme: QuantScheme) -> str:
 
 
 def _nearest_weight(weight: QuantScheme) -> str:
-    four = "w4a16_g64, mxfp4_served or nvfp4_served"
-    return {2: "w2 or w3 integers in groups", 4: four, 6: "mxfp6", 8: "fp8 or mxfp8"}.get(
-        weight.element_format.bits, four
-    )
+    bits = weight.element_format.bits
+    if bits in (2, 3):
+        return f"int{bits} with activation: null (weights alone)"
+    return {6: "mxfp6_served", 8: "mxfp8_served or w8a8_served"}.get(bits, "w4a16_g64, mxfp4_served or nvfp4_served")
 
 
 def _judge_shared_scales(found: Findings, features: Features) -> None:

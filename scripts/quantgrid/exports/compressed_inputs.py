@@ -9,6 +9,7 @@ from .compressed_formats import MX
 
 # nats per token, with a margin over what was measured: at most 6.1e-2, 2.9e-4, 5.1e-2, 1.2e-2
 TIE_KL, INT8_KL, NVFP4_KL, MXFP8_KL = 1e-1, 2e-3, 1e-1, 3e-2
+SERVED_MX = {"e2m1": "mxfp4_served", "e2m3": "mxfp6_served", "e4m3": "mxfp8_served"}
 QUOTIENT_KL = 1e-5  # of quotients in bfloat16 that fall on a tie: one logit of a million moved in its last bit
 
 
@@ -83,8 +84,7 @@ def _judge_microscaling_input(found: Findings, where: str, scheme: QuantScheme) 
     if scheme.element == "e4m3" and scheme.scale_rule != "four_thirds":
         found.bound(reason, MXFP8_KL)
         return
-    served = ", as in mxfp4_served" if scheme.element == "e2m1" else ""
-    found.refuse(reason, f"activation: {{scale_rule: {rule}}}{served}")
+    found.refuse(reason, f"activation: {{scale_rule: {rule}}}, as in {SERVED_MX[scheme.element]}")
 
 
 def _judge_two_level_input(found: Findings, where: str, scheme: QuantScheme) -> None:

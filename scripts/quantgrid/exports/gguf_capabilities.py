@@ -80,7 +80,7 @@ def block_of(scheme: QuantScheme) -> Block | str:
     else:
         return (
             f"no GGML type holds {scheme.element} weights with {scheme.scale_format} scales"
-            f"{_rule(scheme)}; int2 to int8, mxfp4, nvfp4, or TO=dense"
+            f"{_rule(scheme)}; int4, mxfp4 or nvfp4 with activation: null, or TO=dense"
         )
     block = BLOCKS[name]
     if scheme.granularity == "group" and scheme.group_size % block.group:  # type: ignore[operator]

@@ -66,7 +66,7 @@ def _judge_weight(found: Findings, target: str, features: Features) -> None:
     if element.kind != "integer" or element.bits not in accepted:
         found.refuse(
             f"{weight.element} weights: the format holds integers of {' or '.join(map(str, accepted))} bits",
-            "w4a16_g64, or TO=compressed-tensors",
+            "w4a16_g64",
         )
         return
     odd = [kind for kind in LINEARS if any(size * element.bits % 32 for size in features.shape.linear_size(kind))]
@@ -79,7 +79,7 @@ def _judge_weight(found: Findings, target: str, features: Features) -> None:
         found.refuse(
             f"groups of {weight.group_size}: kernels of {target.upper()} files take groups of "
             f"{', '.join(map(str, GROUPS[target]))} and one scale per row",
-            "granularity group-64 or group-128, or TO=compressed-tensors",
+            "w4a16_g64 or w4a16_g128, or TO=compressed-tensors",
         )
     if element.bits not in VLLM_BITS:
         found.exclude(VLLM, f"has kernels for {' and '.join(map(str, VLLM_BITS))} bits only")
