@@ -32,6 +32,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     kl: float = 0.0
     check_dtype: str = "float32"
+    served_kl: float = 0.0
 
     def refuse(self, reason: str, nearest: str) -> None:
         """Add what would be lost, and the nearest recipe that can be exported."""
@@ -42,6 +43,11 @@ class Findings:
         if reason not in self.bounds:
             self.bounds.append(reason)
             self.kl = max(self.kl, kl)
+
+    def bound_served(self, reason: str, kl: float) -> None:
+        """Add what the loader rounds in the dtype of the folder and not in that of the check."""
+        self.bound(reason, 0.0)
+        self.served_kl = max(self.served_kl, kl)
 
     def exclude(self, loader: str, reason: str) -> None:
         """Take ``loader`` from the programs that compute what was measured."""
@@ -59,6 +65,7 @@ class Findings:
             tuple(dict.fromkeys(self.notes)),
             self.kl,
             self.check_dtype,
+            self.served_kl,
         )
 
 

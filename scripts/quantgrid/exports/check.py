@@ -47,7 +47,8 @@ class Checked:
 
     ``kl`` (cell from export, nats per token) and ``max_logit_difference`` are over ``tokens`` compared
     tokens, ``kl_accepted`` is the verdict's bound. Perplexities have standard errors over windows.
-    ``served_kl`` is that of the loader in the export's own dtype, where the check has another.
+    ``served_kl`` is that of the loader in the export's own dtype, where the check has another, and
+    ``served_kl_accepted`` the verdict's bound.
     """
 
     loader: str
@@ -63,19 +64,22 @@ class Checked:
     window: int
     served_dtype: str | None = None
     served_kl: float | None = None
+    served_kl_accepted: float = 0.0
 
     def lines(self) -> list[str]:
         """Further results of the check, in words."""
         if self.served_kl is None:
             return []
         return [
-            f"KL divergence from the cell of the loader in {self.served_dtype}: {self.served_kl:.3g} nats per token"
+            f"KL divergence from the cell of the loader in {self.served_dtype}: {self.served_kl:.3g} nats per token "
+            f"(accepted: {self.served_kl_accepted:.3g})"
         ]
 
     @property
     def is_accepted(self) -> bool:
-        """Check the bound; of an exact verdict every logit has to be equal."""
-        return self.is_finite and (self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0)
+        """Check the bounds; without one every logit has to be equal in the dtype of the check."""
+        equal = self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0
+        return self.is_finite and equal and (self.served_kl or 0.0) <= self.served_kl_accepted
 
     @property
     def is_finite(self) -> bool:
@@ -148,6 +152,7 @@ def check(
         *windows.shape,
         served if served_kl is not None else None,
         served_kl,
+        verdict.served_kl,
     )
 
 

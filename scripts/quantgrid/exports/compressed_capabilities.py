@@ -24,7 +24,7 @@ from .capabilities import (
     judge_side_terms,
 )
 from .compressed_formats import BLOCK_FORMATS, INTEGER, MXFP4, MXFP6, NVFP4, PACKED, weight_format
-from .compressed_inputs import TIE_KL, judge_input
+from .compressed_inputs import SERVED_8_BIT_KL, SERVED_KL, TIE_KL, judge_input
 from .features import Features
 from .verdicts import Verdict
 
@@ -46,11 +46,12 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     inputs = activation_schemes(features)
     _judge_weight(found, features, [*inputs], dtype)
     for scheme, where in inputs.items():
-        judge_input(found, where, scheme, dtype)
+        judge_input(found, where, scheme)
     _judge_low_rank(found, features)
     _judge_linears(found, features, dtype)
     judge_float16(found, dtype)
     judge_order(found, features)
+    _judge_served(found, features, dtype)
     pairs = [*inputs, *([None] if _has_unrounded_inputs(features) else [])]
     if not features.schemes.weight.symmetric and None in pairs and inputs:
         found.refuse(
@@ -195,6 +196,21 @@ def _judge_linears(found: Findings, features: Features, dtype: str) -> None:
         if found.check_dtype != dtype:
             found.bound(f"weights of linears in full precision are rounded to {dtype}", SCALE_KL)
         found.notes.append(f"rounded linears: {', '.join(linears)}; all others are in full precision")
+
+
+def _judge_served(found: Findings, features: Features, dtype: str) -> None:
+    """Bound what loaders round in the dtype of the folder, where the check has another."""
+    if found.check_dtype == dtype:
+        return
+    start = f"{'' if found.bounds else f'exact in {found.check_dtype}, but '}"
+    inputs = activation_schemes(features)
+    if inputs:
+        kl = SERVED_8_BIT_KL if all(scheme.element_format.bits == 8 for scheme in inputs) else SERVED_KL
+        found.bound_served(f"{start}loaders compute scales and quotients of inputs in {dtype}", kl)
+    elif features.shape.family.gain_offset:
+        found.bound_served(f"{start}gains of norms, 1 + w, are rounded by the cell in {dtype}", SCALE_KL)
+    else:
+        found.bound_served(f"{start}PEFT computes low-rank terms in float32, the cell in {dtype}", SCALE_KL)
 
 
 def _judge_vllm(found: Findings, features: Features, activation: QuantScheme | None) -> None:

@@ -40,6 +40,15 @@ def test_llama_cpp_is_rejected_without_a_number(figure):
     assert not replace(WHOLE, **{figure: math.nan}).is_accepted
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_results_in_the_dtype_of_the_folder_have_a_bound(exact):
+    checked = replace(CHECKED, max_logit_difference=0.0, kl=0.0, kl_accepted=0.0) if exact else CHECKED
+    served = replace(checked, served_dtype="bfloat16", served_kl=0.04, served_kl_accepted=0.05)
+    assert served.is_accepted and "accepted: 0.05" in served.lines()[0]
+    assert not replace(served, served_kl=5.0).is_accepted
+    assert not replace(served, served_kl_accepted=0.0).is_accepted
+
+
 def test_means_and_maxima_keep_nan():
     assert mean_divergence([-1e-9, 0.0]) == 0 and mean_divergence([0.5, 1.5]) == 1
     assert math.isnan(mean_divergence([0.5, math.nan])) and math.isnan(largest([0.5, math.nan, 1.0]))
