@@ -12,8 +12,10 @@ import torch
 from export_cases import SERVED, cell
 from quantgrid.exports import gguf_check
 from quantgrid.exports.check import Checked, largest, mean_divergence
+from quantgrid.exports.compressed_tensors import CompressedTensors
 from quantgrid.exports.export import export
 from quantgrid.exports.gguf_check import GGUFChecked
+from quantgrid.exports.input_check import InputsChecked
 from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.storage import read_json, read_tensors, sha256_of, write_json, write_tensors
 from quantgrid.quantization.checkpoints import save_failed
@@ -47,6 +49,36 @@ def test_results_in_the_dtype_of_the_folder_have_a_bound(exact):
     assert served.is_accepted and "accepted: 0.05" in served.lines()[0]
     assert not replace(served, served_kl=5.0).is_accepted
     assert not replace(served, served_kl_accepted=0.0).is_accepted
+
+
+@pytest.mark.parametrize("entry", [{"preset": "int4"}, {"preset": "w8a8"}], ids=["int4", "w8a8"])
+def test_a_folder_without_rounded_inputs_is_rejected(sources, tmp_path, monkeypatch, entry):
+    """Bounds of the logits alone would accept it."""
+    made, writes = cell(sources(), tmp_path / "cell", entry), CompressedTensors.config
+
+    def without(self):
+        config = writes(self)
+        for group in config["quantization_config"]["config_groups"].values():
+            group["input_activations"] = None
+        return config
+
+    report = export(sources().model, made, None, sources().windows, CT, tmp_path / "out")
+    inputs = report["check"]["inputs"]
+    assert inputs["linears"] == 14 and inputs["unrounded"] == 0
+    assert inputs["least_error"] > 0.9 and inputs["differing"] < 0.2
+    monkeypatch.setattr(CompressedTensors, "config", without)
+    with pytest.raises(ConfigError, match="14 linears do not round"):
+        export(sources().model, made, None, sources().windows, CT, tmp_path / "other")
+    found = read_json(tmp_path / "other.rejected" / "export.json")["check"]["inputs"]
+    assert found["unrounded"] == 14 and found["largest_error"] == 0
+
+
+def test_comparisons_of_inputs_that_are_no_numbers_are_rejected_and_written():
+    inputs = InputsChecked(14, 0.0, 0.0, 1.0, 1.0, 0.0, 0)
+    assert replace(CHECKED, inputs=inputs).is_accepted
+    for figure in ("differing", "least_error", "largest_error", "output_error"):
+        found = replace(CHECKED, inputs=replace(inputs, **{figure: math.nan}))
+        assert not found.is_accepted and found.to_dict()["inputs"][figure] is None
 
 
 def test_means_and_maxima_keep_nan():
