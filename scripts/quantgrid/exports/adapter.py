@@ -30,7 +30,7 @@ class Adapter:
 
     def add(self, layer: ExportLayer) -> None:
         """Add the low-rank terms of a layer."""
-        for linear in layer.linears:
+        for linear in layer.joined:
             if linear.low_rank is not None:
                 left, right = linear.low_rank
                 self.ranks[linear.name] = len(right)

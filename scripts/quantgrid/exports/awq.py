@@ -23,7 +23,7 @@ class Awq(Packer):
         """Words, zero points and scales of the linears of a layer."""
         return {
             f"{linear.name}.{part}": tensor
-            for linear in layer.linears
+            for linear in layer.joined
             for part, tensor in awq_tensors(by_rows(linear.quantized)).items()  # type: ignore[arg-type]
         }
 

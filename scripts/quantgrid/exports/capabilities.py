@@ -32,6 +32,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     kl: float = 0.0
     check_dtype: str = "float32"
+    served_kl: float = 0.0
 
     def refuse(self, reason: str, nearest: str) -> None:
         """Add what would be lost, and the nearest recipe that can be exported."""
@@ -42,6 +43,11 @@ class Findings:
         if reason not in self.bounds:
             self.bounds.append(reason)
             self.kl = max(self.kl, kl)
+
+    def bound_served(self, reason: str, kl: float) -> None:
+        """Add what the loader rounds in the dtype of the folder and not in that of the check."""
+        self.bound(reason, 0.0)
+        self.served_kl = max(self.served_kl, kl)
 
     def exclude(self, loader: str, reason: str) -> None:
         """Take ``loader`` from the programs that compute what was measured."""
@@ -59,6 +65,7 @@ class Findings:
             tuple(dict.fromkeys(self.notes)),
             self.kl,
             self.check_dtype,
+            self.served_kl,
         )
 
 
@@ -95,7 +102,8 @@ def refuse_activations(found: Findings, features: Features) -> None:
     if any(features.schemes.activation.values()):
         found.refuse(
             "the loader does not round activations",
-            "the same format with activation: null (weights alone), or TO=compressed-tensors",
+            "the same format with activation: null (weights alone), or TO=compressed-tensors with w8a8_served, "
+            "w4a4_served, mxfp4_served, mxfp8_served or nvfp4_served",
         )
 
 
@@ -115,6 +123,16 @@ def judge_order(found: Findings, features: Features) -> None:
         found.bound("loaders sum the outputs of experts in another order", SCALE_KL)
     elif features.shape.family.joined:
         found.kl = max(found.kl, ORDER_KL)
+
+
+def judge_joined(found: Findings, features: Features) -> None:
+    """Refuse global scales that differ in one linear of the architecture, for a target of codes."""
+    weight, family = features.schemes.weight, features.shape.family
+    if weight is not None and weight.global_scale != "none" and family.joined and not features.shares_global_scale:
+        found.refuse(
+            f"one linear of {features.shape.architecture} holds several of the cell, with a global scale each",
+            "weight: {global_scale: site}, as in nvfp4_served",
+        )
 
 
 def judge_float16(found: Findings, dtype: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import os
 import re
 import subprocess
@@ -28,6 +29,7 @@ from ..ground.errors import ConfigError
 from ..ground.storage import read_json, read_tensors, write_json, write_tensors
 from ..models.lm_head import Head, head_of
 from ..quantization.checkpoints import PackedCheckpoint
+from .input_check import InputsChecked, compare_inputs, share_accepted
 from .loaders import Loader
 from .verdicts import Verdict
 
@@ -46,7 +48,8 @@ class Checked:
 
     ``kl`` (cell from export, nats per token) and ``max_logit_difference`` are over ``tokens`` compared
     tokens, ``kl_accepted`` is the verdict's bound. Perplexities have standard errors over windows.
-    ``served_kl`` is that of the loader in the export's own dtype, where the check has another.
+    ``served_kl`` is that of the loader in the export's own dtype, where the check has another, and
+    ``served_kl_accepted`` the verdict's bound. ``inputs`` is the comparison of rounded inputs.
     """
 
     loader: str
@@ -62,22 +65,37 @@ class Checked:
     window: int
     served_dtype: str | None = None
     served_kl: float | None = None
+    served_kl_accepted: float = 0.0
+    inputs: InputsChecked | None = None
 
     def lines(self) -> list[str]:
         """Further results of the check, in words."""
-        if self.served_kl is None:
-            return []
-        return [
-            f"KL divergence from the cell of the loader in {self.served_dtype}: {self.served_kl:.3g} nats per token"
-        ]
+        found = [] if self.inputs is None else [self.inputs.text()]
+        if self.served_kl is not None:
+            found.append(
+                f"KL divergence from the cell of the loader in {self.served_dtype}: {self.served_kl:.3g} nats per "
+                f"token (accepted: {self.served_kl_accepted:.3g})"
+            )
+        return found
 
     @property
     def is_accepted(self) -> bool:
-        """Check the bound; of an exact verdict every logit has to be equal."""
-        return self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0
+        """Check the bounds; without one every logit has to be equal in the dtype of the check."""
+        equal = self.kl <= self.kl_accepted if self.kl_accepted else self.max_logit_difference == 0
+        rounds = self.inputs is None or self.inputs.is_accepted
+        return self.is_finite and equal and rounds and (self.served_kl or 0.0) <= self.served_kl_accepted
+
+    @property
+    def is_finite(self) -> bool:
+        """Check whether every figure is a number; NaN or infinity is never accepted."""
+        return all(math.isfinite(value) for value in vars(self).values() if isinstance(value, float))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "accepted": self.is_accepted}
+        """Fields for JSON; None for NaN and infinity."""
+        figures = asdict(self)
+        for held in (figures, figures["inputs"] or {}):
+            held |= {n: None for n, value in held.items() if isinstance(value, float) and not math.isfinite(value)}
+        return {**figures, "accepted": self.is_accepted}
 
 
 def require_loader(loader: Loader) -> None:
@@ -114,21 +132,23 @@ def check(
     compared = windows[:COMPARED, :LENGTH]
     cell, head = _cell_states(checkpoint, manifest, (windows, compared), dtype)
     own = [window_losses(hidden, head, tokens)[0] for hidden, tokens in zip(cell[0], windows)]
+    require_finite(own)
     outputs = _outside if loader.name == _OUTSIDE else _inside
-    with outputs(folder, loader, verdict.check_dtype, windows, compared) as (losses, logits):
+    with outputs(folder, loader, verdict.check_dtype, windows, compared) as (losses, logits, model):
         found = [_difference(head(hidden).float(), made) for hidden, made in zip(cell[1], logits)]
         value, error = perplexity(list(losses))
+        inputs = None if model is None else _inputs(checkpoint, manifest, model, compared[:1], verdict)
     served_kl = None
     if served != verdict.check_dtype:
-        with outputs(folder, loader, served, windows[:0], compared) as (_, logits):
+        with outputs(folder, loader, served, windows[:0], compared) as (_, logits, _):
             again = [_difference(head(hidden).float(), made)[1] for hidden, made in zip(cell[1], logits)]
-        served_kl = max(0.0, sum(again) / len(again))
+        served_kl = mean_divergence(again)
     return Checked(
         loader.name,
         verdict.check_dtype,
         compared.numel(),
-        max(difference for difference, _ in found),
-        max(0.0, sum(kl for _, kl in found) / len(found)),
+        largest(difference for difference, _ in found),
+        mean_divergence(kl for _, kl in found),
         verdict.kl,
         value,
         error,
@@ -136,7 +156,20 @@ def check(
         *windows.shape,
         served if served_kl is not None else None,
         served_kl,
+        verdict.served_kl,
+        inputs,
     )
+
+
+def _inputs(
+    checkpoint: Path, manifest: Path | None, model: nn.Module, tokens: Tensor, verdict: Verdict
+) -> InputsChecked | None:
+    """Comparison of rounded inputs; None if the cell rounds none."""
+    packed = PackedCheckpoint(checkpoint, getattr(torch, verdict.check_dtype), manifest=manifest)
+    if not packed.about["activations"]:
+        return None
+    packed.about = {**packed.about, "schemes": {**packed.about["schemes"], "key_value": None}}
+    return compare_inputs(packed, model, tokens, share_accepted(verdict.kl))
 
 
 def _cell_states(
@@ -152,6 +185,24 @@ def _cell_states(
     return states, head_of(model)
 
 
+def require_finite(losses: Iterable[float]) -> None:
+    """Raise :class:`ConfigError` if a loss of the cell is NaN or infinite."""
+    if not all(math.isfinite(loss) for loss in losses):
+        raise ConfigError("the cell cannot be exported: it computes NaN or infinite logits")
+
+
+def largest(values: Iterable[float]) -> float:
+    """Largest of ``values``; NaN if one of them is."""
+    return torch.tensor([*values], dtype=torch.float64).max().item()
+
+
+def mean_divergence(values: Iterable[float]) -> float:
+    """Mean of divergences; 0 for one that rounding left below 0, NaN if one of them is."""
+    found = [*values]
+    mean = sum(found) / len(found)
+    return 0.0 if mean < 0 else mean
+
+
 def _difference(wanted: Tensor, made: Tensor) -> tuple[float, float]:
     """(largest absolute difference, mean KL of wanted from made) of logits (tokens, vocabulary)."""
     logs = wanted.log_softmax(-1).double()
@@ -159,7 +210,8 @@ def _difference(wanted: Tensor, made: Tensor) -> tuple[float, float]:
     return (wanted - made).abs().max().item(), kl.item()
 
 
-Outputs = tuple[Iterable[float], Iterable[Tensor]]  # losses of windows, logits (tokens, vocabulary) of the compared
+# losses of windows, logits (tokens, vocabulary) of the compared, and the model if it is in this process
+Outputs = tuple[Iterable[float], Iterable[Tensor], nn.Module | None]
 
 
 @contextmanager
@@ -169,7 +221,8 @@ def _inside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared:
     with redirect_stderr(io.StringIO()):  # progress bars of the loader
         exec(loader.code, given)
     model = given["model"].eval()
-    yield (_loss(model, tokens) for tokens in windows), (model(tokens[None]).logits[0].float() for tokens in compared)
+    logits = (model(tokens[None]).logits[0].float() for tokens in compared)
+    yield (_loss(model, tokens) for tokens in windows), logits, model
 
 
 def _loss(model: nn.Module, tokens: Tensor) -> float:
@@ -204,4 +257,4 @@ def _outside(folder: Path, loader: Loader, dtype: str, windows: Tensor, compared
             raise ConfigError(
                 f"{loader.name} did not run the export: its modules are of {', '.join(losses['modules'])}"
             )
-        yield losses["losses"], read_tensors(place / "logits.safetensors")["logits"]
+        yield losses["losses"], read_tensors(place / "logits.safetensors")["logits"], None

@@ -19,11 +19,12 @@ from .capabilities import (
     is_partial,
     judge_biases,
     judge_float16,
+    judge_joined,
     judge_order,
     judge_side_terms,
 )
 from .compressed_formats import BLOCK_FORMATS, INTEGER, MXFP4, MXFP6, NVFP4, PACKED, weight_format
-from .compressed_inputs import TIE_KL, judge_input
+from .compressed_inputs import SERVED_8_BIT_KL, SERVED_KL, TIE_KL, judge_input
 from .features import Features
 from .verdicts import Verdict
 
@@ -37,6 +38,7 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     found = Findings(TARGET, loaders=[TRANSFORMERS, VLLM])
     judge_side_terms(found, features)
     judge_biases(found, features)
+    judge_joined(found, features)
     _judge_online(found, features, flags)
     if features.schemes.weight is None:
         _refuse_full_precision(found, features)
@@ -44,11 +46,12 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     inputs = activation_schemes(features)
     _judge_weight(found, features, [*inputs], dtype)
     for scheme, where in inputs.items():
-        judge_input(found, where, scheme, dtype)
+        judge_input(found, where, scheme)
     _judge_low_rank(found, features)
     _judge_linears(found, features, dtype)
     judge_float16(found, dtype)
     judge_order(found, features)
+    _judge_served(found, features, dtype)
     pairs = [*inputs, *([None] if _has_unrounded_inputs(features) else [])]
     if not features.schemes.weight.symmetric and None in pairs and inputs:
         found.refuse(
@@ -110,25 +113,19 @@ def _scales(scheme: QuantScheme) -> str:
 
 
 def _nearest_weight(weight: QuantScheme) -> str:
-    four = "w4a16_g64, mxfp4_served or nvfp4_served"
-    return {2: "w2 or w3 integers in groups", 4: four, 6: "mxfp6", 8: "fp8 or mxfp8"}.get(
-        weight.element_format.bits, four
-    )
+    bits = weight.element_format.bits
+    if bits in (2, 3):
+        return f"int{bits} with activation: null (weights alone)"
+    return {6: "mxfp6_served", 8: "mxfp8_served or w8a8_served"}.get(bits, "w4a16_g64, mxfp4_served or nvfp4_served")
 
 
 def _judge_shared_scales(found: Findings, features: Features) -> None:
-    if features.shares_global_scale:
-        return
-    if features.shape.family.joined:
-        found.refuse(
-            f"one linear of {features.shape.architecture} holds several of the cell, with a global scale each",
-            "the mitigation with global_scale: site",
+    if not features.shares_global_scale:
+        found.exclude(
+            VLLM,
+            "takes one global scale for q, k, v and one for gate, up, and those of the cell differ "
+            "(weight: {global_scale: site} of the format, as in nvfp4_served, has one)",
         )
-    found.exclude(
-        VLLM,
-        "takes one global scale for q, k, v and one for gate, up, and those of the cell differ "
-        "(export a cell whose mitigation has global_scale: site)",
-    )
 
 
 def _judge_online(found: Findings, features: Features, flags: frozenset[str]) -> None:
@@ -199,6 +196,21 @@ def _judge_linears(found: Findings, features: Features, dtype: str) -> None:
         if found.check_dtype != dtype:
             found.bound(f"weights of linears in full precision are rounded to {dtype}", SCALE_KL)
         found.notes.append(f"rounded linears: {', '.join(linears)}; all others are in full precision")
+
+
+def _judge_served(found: Findings, features: Features, dtype: str) -> None:
+    """Bound what loaders round in the dtype of the folder, where the check has another."""
+    if found.check_dtype == dtype:
+        return
+    start = f"{'' if found.bounds else f'exact in {found.check_dtype}, but '}"
+    inputs = activation_schemes(features)
+    if inputs:
+        kl = SERVED_8_BIT_KL if all(scheme.element_format.bits == 8 for scheme in inputs) else SERVED_KL
+        found.bound_served(f"{start}loaders compute scales and quotients of inputs in {dtype}", kl)
+    elif features.shape.family.gain_offset:
+        found.bound_served(f"{start}gains of norms, 1 + w, are rounded by the cell in {dtype}", SCALE_KL)
+    else:
+        found.bound_served(f"{start}PEFT computes low-rank terms in float32, the cell in {dtype}", SCALE_KL)
 
 
 def _judge_vllm(found: Findings, features: Features, activation: QuantScheme | None) -> None:

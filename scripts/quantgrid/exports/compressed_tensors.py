@@ -45,7 +45,7 @@ class CompressedTensors(Packer):
     def linears(self, layer: ExportLayer) -> dict[str, Tensor]:
         """Codes and scales of the linears of a layer; full precision where the cell has it."""
         found: dict[str, Tensor] = {}
-        for linear in layer.linears:
+        for linear in layer.joined:
             site = layer.sites[layer.site_of[linear.name]]
             found |= self.rotations.tensors(linear, site.online)
             if linear.quantized is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ..quantization.packed_linears import PackedLinear
 from .packed_cell import ExportLayer
 from .packer import Packer
 
@@ -12,12 +14,17 @@ class Dense(Packer):
     """Packer of dense folders."""
 
     def linears(self, layer: ExportLayer) -> dict[str, Tensor]:
-        """Weights of the linears of a layer."""
-        found = {}
-        for linear in layer.linears:
-            weight = linear.dense()
-            if linear.low_rank is not None:
-                left, right = linear.low_rank
-                weight = weight + left @ right
-            found[f"{linear.name}.weight"] = weight.to(self.dtype)
-        return found
+        """Weights of the linears of a layer; those of a joined one are rows of its parts."""
+        return {
+            f"{name}.weight": torch.cat([values(part) for part in parts]).to(self.dtype)
+            for name, parts in layer.parts.items()
+        }
+
+
+def values(linear: PackedLinear) -> Tensor:
+    """Values (m, n) of a linear with its low-rank term, float32."""
+    weight = linear.dense()
+    if linear.low_rank is None:
+        return weight
+    left, right = linear.low_rank
+    return weight + left @ right

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..ground.errors import ConfigError
+from ..ground.errors import ConfigError, NumericalFailure
 from ..ground.provenance import versions
 from ..ground.storage import read_json, write_json, write_text
 from .adapter import FOLDER as ADAPTER_FOLDER
@@ -64,7 +64,10 @@ def export(
     require_disk(out, route.needed(request))
     with staged(out) as folder:
         written = route.write(request, folder)
-        checked = route.verify(request, folder)
+        try:
+            checked = route.verify(request, folder)
+        except NumericalFailure as failure:
+            raise ConfigError(f"{out}: the check of the export failed: {failure}") from None
         report = _finish(request, folder, written, checked)
         if not checked.is_accepted:
             place = reject(folder, out)

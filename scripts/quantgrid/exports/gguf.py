@@ -144,7 +144,7 @@ def _parts(cell: PackedCell, model: GGUFModel) -> Iterator[dict[str, np.ndarray]
 def _layer(cell: PackedCell, layer: ExportLayer) -> dict[str, np.ndarray]:
     shape = cell.shape
     found = {gguf_name(shape, name): tensor.float().numpy() for name, tensor in layer.plain.items()}
-    for linear in layer.linears:
+    for linear in layer.joined:
         (role,) = layer.roles[linear.name]
         heads = rotated_heads(shape, role)
         name = gguf_name(shape, f"{linear.name}.weight")

@@ -30,7 +30,7 @@ from ..ground.places import ROOT
 from ..ground.storage import open_tensors
 from ..machine.chunks import CHUNK
 from ..models.lm_head import Head, head_of
-from .check import Checked
+from .check import Checked, largest, mean_divergence, require_finite
 from .gguf_source import GGUFSource
 from .packed_cell import PackedCell
 from .verdicts import Verdict
@@ -80,7 +80,8 @@ class GGUFChecked(Checked):
 
     @property
     def is_accepted(self) -> bool:
-        return self.kl <= self.kl_accepted and self.llama_cpp_kl <= self.llama_cpp_kl_accepted and self.tokens_equal
+        divergences = self.kl <= self.kl_accepted and self.llama_cpp_kl <= self.llama_cpp_kl_accepted
+        return self.is_finite and divergences and self.tokens_equal
 
     def lines(self) -> list[str]:
         """Results of llama.cpp in words."""
@@ -130,13 +131,14 @@ def compare_weights(path: str | Path, cell: PackedCell, windows: Tensor, states:
         )
         for number, tokens in enumerate(windows)
     ]
+    require_finite(own for _, own in pairs)
     value, error = perplexity([losses[0] for losses, _ in pairs])
     return {
-        "max_logit_difference": max(
+        "max_logit_difference": largest(
             (own_head(rows) - head(wanted)).abs().max().item()
             for rows, wanted in zip(hidden.flatten(0, 1).split(CHUNK), states.flatten(0, 1).split(CHUNK))
         ),
-        "kl": max(0.0, sum(losses[1] for losses, _ in pairs) / len(pairs)),  # type: ignore[misc]
+        "kl": mean_divergence(losses[1] for losses, _ in pairs),  # type: ignore[misc]
         "perplexity": value,
         "perplexity_error": error,
         "cell_perplexity": perplexity([own for _, own in pairs])[0],
@@ -170,7 +172,7 @@ def _at(states: Tensor, lengths: list[list[int]]) -> Tensor:
 
 def _divergence(wanted: Tensor, found: Tensor) -> float:
     """Mean KL of ``found`` from ``wanted``, both log-probabilities (positions, vocabulary)."""
-    return max(0.0, kl_div(found, wanted, reduction="sum", log_target=True).item() / len(found))
+    return mean_divergence(kl_div(found, wanted, reduction="none", log_target=True).sum(-1).tolist())
 
 
 def spread(windows: int, window: int, positions: int = POSITIONS, most: int = 4) -> list[list[int]]:

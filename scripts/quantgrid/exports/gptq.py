@@ -38,7 +38,7 @@ class Gptq(Packer):
         """Words, zero points and scales of the linears of a layer."""
         return {
             f"{linear.name}.{part}": tensor
-            for linear in layer.linears
+            for linear in layer.joined
             for part, tensor in gptq_tensors(by_rows(linear.quantized), self.version).items()  # type: ignore[arg-type]
         }
 

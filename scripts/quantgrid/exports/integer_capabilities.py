@@ -11,6 +11,7 @@ from .capabilities import (
     fits,
     judge_biases,
     judge_float16,
+    judge_joined,
     judge_side_terms,
     refuse_activations,
     refuse_online,
@@ -20,6 +21,9 @@ from .verdicts import Verdict
 
 GPTQ, AWQ = "gptq", "awq"
 BITS = {GPTQ: (2, 4, 8), AWQ: (4,)}
+# sizes of groups that a kernel takes, beside one scale per row: of gptqmodel 7.7 in torch, of vLLM 0.32
+GROUPS = {GPTQ: (16, 32, 64, 128, 256, 512, 1024), AWQ: (16, 32, 64, 128)}
+VLLM_BITS, VLLM_GROUPS = (4, 8), (32, 64, 128)
 ARITHMETIC_KL = 1e-3  # nats per token, of float16 arithmetic: 1e-6 measured on reference-4m
 
 
@@ -37,6 +41,7 @@ def _judge(target: str, features: Features, dtype: str) -> Verdict:
     found = Findings(target, loaders=["gptqmodel", VLLM], check_dtype="float16")
     judge_side_terms(found, features)
     judge_biases(found, features)
+    judge_joined(found, features)
     refuse_online(found, features)
     refuse_activations(found, features)
     if features.branch_inputs:
@@ -61,7 +66,7 @@ def _judge_weight(found: Findings, target: str, features: Features) -> None:
     if element.kind != "integer" or element.bits not in accepted:
         found.refuse(
             f"{weight.element} weights: the format holds integers of {' or '.join(map(str, accepted))} bits",
-            "w4a16_g64, or TO=compressed-tensors",
+            "w4a16_g64",
         )
         return
     odd = [kind for kind in LINEARS if any(size * element.bits % 32 for size in features.shape.linear_size(kind))]
@@ -70,6 +75,16 @@ def _judge_weight(found: Findings, target: str, features: Features) -> None:
     found.bound("weights and products are float16", ARITHMETIC_KL)
     if not fits(weight, "float16"):
         found.bound(f"{weight.scale_format} scales of weights are rounded to float16", SCALE_KL)
+    if weight.group_size and weight.group_size not in GROUPS[target]:
+        found.refuse(
+            f"groups of {weight.group_size}: kernels of {target.upper()} files take groups of "
+            f"{', '.join(map(str, GROUPS[target]))} and one scale per row",
+            "w4a16_g64 or w4a16_g128, or TO=compressed-tensors",
+        )
+    if element.bits not in VLLM_BITS:
+        found.exclude(VLLM, f"has kernels for {' and '.join(map(str, VLLM_BITS))} bits only")
+    if weight.group_size and weight.group_size not in VLLM_GROUPS:
+        found.exclude(VLLM, f"has kernels for groups of {', '.join(map(str, VLLM_GROUPS))} and one scale per row only")
     if target == GPTQ and not weight.symmetric:
         found.exclude(VLLM, "reads symmetric GPTQ files only")
         found.notes.append("a zero point of 0 needs checkpoint_format gptq_v2, which few loaders read")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.accumulators import site_name
-from ..ground.errors import ConfigError
+from ..ground.errors import ConfigError, NumericalFailure
 from ..inference.linear import CLIP
 from ..inference.online import restored
 from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
@@ -46,29 +46,49 @@ class SiteState:
 class ExportLayer:
     """One decoder layer.
 
-    ``linears`` are those of the architecture (a joined one is one linear), in the order of the plan;
-    ``roles`` maps their names to the roles that each holds, ``site_of`` to the site that each reads.
+    ``parts`` maps the names of the architecture's linears, in the order of the plan, to the linears of
+    the cell that each holds (several in a joined one), ``roles`` to their roles, ``site_of`` to the site
+    that they read.
     ``plain`` are all other tensors, in float32 with full names; biases of linears are in the
     linears. ``sites`` maps the names of sites (``attention_input``) to their state.
     """
 
     index: int
-    linears: list[PackedLinear]
+    parts: dict[str, list[PackedLinear]]
     roles: dict[str, tuple[str, ...]]
     site_of: dict[str, str]
     plain: dict[str, Tensor]
     sites: dict[str, SiteState]
+
+    @property
+    def linears(self) -> list[PackedLinear]:
+        """Linears of the cell, parts of joined ones apart."""
+        return [linear for held in self.parts.values() for linear in held]
+
+    @property
+    def joined(self) -> list[PackedLinear]:
+        """Linears of the architecture; a joined one has the codes of its parts (:func:`joined`)."""
+        return [joined(name, held) for name, held in self.parts.items()]
+
+    def bias(self, name: str) -> Tensor | None:
+        """Bias of the linear ``name`` of the architecture."""
+        found = [part.bias for part in self.parts[name]]
+        return None if found[0] is None else torch.cat(found)  # type: ignore[arg-type]
 
 
 class PackedCell:
     """A cell's checkpoint in ``folder`` (``model.safetensors`` and ``quantgrid.json``), opened for
     export.
 
-    Raises as :class:`~quantgrid.quantization.checkpoints.PackedCheckpoint`.
+    Raises :class:`ConfigError` as :class:`~quantgrid.quantization.checkpoints.PackedCheckpoint`, and
+    with the reason of a failed cell.
     """
 
     def __init__(self, folder: str | Path, manifest: str | Path | None = None):
-        self.checkpoint = PackedCheckpoint(folder, manifest=manifest)
+        try:
+            self.checkpoint = PackedCheckpoint(folder, manifest=manifest)
+        except NumericalFailure as failure:
+            raise ConfigError(f"the cell failed and cannot be exported: {failure}") from None
         self.about: dict[str, Any] = self.checkpoint.about
         self.shape: ModelShape = self.checkpoint.shape
 
@@ -184,7 +204,7 @@ class PackedCell:
                 plain[prefix + place.name if place else name] = tensor - (place.offset if place else 0.0)
         return ExportLayer(
             index,
-            [joined(whole, [linear for _, linear in held]) for whole, held in parts.items()],
+            {whole: [linear for _, linear in held] for whole, held in parts.items()},
             {whole: tuple(role for role, _ in held) for whole, held in parts.items()},
             {whole: plan.site_of[held[0][0]] for whole, held in parts.items()},
             plain,

@@ -56,12 +56,12 @@ class Packer:
     def _biases(self, layer: ExportLayer) -> dict[str, Tensor]:
         """Biases of the linears; zeros where a key of the config gives a linear one that the cell lacks."""
         found, keys = {}, self.features.shape.family.biases
-        for linear in layer.linears:
-            bias = linear.bias
-            if bias is None and any(keys.get(role) in self.biased for role in layer.roles[linear.name]):
-                bias = torch.zeros(linear.shape[0])
+        for name, parts in layer.parts.items():
+            bias = layer.bias(name)
+            if bias is None and any(keys.get(role) in self.biased for role in layer.roles[name]):
+                bias = torch.zeros(sum(part.shape[0] for part in parts))
             if bias is not None:
-                found[f"{linear.name}.bias"] = self.lossless(bias)
+                found[f"{name}.bias"] = self.lossless(bias)
         return found
 
     def architecture(self, config: dict[str, Any]) -> dict[str, Any]:

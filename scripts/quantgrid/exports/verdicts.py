@@ -18,7 +18,8 @@ class Verdict:
     export (a rounded KV cache). ``loaders`` are the programs that compute what was measured,
     ``excluded`` maps other programs to what they do instead. ``notes`` are properties of the export
     that change no result of the loaders named. ``kl`` is the largest divergence in nats per token from
-    the cell that the check of the export accepts, computed in ``check_dtype``.
+    the cell that the check of the export accepts, computed in ``check_dtype``; ``served_kl`` the same of
+    the loader in the dtype of the folder, where that is another one.
     """
 
     target: str
@@ -30,6 +31,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     kl: float = 0.0
     check_dtype: str = "float32"
+    served_kl: float = 0.0
 
     @property
     def kind(self) -> str:

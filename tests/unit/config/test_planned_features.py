@@ -116,7 +116,8 @@ def test_biases_are_those_that_the_architecture_lacks():
     ("cell", "target", "kind"),
     [
         (cell_of(), "compressed-tensors", EXACT),
-        (cell_of("w8a8_served", granularity="channel"), "compressed-tensors", EXACT),
+        (cell_of("w8a8_served", granularity="channel"), "compressed-tensors", BOUND),
+        (cell_of("mxfp8_served", granularity="group-32"), "compressed-tensors", EXACT),
         (cell_of("nvfp4_served", granularity="group-16"), "compressed-tensors", BOUND),
         (cell_of("int4", granularity="channel"), "gptq", REFUSED),
         (cell_of(transform="random_hadamard"), "compressed-tensors", REFUSED),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from grid_cases import SHAPE
+from quantgrid.exports.compressed_inputs import SERVED_8_BIT_KL, SERVED_KL
 from quantgrid.exports.features import Features
 from quantgrid.exports.targets import TARGETS, dtype_of, judge
 from quantgrid.ground.errors import ConfigError
@@ -48,9 +49,9 @@ def test_scales_wider_than_the_model_are_bounded():
 @pytest.mark.parametrize(
     "entry,kind",
     [
-        ({"preset": "w8a8", "weight": {"scale_format": "bf16"}, "activation": {"qmax": 127.5}}, "exact"),
+        ({"preset": "w8a8", "weight": {"scale_format": "bf16"}, "activation": {"qmax": 127.5}}, "bound"),
         ({"preset": "w8a8", "weight": {"scale_format": "bf16"}}, "bound"),
-        ({"preset": "int4_sym", "weight": {"scale_format": "bf16"}, "activation": {"qmax": 7.5}}, "exact"),
+        ({"preset": "int4_sym", "weight": {"scale_format": "bf16"}, "activation": {"qmax": 7.5}}, "bound"),
         ({"preset": "int4_sym"}, "refused"),
         ({"preset": "mxfp4", "activation": {"scale_rule": "even"}}, "exact"),
         ({"preset": "mxfp4"}, "refused"),
@@ -73,6 +74,23 @@ def test_scales_wider_than_the_model_are_bounded():
 )
 def test_compressed_tensors_follows_what_loaders_compute(entry, kind):
     assert judge(CT, features(entry)).kind == kind
+
+
+@pytest.mark.parametrize("preset,kl", [("w8a8_served", SERVED_8_BIT_KL), ("w4a4_served", SERVED_KL)])
+def test_integer_inputs_are_exact_in_float32_alone(preset, kl):
+    verdict = judge(CT, features({"preset": preset}, "channel"))
+    assert verdict.bounds == ("exact in float32, but loaders compute scales and quotients of inputs in bfloat16",)
+    assert (verdict.check_dtype, verdict.kl, verdict.served_kl) == ("float32", 0, kl)
+    exact = judge(CT, features({"preset": preset}, "channel"), dtype="float32")
+    assert exact.text() == "exact" and exact.served_kl == 0
+
+
+def test_every_check_in_another_dtype_has_a_bound_of_the_folder():
+    gemma = ModelShape(**{**SHAPE, "architecture": "GemmaForCausalLM"})
+    adapted = {"branch_inputs": frozenset({"unquantized"})}
+    for given in (features(WEIGHTS, shape=gemma), features(WEIGHTS, **adapted), features({"preset": "int4"})):
+        verdict = judge(CT, given)
+        assert verdict.check_dtype == "float32" and verdict.kind == "bound" and 0 < verdict.served_kl <= SERVED_KL
 
 
 def test_vllm_is_left_out_where_it_computes_something_else():
@@ -130,6 +148,9 @@ def test_joined_linears_share_what_one_linear_has():
     static = {"preset": "nvfp4", "activation": {"global_scale": "static"}}
     assert "global_scale: site" in refusal(CT, static, shape=phi)
     assert judge(CT, features(static, shape=phi, shares_global_scale=True)).kind == "bound"
+    assert judge("dense", features(static | {"activation": None}, shape=phi)).kind == "bound"
+    for target in (CT, "gptq", "awq"):
+        assert "global_scale: site" in refusal(target, {"preset": "nvint4", "activation": None}, shape=phi)
     assert "qkv_proj" in refusal(CT, {**WEIGHTS, "linears": ["q"]}, shape=phi)
 
 
@@ -150,6 +171,30 @@ def test_gptq_and_awq_hold_weights_of_integers():
     odd = ModelShape(**{**SHAPE, "intermediate_size": 1532})
     assert "32-bit words" in refusal("awq", WEIGHTS, "channel", shape=odd)
     assert judge("gptq", features(WEIGHTS)).loaders == ("gptqmodel", "vLLM")
+
+
+@pytest.mark.parametrize(
+    "target,entry,granularity,read",
+    [
+        ("gptq", "w4a16", "group-128", True),
+        ("gptq", "w8a16", "channel", True),
+        ("gptq", "w4a16", "tensor", True),
+        ("gptq", "int2", "group-64", False),
+        ("gptq", "w4a16", "group-16", False),
+        ("gptq", "w4a16", "group-256", False),
+        ("awq", "w4a16", "group-32", True),
+        ("awq", "w4a16", "group-16", False),
+    ],
+)
+def test_vllm_reads_integers_of_its_kernels(target, entry, granularity, read):
+    verdict = judge(target, features({"preset": entry, "activation": None}, granularity))
+    assert verdict.kind == "bound" and verdict.loaders == ("gptqmodel", "vLLM")[: 1 + read]
+    assert read or "has kernels for" in verdict.excluded["vLLM"]
+
+
+def test_groups_without_a_kernel_are_refused():
+    assert "groups of 48" in refusal("gptq", WEIGHTS, "group-48")
+    assert "groups of 256" in refusal("awq", WEIGHTS, "group-256")
 
 
 def test_dtypes_and_flags():

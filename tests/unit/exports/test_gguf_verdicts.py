@@ -10,6 +10,7 @@ import pytest
 from gguf_cases import FORMATS, NVFP4, Q4_0
 from grid_cases import SHAPE
 from quantgrid.exports.features import Features
+from quantgrid.exports.gguf_capabilities import ROUNDED_INPUTS
 from quantgrid.exports.targets import judge
 from quantgrid.exports.verdicts import BOUND, EXACT, REFUSED, Verdict
 from quantgrid.models.shapes import ModelShape
@@ -27,16 +28,21 @@ def verdict(
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "NVFP4"])
-def test_formats_of_the_same_blocks_are_exact(name: str):
+def test_weights_in_the_same_blocks_are_exact_and_inputs_are_not(name: str):
     found = verdict({**FORMATS, "NVFP4": NVFP4}[name])
-    assert found.kind == (BOUND if name == "Q4_1" else EXACT)
+    assert found.kind == BOUND and found.bounds[0] == ROUNDED_INPUTS
+    assert len(found.bounds) == (2 if name == "Q4_1" else 1)
     assert found.loaders == ("llama.cpp",) and (found.kl > 0) == (name == "Q4_1")
+
+
+def test_only_a_file_without_quantized_linears_is_exact():
+    assert verdict({"preset": "bf16"}).text() == EXACT
 
 
 @pytest.mark.parametrize("bits, stored", [(2, 4), (3, 4), (6, 8), (7, 8)])
 def test_narrow_codes_grow_and_the_verdict_says_so(bits: int, stored: int):
     found = verdict({"preset": f"int{bits}", "weight": FP16, "activation": None})
-    assert found.kind == EXACT
+    assert found.bounds == (ROUNDED_INPUTS,)
     assert any(f"int{bits} codes take {stored} bits each" in note for note in found.notes)
 
 
@@ -84,9 +90,9 @@ def test_refusals_name_the_reason_and_the_nearest_recipe(entry: dict, granularit
 
 
 def test_biases_of_a_shift_are_read_by_the_llama_architecture():
-    assert verdict(Q4_0, biased=("v", "down")).kind == EXACT
+    assert verdict(Q4_0, biased=("v", "down")).bounds == (ROUNDED_INPUTS,)
 
 
 def test_a_rounded_cache_is_lost_and_named():
     found = verdict({**Q4_0, "key_value": {"preset": "int8"}})
-    assert found.kind == EXACT and "KV cache" in found.losses[0]
+    assert found.bounds == (ROUNDED_INPUTS,) and "KV cache" in found.losses[0]
