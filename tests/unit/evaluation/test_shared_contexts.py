@@ -82,7 +82,7 @@ def same(found: list[tuple[float, bool]], wanted: list[tuple[float, bool]], tole
 def test_every_family_scores_as_in_a_row_alone(architecture, family_model):
     model = load_full_precision(family_model(architecture).folder)
     window = getattr(model.config, "sliding_window", None)
-    requests = drawn(1, longest=window - 2 - window // 3 if window else 9)
+    requests = drawn(1, longest=min(9, window - 2 - window // 3) if window else 9)
     assert max(item.span for item in items_of(requests, 64)) <= longest_span(model.config)
     assert same(shared(model, requests, 3), [alone(model, *request) for request in requests])
 
