@@ -1,4 +1,4 @@
-"""AWQ's file format (gemm): 4-bit codes along the output dimension in an order of its own, float16
+"""AWQ's file format (gemm): 4-bit codes along the output dimension in AWQ's order, float16
 scales, zero points per group."""
 
 from __future__ import annotations

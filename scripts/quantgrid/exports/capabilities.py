@@ -23,7 +23,7 @@ ORDER_KL = 1e-4
 
 @dataclass
 class Findings:
-    """What the rules of a target find, in the order of the rules; :meth:`verdict` sums it up."""
+    """Findings of the rules of a target, in their order; :meth:`verdict` sums them up."""
 
     target: str
     refusals: list[str] = field(default_factory=list)

@@ -104,7 +104,7 @@ def require_loader(loader: Loader) -> None:
         python = outside_python()
         if not python.is_file():
             raise ConfigError(
-                f"the check needs gptqmodel in an environment of its own: make .venv-gptqmodel/.installed, "
+                f"the check needs gptqmodel in a separate environment: make .venv-gptqmodel/.installed, "
                 f"or {PYTHON}=PYTHON ({python} does not exist)"
             )
         return

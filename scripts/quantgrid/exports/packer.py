@@ -30,7 +30,7 @@ class Packer:
 
     def linears(self, layer: ExportLayer) -> dict[str, Tensor]:
         """Tensors of the linears of a layer."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define linears")
 
     def config(self) -> dict[str, Any]:
         """Entries of config.json beside those of the architecture, known after the last layer."""

@@ -68,7 +68,7 @@ class ExportSteps(GateSteps):
         return next((corpus for found in asked for corpus in found["perplexity"]), "")
 
     def _about(self, cell: Cell, corpus: str) -> dict[str, Any]:
-        """What the card and quantgrid.yaml say of the cell."""
+        """Facts about the cell for the card and quantgrid.yaml."""
         config, used = self.config, {}
         for axis in ("transforms", "mitigations", "formats"):
             used[AXES[axis]] = entries.without_note(entries.entry(config, axis, getattr(cell, AXES[axis])))
