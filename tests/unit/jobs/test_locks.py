@@ -189,6 +189,7 @@ def test_the_file_system_of_a_folder_is_known(tmp_path):
     assert locks.file_system(tmp_path) and locks.file_system(Path("/proc/self")) == "proc"
 
 
+@pytest.mark.slow
 def test_two_checkouts_with_one_results_folder_do_not_run_together_and_dry_runs_do(other, tmp_path):
     checkout = tmp_path / "second"
     checkout.mkdir()

@@ -31,6 +31,7 @@ from quantgrid.schemes import activation_scheme, scheme
 from quantgrid.schemes.cell_schemes import CellSchemes
 from quantgrid.schemes.granularities import cell_schemes
 from quantgrid.transforms.recipes import random_hadamard
+from selection import others_slow
 from tiny_decoders import VARIED
 
 KINDS = ("tune_scales", "qat_finetune")
@@ -231,8 +232,8 @@ def test_gradients_reach_every_scale_and_every_weight(entry, case, given):
 # -- training --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [VARIED[1], SPARSE], ids=str)
-@pytest.mark.parametrize("base", ["rtn", "gptq", "qat_finetune"])
+@pytest.mark.parametrize("case", others_slow([VARIED[1], SPARSE], lambda case: case == SPARSE), ids=str)
+@pytest.mark.parametrize("base", others_slow(["rtn", "gptq", "qat_finetune"], {"gptq", "qat_finetune"}.__contains__))
 def test_no_step_leaves_the_base(base, case, given):
     made = given(case)
     method, options = (base, {}) if base == "qat_finetune" else ("tune_scales", {"base": base})

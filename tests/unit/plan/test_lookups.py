@@ -149,6 +149,7 @@ def test_the_tables_are_found():
     assert (presets.PRESETS["int8"], registry.TRANSFORMS["none"]) == plain
 
 
+@pytest.mark.slow
 def test_no_job_computes_anything_else_once_the_tables_change(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     steps, broken = planned(tmp_path / "results").steps, b'"status":"failed"'
@@ -191,6 +192,7 @@ def constants(path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_no_module_of_a_job_takes_constants_from_the_tables():
     """A constant taken from a table is computed at import; perturbed tables do not reach it."""
     imported = {

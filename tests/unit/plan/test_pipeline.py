@@ -322,6 +322,7 @@ def test_what_is_shown_reaches_the_table_the_figure_or_the_report_alone():
 # -- size ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_thousand_cells_expand_within_seconds():
     config = deepcopy(content())
     config["transforms"] = {f"t{i}": {"method": "scaling", "alpha": i / 40} for i in range(40)}

@@ -64,6 +64,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_another_process_reads_the_same_weights(given, tmp_path):
     """Bit for bit what the mitigations returned, in every format, granularity and for every
     mitigation."""

@@ -5,7 +5,7 @@ import base64
 import io
 import math
 import re
-from itertools import combinations
+from itertools import combinations, product
 
 import matplotlib
 import numpy as np
@@ -19,6 +19,7 @@ from quantgrid.ground.errors import ConfigError
 from quantgrid.reporting.figures import embedded, study_figures
 from quantgrid.reporting.figures.labels import value_texts
 from quantgrid.reporting.figures.panels import BASELINE as BASELINE_ID
+from selection import others_slow
 
 BASELINE = {"transform": "none", "mitigation": "none", "granularity": "-", "format": "bf16"}
 KINDS = ("dots", "bars", "lines", "heatmap")
@@ -292,8 +293,13 @@ def test_one_cell_only_failures_and_only_a_baseline(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("metric", ["perplexity", "kl_divergence"])
-@pytest.mark.parametrize("facet", [None, "format"])
+@pytest.mark.parametrize(
+    ("metric", "facet"),
+    others_slow(
+        product(["perplexity", "kl_divergence"], [None, "format"]),
+        lambda metric, facet: (metric == "perplexity") == (facet is None),
+    ),
+)
 def test_a_panel_with_a_baseline_alone_is_left_out_and_named(kind, metric, facet):
     """In the report of a run that goes on, or of which a model failed before its cells began."""
     failed, done = record("x", model="broken", reason="NaN", **BASELINE), record("y", 7.0, model="waits", **BASELINE)
