@@ -3,7 +3,7 @@
 import pandas as pd
 
 from quantgrid.jobs.job import arguments, run
-from quantgrid.reporting.claims import verdicts
+from quantgrid.reporting.claims import contrasts, verdicts
 from quantgrid.reporting.data.collection import read, write
 
 
@@ -12,7 +12,8 @@ def main() -> None:
     items = pd.concat([pd.read_parquet(path) for path in job.samples]).drop_duplicates(
         ["cell", "metric", "dataset", "item"]
     )
-    write(verdicts.evaluate(verdicts.read(job.statements), read(job.results), items, job.spec["config"]), job.claims)
+    claims, equal = contrasts.read(job.statements), contrasts.margins(job.statements)
+    write(verdicts.evaluate(claims, equal, read(job.results), items, job.spec["config"]), job.claims)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@ pairing, Holm and the bootstrap do what they say."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from scipy import stats
 from checkouts import ROOT
 from quantgrid.config import validation
 from quantgrid.ground.errors import ConfigError
-from quantgrid.reporting.claims import findings, verdicts
+from quantgrid.reporting.claims import contrasts, findings, verdicts
 from quantgrid.reporting.data import paired
 from quantgrid.reporting.data.records import AXES
 from quantgrid.reporting.page import report
@@ -75,8 +77,15 @@ def full(model: str) -> dict:
     return cell(0.0, model, "none", "none", "-", "bf16")
 
 
-def evaluated(claim: dict, cells: list[dict], **changes) -> pd.DataFrame:
-    return verdicts.evaluate({"c": {"statement": "s", **claim}}, *tables(cells, **changes), CONFIG)
+def evaluated(claim: dict, cells: list[dict], equal: dict[str, float] | None = None, **changes) -> pd.DataFrame:
+    return verdicts.evaluate({"c": {"statement": "s", **claim}}, equal or {}, *tables(cells, **changes), CONFIG)
+
+
+def with_divergences(records: pd.DataFrame, items: pd.DataFrame, shift: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same cells with divergences that are their losses above ``WINDOWS`` plus ``shift``."""
+    values = items[items.metric == "negative_log_likelihood"]
+    other = values.assign(metric="kl_divergence", value=values.value - WINDOWS[values.item] + shift)
+    return records, pd.concat([items, other])
 
 
 GPTQ_OVER_LOW_RANK = {
@@ -86,7 +95,7 @@ GPTQ_OVER_LOW_RANK = {
 
 
 def test_the_shipped_claims_are_valid_and_none_is_missing():
-    found = verdicts.read()
+    found = contrasts.read()
     assert len(found) == 16 and all(claim["paper"] for claim in found.values())
 
 
@@ -190,6 +199,84 @@ def test_a_threshold_other_than_zero():
         assert row.verdict == verdict, effect
 
 
+def test_an_undecided_difference_within_the_margin_is_equal():
+    equal = {"negative_log_likelihood": 0.02}
+    for effect, outcome in ((0.1001, "equal"), (0.115, "holds"), (0.2, "holds"), (0.08, "does not hold")):
+        (row,) = evaluated(
+            GPTQ_OVER_LOW_RANK, [cell(0.1, mitigation="gptq"), cell(effect, mitigation="lr")], equal
+        ).itertuples()
+        assert row.verdict == row.outcome == outcome and row.margin == 0.02, effect
+    wide = [cell(0.1, mitigation="gptq"), cell(0.1001, mitigation="lr")]
+    (row,) = evaluated(GPTQ_OVER_LOW_RANK, wide, equal, spread=0.2).itertuples()
+    assert row.verdict == "undecided" and row.high - row.low > 0.04
+    threshold = {"terms": [{"weight": 1, "format": "int4_sym"}, {"weight": -1, "format": "int4"}], "above": 0.001}
+    (row,) = evaluated(threshold, [cell(0.1, format="int4_sym"), cell(0.1)], equal).itertuples()
+    assert row.verdict == "undecided" and pd.isna(row.margin)  # equality is about zero alone
+
+
+def test_the_error_of_an_equality_is_at_most_its_level():
+    """Simulated: sides that differ by the margin, and equal sides, over 32 windows."""
+    random, found = np.random.default_rng(3), {0.0: 0, 0.02: 0}
+    for difference in found:
+        for _ in range(60):
+            _, low, high, p = paired.estimate([random.normal(difference, 0.02, 32)])
+            row = SimpleNamespace(
+                reason="", p_adjusted=max(p, 0.05), low=low, high=high, threshold=0.0, margin=0.02, side="below"
+            )
+            found[difference] += verdicts.outcome(row) == "equal"
+    assert found[0.0] > 55 and found[0.02] <= 5
+
+
+def test_claims_about_losses_are_tested_on_the_divergence_too():
+    """Its margin is a share of the mean divergence; each metric has a verdict."""
+    made = with_divergences(*tables([cell(0.1, mitigation="gptq"), cell(0.101, mitigation="lr")]), 0.0)
+    equal = {"negative_log_likelihood": 0.02, "kl_divergence": 0.2}
+    found = verdicts.evaluate({"c": {"statement": "s", **GPTQ_OVER_LOW_RANK}}, equal, *made, CONFIG)
+    loss, divergence = found.itertuples()
+    assert (loss.metric, divergence.metric) == ("negative_log_likelihood", "kl_divergence")
+    assert loss.effect == pytest.approx(divergence.effect) and divergence.margin == pytest.approx(0.02, rel=0.1)
+    named = {"c": {"statement": "s", "metric": "bits_per_weight", **GPTQ_OVER_LOW_RANK}}
+    assert set(verdicts.evaluate(named, equal, *made, CONFIG).metric) == {"bits_per_weight"}
+
+
+def test_the_detectable_difference_is_decided_in_four_of_five_cases():
+    """Simulated: normal differences over 32 windows, one comparison."""
+    random, decided, detectable = np.random.default_rng(4), 0, []
+    width = verdicts.detectable_widths(1)
+    for _ in range(200):
+        sample = random.normal(0.0, 1.0, 32)
+        _, low, high, _ = paired.estimate([sample])
+        detectable.append((high - low) * width)
+    size = float(np.mean(detectable))
+    for _ in range(200):
+        decided += stats.ttest_1samp(random.normal(size, 1.0, 32), 0.0).pvalue < 0.05
+    assert 0.7 < decided / 200 < 0.9 and verdicts.detectable_widths(40) > 1.4 * width
+
+
+def test_verdicts_of_claims_with_equal_comparisons():
+    assert verdicts.verdict(["equal", "equal"], "every") == "equal" == verdicts.verdict(["equal"], "some")
+    assert verdicts.verdict(["holds", "equal"], "every") == "holds in part"
+    assert verdicts.verdict(["holds", "equal", "undecided"], "every") == "undecided"
+    assert verdicts.verdict(["does not hold", "equal"], "every") == "does not hold"
+    assert verdicts.verdict(["does not hold", "equal"], "some") == "does not hold"
+    assert verdicts.verdict(["holds", "equal"], "some") == "holds"
+
+
+@pytest.mark.parametrize(
+    ("equal", "message"),
+    [
+        ({"perplexity": 0.02}, "equal: unknown metric 'perplexity'"),
+        ({"kl_divergence": 5}, r"equal.kl_divergence: needs a number between 0 and 1, a share of the mean divergence"),
+        ({"negative_log_likelihood": True}, "needs a number between 0 and 1, a difference in nats per token"),
+    ],
+)
+def test_margins_that_mean_nothing_are_refused(tmp_path, equal, message):
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"equal": equal, "claims": {}}))
+    with pytest.raises(ConfigError, match=message):
+        contrasts.margins(tmp_path / "claims.yaml")
+    assert contrasts.margins() == {"negative_log_likelihood": 0.02, "kl_divergence": 0.05}
+
+
 def test_a_claim_that_nothing_fits_is_said_to_be_unmeasured():
     (row,) = evaluated(GPTQ_OVER_LOW_RANK, [cell(0.1, mitigation="gptq")]).itertuples()
     assert row.verdict == "not measured" and pd.isna(row.effect)
@@ -205,7 +292,7 @@ def test_holm_is_that_of_the_textbook_and_bounds_false_findings():
     ]
     config_transforms = {f"t{number}": {"method": "none"} for number in range(40)}
     found = verdicts.evaluate(
-        {"c": {"statement": "s", **GPTQ_OVER_LOW_RANK}}, *tables(cells), {**CONFIG, "transforms": config_transforms}
+        {"c": {"statement": "s", **GPTQ_OVER_LOW_RANK}}, {}, *tables(cells), {**CONFIG, "transforms": config_transforms}
     )
     # 40 comparisons of equals
     assert (found.p < 0.05).sum() >= 1 and set(found.outcome) == {"undecided"}
@@ -242,7 +329,7 @@ def test_bad_claims_are_refused(tmp_path, change, message):
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump({"claims": {"c": {"statement": "s", **GPTQ_OVER_LOW_RANK, **change}}}))
     with pytest.raises(ConfigError, match=message):
-        verdicts.read(path)
+        contrasts.read(path)
 
 
 def test_the_report_shows_verdicts_and_comparisons(tmp_path):
@@ -293,11 +380,11 @@ def test_every_name_in_the_shipped_claims_is_known():
         *PRESETS,
         *paper["formats"],
         *paper["mitigations"],
-        *verdicts.SIZES,
+        *contrasts.SIZES,
         "any",
     }
-    for claim in verdicts.read().values():
-        terms = [claim.get("where", {}), *(term for contrast in verdicts.contrasts(claim, []) for term in contrast)]
+    for claim in contrasts.read().values():
+        terms = [claim.get("where", {}), *(term for contrast in contrasts.contrasts(claim, []) for term in contrast)]
         for axis in ("transform", "mitigation", "format", "model"):
             used = [
                 value

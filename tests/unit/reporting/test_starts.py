@@ -366,7 +366,13 @@ def judged(records, items, *names) -> pd.DataFrame:
         "models": {"m": CLAIMS_CONFIG["models"]["small"]},
         "transforms": {name: {"method": "random_hadamard"} for name in ("turn", "learned", "half")},
     }
-    return verdicts.evaluate({"c": {"statement": "s", "terms": terms, "below": 0}}, records, items, config)
+    return verdicts.evaluate(
+        {"c": {"statement": "s", "terms": terms, "below": 0, "metric": "negative_log_likelihood"}},
+        {},
+        records,
+        items,
+        config,
+    )
 
 
 def test_claims_leave_a_comparison_with_such_a_cell_undecided(records, items, tmp_path):

@@ -15,7 +15,7 @@ from quantgrid.config.cells import Cell, baseline
 from quantgrid.config.grid import asked
 from quantgrid.plan.estimates import CPU, Estimate
 from quantgrid.plan.pipeline import Plan
-from quantgrid.reporting.claims import verdicts
+from quantgrid.reporting.claims import contrasts, verdicts
 from quantgrid.reporting.data import collection, published
 from quantgrid.reporting.data.records import tidy
 from quantgrid.reporting.figures import study_figures
@@ -57,10 +57,10 @@ def test_every_claim_meets_cells(plan):
     items = pd.concat([collection.items(one) for one in found.values()]).drop_duplicates(
         ["cell", "metric", "dataset", "item"]
     )
-    judged = verdicts.evaluate(verdicts.read(), results, items, plan.config)
+    judged = verdicts.evaluate(contrasts.read(), contrasts.margins(), results, items, plan.config)
     asked_of = Counter(cell.model for cells in plan.studies.values() for cell in cells)
     own = judged[(judged.model == asked_of.most_common(1)[0][0]) & (judged.claim != "larger-models")]
-    assert set(own.claim) == set(verdicts.read()) - {"larger-models"} and not (own.verdict == "not measured").any()
+    assert set(own.claim) == set(contrasts.read()) - {"larger-models"} and not (own.verdict == "not measured").any()
     assert ("larger-models" in set(judged[judged.verdict != "not measured"].claim)) == (len(plan.config["models"]) > 1)
 
 

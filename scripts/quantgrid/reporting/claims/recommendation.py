@@ -15,8 +15,8 @@ from ..data.paired import LEVEL, estimate, holm
 from ..data.starts import MEANING, WORDS
 from ..figures.pareto import BITS, points, recipe
 from ..style import significant, with_error
+from .contrasts import LOSS
 from .served import LEGEND
-from .verdicts import LOSS
 
 ORDER = (
     "rank",
