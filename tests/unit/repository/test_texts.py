@@ -36,7 +36,7 @@ def test_wikitext_is_the_published_text():
     entry = EXAMPLE["corpora"]["wikitext2"]
     rows = [text for _, text in read_local({**entry, "path": str(ROOT / entry["path"])}, "corpora.wikitext2")]
     assert len(rows) == 4358 and sum(len((row or " \n").encode()) for row in rows) == 1_290_590
-    assert join(entry, rows).startswith("\n\n = Robert Boulter = \n\n\n\n Robert Boulter is an English film")
+    assert join(entry, rows).startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an English film")
     titles = [row for row in rows if re.fullmatch(r" = [^=].*[^=] = \n", row)]
     assert len(titles) == 62 and sum(" k = " in row or "C = " in row for row in titles) == 2  # two are formulas
 
