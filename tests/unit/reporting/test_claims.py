@@ -363,10 +363,26 @@ def test_a_claim_about_two_models_stands_with_the_larger_one(tmp_path):
 
 
 def test_effects_are_shown_as_changes_of_perplexity_where_that_says_something():
-    assert findings.shown(np.log(0.8), np.log(0.75), np.log(0.85), True) == "−20.0 % (−25.0 to −15.0)"
-    assert findings.shown(np.log(5.0), np.log(4.0), np.log(6.0), True) == "+400 % (+300 to +500)"
-    assert findings.shown(7.0, 6.0, 8.0, True) == "+7.00 nats (+6.00 to +8.00)"
-    assert findings.shown(0.25, 0.25, 0.25, False) == "+0.25"
+    loss = "negative_log_likelihood"
+    assert findings.shown(np.log(0.8), np.log(0.75), np.log(0.85), loss) == "−20.0 % (−25.0 to −15.0)"
+    assert findings.shown(np.log(5.0), np.log(4.0), np.log(6.0), loss) == "+400 % (+300 to +500)"
+    assert findings.shown(7.0, 6.0, 8.0, loss) == "+7.00 nats (+6.00 to +8.00)"
+    assert findings.shown(0.25, 0.25, 0.25, "bits_per_weight") == "+0.25"
+    assert findings.shown(-0.0123, -0.02, -0.001, "kl_divergence") == "−0.0123 nats (−0.02 to −0.001)"
+
+
+def test_both_metrics_of_a_claim_are_findings(tmp_path):
+    made = with_divergences(*tables([cell(0.1, mitigation="gptq"), cell(0.2, mitigation="lr"), full("large")]), 0.0)
+    claims = {"c": {"statement": "s", **GPTQ_OVER_LOW_RANK}}
+    verdicts.evaluate(claims, {"kl_divergence": 0.05}, *made, CONFIG).to_csv(tmp_path / "claims.csv", index=False)
+    loss, divergence = findings.read(tmp_path / "claims.csv")
+    assert (loss["statement"], divergence["statement"]) == ("s", "s (by divergence)")
+    assert {model: given["verdict"] for model, given in loss["verdicts"].items()} == {
+        "small": "holds",
+        "large": "not measured",
+    }
+    assert set(divergence["verdicts"]) == {"small"} and divergence["comparisons"][0]["margin"]
+    assert float(divergence["comparisons"][0]["detectable"]) < 0.02
 
 
 def test_every_name_in_the_shipped_claims_is_known():

@@ -11,20 +11,25 @@ from typing import Any
 import pandas as pd
 
 from ..style import significant
+from .contrasts import DIVERGENCE, LOSS
 
-VERDICTS = ("holds", "does not hold", "undecided", "not measured")
-SIGNS = dict(zip(VERDICTS, "✓✗?–"))
+VERDICTS = ("holds", "holds in part", "does not hold", "equal", "undecided", "not measured")
+SIGNS = dict(zip(VERDICTS, "✓◐✗=?–"))
+OUTCOMES = ("holds", "does not hold", "equal", "undecided")  # of one comparison
 LARGEST = 5.0  # nats; above, the ratio of perplexities is shown as a power
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """Read claims.csv by claim: claim, statement, paper, ``verdicts`` (model -> :func:`verdict`)
-    and ``comparisons``, a line each.
+    """Read claims.csv by claim and metric: claim, statement, paper, ``verdicts`` (model ->
+    :func:`verdict`) and ``comparisons``, a line each.
 
-    A claim about two models is listed under the larger one, labelled with the smaller.
+    The statement of a claim tested on divergence says so. A claim about two models is listed under
+    the larger one, labelled with the smaller.
     """
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return [claim(part) for _, part in frame.groupby("claim", sort=False)]
+    measured = frame[frame.metric != ""].groupby("claim").metric.first()
+    frame["metric"] = frame.metric.where(frame.metric != "", frame.claim.map(measured).fillna(LOSS))
+    return [claim(part) for _, part in frame.groupby(["claim", "metric"], sort=False)]
 
 
 def models(claims: Sequence[dict[str, Any]]) -> list[str]:
@@ -47,6 +52,8 @@ def claim(part: pd.DataFrame) -> dict[str, Any]:
     tested = [comparison(row) for row in part[part.effect != ""].itertuples()]
     summary = ", ".join(f"{name} on {count}" for name, count in counts([{"verdicts": verdicts}]).items())
     named = {name: getattr(first, name) for name in ("claim", "statement", "paper")}
+    if first.metric == DIVERGENCE:
+        named["statement"] += " (by divergence)"
     return {**named, "verdicts": verdicts, "comparisons": tested, "summary": summary}
 
 
@@ -61,7 +68,7 @@ def verdict(own: pd.DataFrame, smaller: Sequence[str]) -> dict[str, Any]:
         "against": ", ".join(smaller),
         "tested": len(tested),
         "start_kept": int(tested.reason.ne("").sum()),
-        "counts": {kind: int((tested.outcome == kind).sum()) for kind in VERDICTS[:3]},
+        "counts": {kind: int((tested.outcome == kind).sum()) for kind in OUTCOMES},
     }
     return {**found, "weakest": comparison(list(tested.itertuples())[weakest(tested)]) if len(tested) else None}
 
@@ -94,18 +101,23 @@ def comparison(row: Any) -> dict[str, Any]:
         "reason": row.reason,
         "effect": (significant(effect), row.effect),
         "interval": interval,
-        "shown": shown(effect, low, high, bool(row.dataset)),
+        "shown": shown(effect, low, high, row.metric),
+        "margin": significant(float(row.margin)) if row.margin else "",
+        "detectable": significant(float(row.detectable)) if row.dataset else "",
         "wanted": f"{row.side} {float(row.threshold):g}",
         "p": (significant(float(row.p_adjusted), 2), row.p_adjusted),
         "cells": row.cells,
     }
 
 
-def shown(effect: float, low: float, high: float, of_losses: bool) -> str:
+def shown(effect: float, low: float, high: float, metric: str) -> str:
     """Format an effect: ``−21.7 % of perplexity (−23.0 to −20.5)``; a difference of losses is the
-    logarithm of a ratio of perplexities."""
-    if not of_losses:
+    logarithm of a ratio of perplexities. Differences of divergences are in nats."""
+    if metric not in (LOSS, DIVERGENCE):
         return f"{effect:+.3g}"
+    if metric == DIVERGENCE:
+        between = f" ({low:+.2g} to {high:+.2g})" if math.isfinite(high - low) else ""
+        return f"{effect:+.3g} nats{between}".replace("-", "−")
     if abs(effect) > LARGEST or not math.isfinite(high - low) or max(abs(low), abs(high)) > LARGEST:
         return f"{effect:+.2f} nats" + (f" ({low:+.2f} to {high:+.2f})" if math.isfinite(high - low) else "")
     middle, least, most = (100 * math.expm1(value) for value in (effect, low, high))
