@@ -5,7 +5,7 @@
 #   WARM=1       fork jobs from a process with all imports done
 #   PROFILE      a folder of workflow/profiles
 #   STUDY        name of a study (table, figure)
-#   MODEL, BITS, CORPUS    of recommend and export
+#   MODEL, BITS, CORPUS, DEPLOYMENT    of recommend and export
 #   CELL, TO     of export: name of a cell, format
 #   RESULTS, OUT           of redraw; OUT of export: a new folder
 #   MODELS       names of reference models (reference-models)
@@ -46,19 +46,19 @@ smoke: $(VENV)/.installed  ## every method and format once on the smallest refer
 	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) $(if $(filter Linux,$(shell uname)),--warm) $(ARGS)
 
 table: $(VENV)/.installed  ## one table and what it needs: make table STUDY=formats
-	$(WORKFLOW) --table $(STUDY) $(ARGS)
+	$(WORKFLOW) --table "$(STUDY)" $(ARGS)
 
 figure: $(VENV)/.installed  ## one figure and what it needs: make figure STUDY=formats
-	$(WORKFLOW) --figure $(STUDY) $(ARGS)
+	$(WORKFLOW) --figure "$(STUDY)" $(ARGS)
 
 redraw: $(VENV)/.installed  ## figures of CONFIG's studies from a results.csv alone, in seconds: make redraw RESULTS=results.csv OUT=redrawn
 	@$(BIN)/python scripts/redraw_figures.py --configfile $(CONFIG) --results "$(RESULTS)" --folder "$(OUT)" $(if $(STUDY),--study $(STUDY))
 
-recommend: $(VENV)/.installed  ## recipes within BITS stored bits per weight, best first: make recommend MODEL=smollm2-135m BITS=4.5 (CORPUS=... if several)
-	@$(BIN)/python scripts/recommend.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --corpus "$(CORPUS)"
+recommend: $(VENV)/.installed  ## recipes within BITS stored bits per weight for each kind of deployment: make recommend MODEL=smollm2-135m BITS=4.5 (DEPLOYMENT=weights, CORPUS=...)
+	@$(BIN)/python scripts/recommend.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --corpus "$(CORPUS)" --deployment "$(DEPLOYMENT)" $(ARGS)
 
 export: $(VENV)/.installed  ## a recipe for servers: make export MODEL=... TO=compressed-tensors|gguf|gptq|awq|dense OUT=... (CELL=..., or the best within BITS)
-	@$(BIN)/python scripts/export.py --configfile $(CONFIG) --model "$(MODEL)" --to "$(TO)" --out "$(OUT)" $(if $(CELL),--cell "$(CELL)") $(if $(BITS),--bits "$(BITS)") $(if $(CORPUS),--corpus "$(CORPUS)") $(ARGS)
+	@$(BIN)/python scripts/export.py --configfile $(CONFIG) --model "$(MODEL)" --to "$(TO)" --out "$(OUT)" $(if $(CELL),--cell "$(CELL)") $(if $(BITS),--bits "$(BITS)") $(if $(CORPUS),--corpus "$(CORPUS)") $(if $(DEPLOYMENT),--deployment "$(DEPLOYMENT)") $(ARGS)
 
 reference-models: $(VENV)/.installed  ## train the models of models/ from scratch, hours on one core: all, or MODELS="reference-1m"; resumable
 	$(BIN)/python scripts/train_reference_models.py $(MODELS) $(ARGS)

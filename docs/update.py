@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from oddities_tables import TABLES as ODDITIES  # noqa: E402 (the library is in scripts/, not installed)
 from reference_cards import TABLES as CARDS  # noqa: E402
 from run_costs import costs, fits, solves, spread  # noqa: E402
+from wide_tables import split_text  # noqa: E402
 
 from quantgrid.config import validation  # noqa: E402
 from quantgrid.jobs import job  # noqa: E402
@@ -197,11 +198,12 @@ def document(name: str, commit: str) -> None:
                 picture(results / f"{figure}.png", f"{run}-{figure}"),
             ]
     parts.append(trainings(results, run) + spread(results) + fits(results) + solves(results) + costs(results))
-    (DOCS / f"{name}.md").write_text("\n".join(parts))
+    (DOCS / f"{name}.md").write_text(split_text("\n".join(parts)))
 
 
 def between(page: str, mark: str, text: str) -> None:
-    """Put ``text`` into a page of docs/, between its marks."""
+    """Put ``text`` into a page of docs/, between its marks, wide tables split."""
+    text = split_text(text).rstrip("\n")
     marked = re.compile(rf"<!-- {mark} -->\n.*?<!-- end -->\n", re.DOTALL)
     (DOCS / page).write_text(
         marked.sub(lambda _: f"<!-- {mark} -->\n{text}\n<!-- end -->\n", (DOCS / page).read_text())

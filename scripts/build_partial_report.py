@@ -18,6 +18,7 @@ from quantgrid.reporting.data import collection, costs
 from quantgrid.reporting.data.records import tidy
 from quantgrid.reporting.figures import study_figures
 from quantgrid.reporting.page import page_context, report
+from quantgrid.reporting.page.answer import answer
 
 
 def drawn_study(records: pd.DataFrame, spec: Mapping[str, Any], path: Path) -> Path | None:
@@ -40,10 +41,24 @@ def costs_so_far(base: Path) -> list[dict[str, Any]]:
         return []
 
 
+def answer_so_far(
+    measured: list[tuple[pd.DataFrame, pd.DataFrame]], config: Mapping[str, Any], plan: Plan, base: Path
+) -> dict[str, Any]:
+    """Recommend among the cells that exist, from (records, items) of the studies; empty, with the reason
+    in the log, if they do not fit together."""
+    try:
+        records = collection.merge([records for records, _ in measured])
+        items = pd.concat([items for _, items in measured]).drop_duplicates(["cell", "metric", "dataset", "item"])
+        return answer(records, items, config, plan, base)
+    except (ConfigError, ValueError) as error:
+        print(f"build_partial_report: no recommendations: {error}", file=sys.stderr)
+        return {}
+
+
 def main() -> None:
     job = arguments("report")
     config, base = job.spec["config"], Path(job.report).parent
-    plan, sections, missing, evaluations = Plan(config), [], {}, []
+    plan, sections, missing, evaluations, measured = Plan(config), [], {}, [], []
     with tempfile.TemporaryDirectory() as folder:
         for study in plan.studies:
             wanted, damaged = plan.evaluations(study), {}
@@ -55,6 +70,7 @@ def main() -> None:
                 print(f"build_partial_report: study '{study}' is left out: {error}", file=sys.stderr)
                 continue
             evaluations.append(found)
+            measured.append((records, collection.items(found)))
             figure = drawn_study(records, {"study": study, **config["studies"][study]}, Path(folder) / f"{study}.svg")
             sections.append(page_context.section(study, config, records, figure, base))
         losses = base / "learning.svg"
@@ -68,7 +84,7 @@ def main() -> None:
             losses if sound(losses) else None,
             [path for path in shown if sound(path)],
         )
-        write_text(job.report, report.build(sections, context))
+        write_text(job.report, report.build(sections, context | answer_so_far(measured, config, plan, base)))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ from quantgrid.jobs.integrity import verify
 from quantgrid.jobs.job import arguments, run
 from quantgrid.plan.pipeline import Plan
 from quantgrid.reporting.claims import findings
+from quantgrid.reporting.claims.recommendation import joined
 from quantgrid.reporting.data import collection, costs
 from quantgrid.reporting.data.records import read_records
 from quantgrid.reporting.page import page_context, report
+from quantgrid.reporting.page.answer import answer
 
 
 def main() -> None:
     job = arguments(
         "results",
         "studies",
+        "samples",
         "figures",
         "losses",
         "distributions",
@@ -25,7 +28,7 @@ def main() -> None:
         "residual_error",
         "report",
         optional=("losses", "distributions", "residual_error"),
-        several=("studies", "figures", "distributions"),
+        several=("studies", "samples", "figures", "distributions"),
     )
     config, base = job.spec["config"], Path(job.report).parent
     for figure in filter(None, [*job.figures, job.pareto, job.lines, job.residual_error]):
@@ -48,6 +51,7 @@ def main() -> None:
         losses=job.losses,
         drawn=job.distributions or (),
     )
+    context |= answer(collection.read(job.results), joined(job.samples), config, plan, base)
     context |= {
         "claims": findings.read(job.claims),
         "overview": page_context.overview(job.pareto, job.lines, job.residual_error, base),

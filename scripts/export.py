@@ -38,16 +38,44 @@ def chosen(plan: Plan, asked: argparse.Namespace, flags: tuple[str, ...]) -> Cel
         others = ", ".join(dict.fromkeys(cell.model for cell in plan.cells if cell.quantized)) or "no model"
         raise ConfigError(f"MODEL: no study of {asked.configfile} quantizes '{asked.model}'; they have {others}")
     if asked.cell:
-        cell = labelled(own, asked.cell) or named_cell(own, asked.cell, "CELL")
+        cell = labelled(own, asked.cell, plan.config["formats"]) or named_cell(own, asked.cell, "CELL")
         require_exportable(plan.config, cell, asked.to, flags, "CELL")
         return cell
-    from quantgrid.reporting.claims.recommendation import recommended  # pandas: only to rank
-    from quantgrid.reporting.claims.served import best_for
-
-    found = recommended(plan.results, asked.model, asked.bits, asked.corpus, advice(plan, quantized, asked, flags))
-    cell, better = best_for(found, plan.config, own, asked.to, flags)
+    cell, better = recommended(plan, quantized, asked, flags)
     print(f"{cell_name(cell)}: the best recipe that {asked.to} can hold{f'; {better}' if better else ''}")
     return cell
+
+
+def recommended(plan: Plan, cells: list[Cell], asked: argparse.Namespace, flags: tuple[str, ...]) -> tuple[Cell, str]:
+    """The best recipe that the target can hold, and a line about a better one that it cannot hold.
+
+    :class:`ConfigError` if the target can hold recipes of several kinds of deployment and none is named.
+    """
+    from quantgrid.config.deployments import deployment
+    from quantgrid.reporting.claims import recommendation  # pandas: only to rank
+    from quantgrid.reporting.claims.served import best_for
+
+    records, items = recommendation.read_results(plan.results, advice(plan, cells, asked, flags))
+    ranked = recommendation.candidates(records, plan.config["formats"], asked.model, asked.corpus)
+    wanted = [deployment(asked.deployment)] if asked.deployment else recommendation.kinds(ranked)
+    found, refused = {}, ""
+    for kind in wanted:
+        if len(wanted) == 1 or len(recommendation.within(ranked, kind, asked.bits)):
+            ordered = recommendation.recommend(ranked, items, kind, asked.bits)
+            try:
+                found[kind.name] = best_for(ordered, plan.config, cells, asked.to, flags)
+            except ConfigError as error:
+                refused = refused or str(error)
+    if not found:
+        smallest = f"BITS: the smallest recipe of '{asked.model}' has {ranked.bits.min():.4g} stored bits per weight"
+        raise ConfigError(refused or smallest)
+    if len({cell for cell, _ in found.values()}) > 1:
+        names = "; ".join(f"{name} ({cell_name(cell)})" for name, (cell, _) in found.items())
+        raise ConfigError(
+            f"DEPLOYMENT: {asked.to} can hold recipes of several kinds of deployment: {names}; "
+            f"name one, as in DEPLOYMENT={next(iter(found))}, or the cell by CELL"
+        )
+    return next(iter(found.values()))
 
 
 def advice(plan: Plan, cells: list[Cell], asked: argparse.Namespace, flags: tuple[str, ...]) -> str:
@@ -60,13 +88,13 @@ def advice(plan: Plan, cells: list[Cell], asked: argparse.Namespace, flags: tupl
     return f"`make run CONFIG={asked.configfile}` makes them; a named cell needs none: `make export {named}`"
 
 
-def labelled(cells: list[Cell], name: str) -> Cell | None:
+def labelled(cells: list[Cell], name: str, formats: dict) -> Cell | None:
     """The cell whose recipe `make recommend` prints as ``name``, with or without the note of a kept start."""
     from quantgrid.reporting.data.starts import WORDS
     from quantgrid.reporting.style import recipe_label
 
     label = name.strip().removesuffix(f"({WORDS})").rstrip()
-    return next((cell for cell in cells if recipe_label(**cell.axes) == label), None)
+    return next((cell for cell in cells if recipe_label(cell.axes, formats) == label), None)
 
 
 def make(plan: Plan, export: Export, asked: argparse.Namespace, passed_on: list[str]) -> Path:
@@ -107,27 +135,38 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def require_named(key: str, word: str, known: list[str]) -> None:
+    """Raise :class:`ConfigError`, with what there is, if an argument of the command is empty."""
+    if not word:
+        raise ConfigError(f"{key}: none is named; name one, as in {key}={known[0]}; there are {', '.join(known)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--configfile", default="config/config.yaml")
-    parser.add_argument("--model", required=True, help="name of a model of that config")
-    parser.add_argument("--to", required=True, metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--model", default="", help="name of a model of that config")
+    parser.add_argument("--to", default="", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--out", default="", metavar="FOLDER", help="a new folder")
     parser.add_argument("--cell", default="", help="name of the cell; the best one without it")
     parser.add_argument("--bits", type=float, default=float("inf"), metavar="N", help="at most N bits per weight")
-    parser.add_argument("--corpus", default="", help="corpus of the perplexity, where there are several")
+    parser.add_argument(
+        "--deployment", default="", metavar="KIND", help="kind of deployment, as make recommend lists them"
+    )
+    parser.add_argument("--corpus", default="", help="corpus of the divergence, where there are several")
     known_flags = {f"--{flag.replace('_', '-')}": flag for target in TARGETS.values() for flag in target.flags}
     asked, rest = parser.parse_known_args()
     flags = tuple(known_flags[word] for word in rest if word in known_flags)
+    plan = Plan(validation.load(asked.configfile))
+    for key, word, known in (("MODEL", asked.model, plan.config["models"]), ("TO", asked.to, TARGETS)):
+        require_named(key, word, list(known))
     target_of(asked.to)
     out = Path(asked.out).expanduser()
     if not asked.out.strip():
         raise ConfigError(f"OUT: no folder is named; name a new one, as in OUT={asked.model}-{asked.to}")
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT: '{asked.out}' exists already; delete it or name a new folder")
-    plan = Plan(validation.load(asked.configfile))
     if asked.model not in plan.config["models"]:
         raise ConfigError(f"MODEL: {unknown_name('model', asked.model, plan.config['models'])}")
     export = Export(chosen(plan, asked, flags), asked.to, flags, out.name)

@@ -7,6 +7,7 @@ from quantgrid.jobs.job import arguments, run
 from quantgrid.plan.pipeline import Plan
 
 AXES = ("model", "transform", "mitigation", "granularity", "format", "target", "corpus", "calibration")
+COLUMNS = ("rule", "key", *AXES, "output", "path")
 
 
 def main() -> None:
@@ -14,7 +15,7 @@ def main() -> None:
     plan = Plan(job.spec["config"])
     with replacing(job.steps) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["rule", "key", *AXES, "output", "path"])
+        table.writerow(COLUMNS)
         for rule, steps in plan.all_steps().items():
             for step in steps:
                 axes = [step.wildcards.get(axis, "") for axis in AXES]

@@ -1,4 +1,4 @@
-"""Plot perplexity against stored bits of all cells with the Pareto front labelled, and write the
+"""Plot divergence against stored bits of all cells with the Pareto fronts labelled, and write the
 data next to the figure."""
 
 from quantgrid.ground.storage import write_text
@@ -10,7 +10,7 @@ from quantgrid.reporting.figures.study_figures import save
 
 def main() -> None:
     job = arguments("results", "png", "pdf", "svg", "csv")
-    marks = pareto.points(read(job.results))
+    marks = pareto.points(read(job.results), job.spec["formats"])
     save(pareto.plot(marks), [job.png, job.pdf, job.svg])
     write_text(job.csv, marks.to_csv(index=False, lineterminator="\n"))
 

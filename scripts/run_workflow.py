@@ -177,7 +177,7 @@ def main() -> None:
             check_warm(known.profile, passed_on)
         # before Snakemake starts, so that its output does not surround the message
         config = load(known.configfile)
-        for study in filter(None, (known.table, known.figure)):
+        for study in (name for name in (known.table, known.figure) if name is not None):
             require_study(study, config["studies"], known.configfile)
     except ConfigError as error:
         raise SystemExit(f"quantgrid: {error}") from None

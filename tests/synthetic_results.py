@@ -32,6 +32,7 @@ from quantgrid.reporting.data import collection
 from quantgrid.reporting.data.records import read_records
 from quantgrid.reporting.figures import number_lines, pareto, residual_error, study_figures
 from quantgrid.reporting.page import page_context, report
+from quantgrid.reporting.page.answer import answer
 from quantgrid.reporting.tables import study_tables, writers
 
 WINDOWS = 32
@@ -180,7 +181,8 @@ def build(plan: Plan) -> Path:
         verdicts.evaluate(verdicts.read(), collection.read(base / "results.csv"), items, plan.config),
         base / "claims.csv",
     )
-    front, growth = pareto.points(collection.read(base / "results.csv")), residual_error.read(plan.residual_errors())
+    records = collection.read(base / "results.csv")
+    front, growth = pareto.points(records, plan.config["formats"]), residual_error.read(plan.residual_errors())
     for name, figure, data in (
         ("pareto", pareto.plot(front), front),
         ("number-lines", number_lines.plot(), number_lines.table()),
@@ -192,6 +194,7 @@ def build(plan: Plan) -> Path:
     context = page_context.context(plan.config, {"python": "3.11"}, (), evaluations)
     images = [base / f"{name}.svg" for name in ("pareto", "number-lines", "residual-error")]
     context |= {"claims": findings.read(base / "claims.csv"), "overview": page_context.overview(*images, base)}
+    context |= answer(records, items, plan.config, plan, base)
     (base / "report.html").write_text(report.build(sections, context), encoding="utf-8")
     return base / "report.html"
 

@@ -21,7 +21,7 @@ from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.places import ROOT, SCRIPTS
 from quantgrid.ground.storage import read_json
 from quantgrid.plan.pipeline import Plan
-from quantgrid.reporting.figures.pareto import recipe
+from quantgrid.reporting.style import recipe_label
 
 DATA = ROOT / "tests" / "data"
 CELL = "none/rtn/channel/w4a16"
@@ -79,6 +79,8 @@ BAD = [
     ({"cell": NF4, "to": "compressed-tensors"}, f"CELL: compressed-tensors cannot hold '{NF4}': no format holds nf4"),
     ({"cell": ""}, "results: no results yet; `make run CONFIG="),
     ({"cell": "", "model": "unused"}, "config.yaml quantizes 'unused'; they have tiny"),
+    ({"model": ""}, "MODEL: none is named; name one, as in MODEL=tiny; there are tiny"),
+    ({"to": ""}, "TO: none is named; name one, as in TO=compressed-tensors; there are compressed-tensors, "),
     ({"out": ""}, "OUT: no folder is named; name a new one, as in OUT=tiny-dense"),
 ]
 
@@ -112,9 +114,9 @@ def test_a_recipe_is_found_as_the_report_prints_it(tmp_path):
     cells = Plan(validation.load(config_in(tmp_path))).cells
     for cell in filter(lambda cell: cell.quantized, cells):
         for start_kept in (False, True):
-            printed = recipe(SimpleNamespace(**cell.axes, start_kept=start_kept))
-            assert export.labelled(cells, printed) == cell
-    assert export.labelled(cells, "(start kept)") is None
+            printed = recipe_label(cell.axes, {}) + " (start kept)" * start_kept
+            assert export.labelled(cells, printed, {}) == cell
+    assert export.labelled(cells, "(start kept)", {}) is None
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ rule evaluate_claims:
 
 
 rule plot_pareto:
-    """Figure of perplexity against bits per weight, with the Pareto front of every model."""
+    """Figure of divergence against bits per weight, with the Pareto fronts of every model and kind of deployment."""
     input:
         results=f"{RESULTS}/results.csv",
         digest=PLAN.digest("collect_results"),

@@ -143,10 +143,11 @@ rule plot_study:
 
 
 rule build_report:
-    """Report of all studies: one HTML page with tables, figures, verdicts on claims, costs and the config."""
+    """Report of all studies: one HTML page with recommended recipes, all cells, tables, figures and verdicts on claims."""
     input:
         results=f"{RESULTS}/results.csv",
         studies=collect(f"{RESULTS}/studies/{{study}}.csv", study=STUDIES),
+        samples=collect(f"{RESULTS}/studies/{{study}}.items.parquet", study=STUDIES),
         tables=collect(f"{RESULTS}/tables/{{study}}.csv", study=STUDIES),
         comparisons=collect(f"{RESULTS}/comparisons/{{study}}.csv", study=COMPARED),
         figures=collect(f"{RESULTS}/figures/{{study}}.svg", study=STUDIES),
@@ -170,6 +171,6 @@ rule build_report:
     shell:
         command(
             "build_report",
-            "results studies figures losses distributions claims pareto lines residual_error",
+            "results studies samples figures losses distributions claims pareto lines residual_error",
             verify="comparisons",
         )

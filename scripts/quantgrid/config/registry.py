@@ -27,14 +27,19 @@ def method(axis: str, name: str, where: str = "") -> Method:
     return METHODS[axis][name]
 
 
-# Entries under published names, which a config may use without stating them.
+# Entries under published names with the settings of their publication, which a config may use without
+# stating them, and replace. A method under its own name has the defaults of the registry.
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     "transforms": {
+        "smoothquant": {"method": "scaling", "alpha": 0.5},
+        "hadamard": {"method": "random_hadamard"},
         "omniquant": {"method": "optimized_scaling"},
         "spinquant": {"method": "optimized_rotation", "gradient": "identity"},
         "ostquant": {"method": "optimized_rotation_scaling"},
     },
-    "mitigations": {},
+    "mitigations": {
+        "gptq_published": {"method": "gptq", "propagation": "sequential", "weight_range": "mse"},
+    },
 }
 
 # the module that propagates; only cells that ask for it depend on it

@@ -17,6 +17,9 @@ def require_study(study: str, studies: Iterable[str], where: str) -> None:
     """Raise :class:`ConfigError` if ``study`` is not among ``studies`` of the config file ``where``."""
     if study in studies:
         return
+    if not study:
+        names = list(studies)
+        raise ConfigError(f"STUDY: no study is named; name one, as in STUDY={names[0]}; {where} has {', '.join(names)}")
     if (new := OLD_STUDIES.get(study, "")) in studies:
         raise ConfigError(f"{where}: study '{study}' was renamed to '{new}'")
     raise ConfigError(f"{where}: {unknown_name('study', study, studies)}")

@@ -158,6 +158,8 @@ class Plan(ExportSteps):
             spec["labels"] = list(self.trainings())
         elif rule == "plot_distributions":
             spec["figures"] = list(shown_transforms.FIGURES)
+        elif rule == "plot_pareto":
+            spec["formats"] = subconfig.named(self.config)["formats"]
         elif rule == "evaluate_claims":
             spec["config"] = subconfig.named(self.config)
         elif rule == "build_report":

@@ -8,7 +8,13 @@ SVG come from a fixed salt, text stays text, and no file contains a date or a ve
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from ..config import deployments
+from ..config.cells import FULL_PRECISION
+from ..schemes import PRESETS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h")
@@ -123,17 +129,36 @@ def metric_label(name: str, dataset: str = "") -> str:
 
 
 def value_label(axis: str, value: str) -> str:
-    """Format an axis value for readers: from ``LABELS``, format names such as ``int4`` in capitals,
-    others as in the config."""
-    if axis == "format" and value.rstrip("0123456789") in ACRONYMS:
-        return value.upper()
+    """Format an axis value for readers: from ``LABELS``, presets of formats with their bits
+    (``W4A4 INT4``), others as in the config."""
+    if axis == "format" and value in PRESETS:
+        return format_label(value, deployments.bits({}, value, "channel").label)
     return LABELS.get((axis, value.replace("_", "-")), value)
 
 
-def recipe_label(transform: str, mitigation: str, granularity: str, format: str, **_others: str) -> str:
-    """Format a cell as ``hadamard + GPTQ, INT4 group-64``."""
-    named = (value_label(axis, value) for axis, value in (("transform", transform), ("mitigation", mitigation)))
-    return f"{' + '.join(named)}, {value_label('format', format)} {granularity}"
+def format_label(name: str, bits: str) -> str:
+    """Format a format with its ``bits``: ``W4A4 INT4``, ``W4A16 g64``, ``W4A4 int4-mse``; full precision
+    is ``BF16``."""
+    stem = name.upper() if name.rstrip("0123456789") in ACRONYMS else name
+    if name == FULL_PRECISION:
+        return stem
+    rest = name[len(bits) :].lstrip("_-") if name.lower().startswith(bits.lower()) else stem
+    return f"{bits} {rest}".strip()
+
+
+def recipe_label(axes: Mapping[str, str], formats: Mapping[str, Any]) -> str:
+    """Format a cell as ``W4A4 INT4 group-64 hadamard + GPTQ`` or ``W4A16 g64 GPTQ``.
+
+    ``formats`` are the entries of the config; ``axes`` has the names on the five axes. A format that
+    names its groups (``w4a16_g64``) does not repeat them. Raises :class:`ConfigError` for an unknown
+    format.
+    """
+    method = [value_label("transform", axes["transform"])] * (axes["transform"] != "none")
+    method.append(value_label("mitigation", axes["mitigation"]))
+    granularity = axes["granularity"]
+    label = format_label(axes["format"], deployments.bits(formats, axes["format"], granularity).label)
+    named = label.endswith(f" g{granularity.removeprefix('group-')}")
+    return " ".join([label, *([] if named or granularity == "-" else [granularity]), " + ".join(method)])
 
 
 def significant(value: float, digits: int = 3) -> str:

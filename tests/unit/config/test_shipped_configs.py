@@ -17,8 +17,15 @@ COUNTS = {
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among
     # the quantized cells)
     "config": (
-        108,
-        {"transforms-mitigations": 60, "formats": 36, "transforms-formats": 10, "group-size": 18, "symmetry": 16},
+        84,
+        {
+            "transforms-mitigations": 34,
+            "weights": 20,
+            "formats": 21,
+            "transforms-formats": 10,
+            "group-size": 18,
+            "symmetry": 8,
+        },
         (3, 4, 6),
     ),
     "formats": (

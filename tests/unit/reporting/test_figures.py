@@ -201,7 +201,10 @@ def test_models_get_panels_and_other_axes_join_the_series():
             study(fail=(), format="nvfp4").query("format == 'nvfp4'").assign(cell=lambda frame: frame.cell + "x"),
         ]
     )
-    assert set(study_figures.points(both, spec()).query("not baseline").series) >= {"shift, INT4", "shift, NVFP4"}
+    assert set(study_figures.points(both, spec()).query("not baseline").series) >= {
+        "shift, W4A4 INT4",
+        "shift, W4A4 NVFP4",
+    }
     figure = study_figures.plot(study(models=("one", "two", "three", "four")), spec())
     assert [ax.get_title(loc="left") for ax in figure.axes[:4]] == ["one", "two", "three", "four"]
 
@@ -220,8 +223,8 @@ def test_with_a_facet_each_model_has_a_row_with_limits_and_a_baseline_of_its_own
     figure = study_figures.plot(frame, spec(facet="format"))
     rows = [figure.axes[:2], figure.axes[2:]]
     assert [[ax.get_title(loc="left") for ax in row] for row in rows] == [
-        ["small, INT4", "NVFP4"],
-        ["large, INT4", "NVFP4"],
+        ["small, W4A4 INT4", "W4A4 NVFP4"],
+        ["large, W4A4 INT4", "W4A4 NVFP4"],
     ]
     assert (
         all(len({ax.get_ylim() for ax in row}) == 1 for row in rows) and rows[0][0].get_ylim() != rows[1][0].get_ylim()
@@ -262,9 +265,9 @@ def test_lists_of_the_study_give_the_order_even_where_cells_are_excluded():
     )
     wanted = {**spec("lines", x="format", hue="mitigation"), "formats": ["int2", "int3", "int8"]}
     assert [text.get_text() for text in study_figures.plot(frame, wanted).axes[0].get_xticklabels()] == [
-        "INT2",
-        "INT3",
-        "INT8",
+        "W2A2 INT2",
+        "W3A3 INT3",
+        "W8A8 INT8",
     ]
 
 

@@ -22,6 +22,7 @@ import train_mitigation
 from learned_cases import Given
 from quantgrid.config import check
 from quantgrid.config.cells import Cell, baseline
+from quantgrid.config.deployments import DEPLOYMENTS
 from quantgrid.ground.storage import read_json
 from quantgrid.inference.transform import Transform
 from quantgrid.learning import outcomes
@@ -32,7 +33,8 @@ from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.plan.pipeline import Plan
 from quantgrid.quantization.cached import quantize_decoder
 from quantgrid.reporting.claims import findings, verdicts
-from quantgrid.reporting.claims.recommendation import recommend, text
+from quantgrid.reporting.claims.recommendation import candidates, recommend
+from quantgrid.reporting.claims.recommendation_text import text
 from quantgrid.reporting.data import collection, descriptions, published, starts
 from quantgrid.reporting.figures import pareto, residual_error, study_figures
 from quantgrid.reporting.page import report, study_sections
@@ -332,7 +334,7 @@ def test_figures_have_a_hollow_mark_and_a_note(kind, records, tmp_path):
         (hollow,) = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
         assert (
             hollow.get_ydata()[0]
-            == records[(records["transform"] == "learned") & (records.metric == "perplexity")].value.iloc[0]
+            == records[(records["transform"] == "learned") & (records.metric == "perplexity")].difference.iloc[0]
         )
     if kind != "heatmap":
         assert starts.WORDS in [entry.get_text() for entry in drawn.legends[0].get_texts()]
@@ -345,7 +347,7 @@ def test_records_of_earlier_versions_have_no_marks(records):
     assert (
         not starts.kept(old)
         and not study_tables.build(old, spec()).start_kept.any(axis=None)
-        and not pareto.points(old).start_kept.any()
+        and not pareto.points(old, {}).start_kept.any()
     )
 
 
@@ -388,17 +390,15 @@ def test_claims_leave_a_comparison_with_such_a_cell_undecided(records, items, tm
 
 
 def test_recommendations_and_the_front_name_it(records, items):
-    found = recommend(records, items, "m", 4.5)
+    found = recommend(candidates(records, {}, "m"), items, DEPLOYMENTS["weights-activations+online"], 4.5)
     said = text(found, "title", 9)
     assert (
         found.set_index("cell").start_kept[collection.cell_key(LEARNED)]
-        and "learned + RTN, INT4 channel (start kept)" in said
+        and "W4A4 INT4 channel learned + RTN (start kept)" in said
     )
     assert said.count("(start kept)") == 1 and f"start kept: {starts.MEANING}" in said
-    marks = pareto.points(
-        records.assign(value=records.value.where(records["transform"] != "learned", records.value / 2))
-    )
-    assert any("(start kept)" in line for line in pareto.named(marks, "front")) and "Hollow" in pareto.CAPTION
+    marks = pareto.points(records, {})
+    assert "Hollow" in pareto.CAPTION
     assert any(
         line.get_markerfacecolor() == "white" and len(line.get_xdata())
         for ax in pareto.plot(marks).axes

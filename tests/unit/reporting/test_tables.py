@@ -161,7 +161,11 @@ def test_axes_that_vary_unnamed_become_rows():
     rows = [record("1", 1.0, format="int4"), record("2", 2.0, format="nvfp4"), record("b", 0.5, **BASELINE)]
     table = study_tables.build(pd.DataFrame(rows), spec())
     assert table.rows == ["transform", "format"]
-    assert table.row_labels() == [["full precision", "–"], ["no transform", "INT4"], ["no transform", "NVFP4"]]
+    assert table.row_labels() == [
+        ["full precision", "–"],
+        ["no transform", "W4A4 INT4"],
+        ["no transform", "W4A4 NVFP4"],
+    ]
 
 
 def test_two_cells_in_one_place_are_refused_by_name():

@@ -32,6 +32,17 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return [claim(part) for _, part in frame.groupby(["claim", "metric"], sort=False)]
 
 
+def judged(claims: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Select the claims that the run can judge: those with a comparison on some model, with the verdicts
+    on these models."""
+    found = []
+    for claim in claims:
+        known = {model: own for model, own in claim["verdicts"].items() if own["verdict"] != VERDICTS[-1]}
+        if known:
+            found.append({**claim, "verdicts": known, "summary": summary(known)})
+    return found
+
+
 def models(claims: Sequence[dict[str, Any]]) -> list[str]:
     """List all models with a verdict of any claim, in the order of the claim with the most."""
     longest = max(claims, key=lambda claim: len(claim["verdicts"]), default={"verdicts": {}})
@@ -50,11 +61,14 @@ def claim(part: pd.DataFrame) -> dict[str, Any]:
         *smaller, larger = model.split(", ")
         verdicts[larger] = verdict(own, smaller)
     tested = [comparison(row) for row in part[part.effect != ""].itertuples()]
-    summary = ", ".join(f"{name} on {count}" for name, count in counts([{"verdicts": verdicts}]).items())
     named = {name: getattr(first, name) for name in ("claim", "statement", "paper")}
     if first.metric == DIVERGENCE:
         named["statement"] += " (by divergence)"
-    return {**named, "verdicts": verdicts, "comparisons": tested, "summary": summary}
+    return {**named, "verdicts": verdicts, "comparisons": tested, "summary": summary(verdicts)}
+
+
+def summary(verdicts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} on {count}" for name, count in counts([{"verdicts": verdicts}]).items())
 
 
 def verdict(own: pd.DataFrame, smaller: Sequence[str]) -> dict[str, Any]:

@@ -1,31 +1,35 @@
-"""Recommended recipes for a model within a limit of bits: the cells of a results folder in order,
-and those not significantly different from the best."""
+"""Recommended recipes for a model within a limit of bits: the cells of one kind of deployment in
+order of their divergence to full precision, and those not significantly different from the best."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.special import stdtr, stdtrit
 
 from ...config.cells import AXES
+from ...config.deployments import Deployment, present
 from ...ground.errors import ConfigError, unknown_name
 from ...jobs.integrity import verify
 from ..data.collection import read
-from ..data.paired import LEVEL, estimate, holm
-from ..data.starts import MEANING, WORDS
-from ..figures.pareto import BITS, points, recipe
-from ..style import significant, with_error
-from .contrasts import LOSS
-from .served import LEGEND
+from ..data.paired import LEVEL, holm
+from ..figures.pareto import BITS, DIVERGENCE, points
 
 ORDER = (
     "rank",
     "recipe",
+    "rounded",
+    "online",
     "bits",
     "added_bits",
     "operations",
-    "perplexity",
+    "divergence",
     "stderr",
+    "perplexity",
     "relative",
     "difference",
     "low",
@@ -38,118 +42,119 @@ ORDER = (
 )
 
 
-def recommended(folder: str | Path, model: str, bits: float, dataset: str = "", advice: str = "") -> pd.DataFrame:
-    """:func:`recommend` from a results folder; ``advice`` says what makes missing results."""
+def read_results(folder: str | Path, advice: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read and verify (records, items) of a results folder; ``advice`` says what makes missing
+    results."""
     results, items = Path(folder) / "results.csv", sorted(Path(folder).glob("studies/*.items.parquet"))
     if not results.is_file() or not items:
         raise ConfigError(f"{folder}: no results yet; {advice}")
     for path in (results, *items):
         verify(path)
-    windows = pd.concat([pd.read_parquet(path) for path in items]).drop_duplicates(
-        ["cell", "metric", "dataset", "item"]
-    )
-    return recommend(read(results), windows, model, bits, dataset)
+    return read(results), joined(items)
 
 
-def recommend(records: pd.DataFrame, items: pd.DataFrame, model: str, bits: float, dataset: str = "") -> pd.DataFrame:
-    """Rank the quantized cells of ``model`` with at most ``bits`` stored bits per weight by
-    perplexity (``ORDER``).
+def joined(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """Read the per-window and per-sample values of several studies, those of a shared cell once."""
+    found = pd.concat([pd.read_parquet(path) for path in paths])
+    return found.drop_duplicates(["cell", "metric", "dataset", "item"])
 
-    ``difference`` is the difference of losses to the best cell (nats per token, paired by window)
-    with its 95 % bootstrap interval; a cell is indistinguishable from the best unless the interval
-    excludes zero and the Holm-adjusted p-value over the candidates is below 0.05.
-    :class:`ConfigError` for an unknown model or corpus, and if no cell is within the limit.
+
+def candidates(records: pd.DataFrame, formats: Mapping[str, Any], model: str, dataset: str = "") -> pd.DataFrame:
+    """List the quantized cells of ``model`` on one corpus, as rows of :func:`pareto.points` with
+    ``stderr`` and ``relative`` (perplexity divided by that of full precision).
+
+    :class:`ConfigError` for a model or corpus that is unknown, or not named where there are several.
     """
+    models = ", ".join(dict.fromkeys(records.model))
+    if not model:
+        raise ConfigError(
+            f"MODEL: no model is named; name one, as in MODEL={records.model.iloc[0]}; there are {models}"
+        )
     if model not in set(records.model):
         raise ConfigError(f"MODEL: {unknown_name('model', model, set(records.model))}")
-    own = points(records[records.model == model])
+    own = points(records[records.model == model], formats)
     datasets = list(own.dataset.unique())
-    if not datasets or (dataset and dataset not in datasets) or (not dataset and len(datasets) > 1):
+    if not datasets:
+        raise ConfigError(f"MODEL: no cell of '{model}' was evaluated; its divergence was measured on nothing")
+    if dataset not in datasets and (dataset or len(datasets) > 1):
         raise ConfigError(
-            f"CORPUS: perplexity of '{model}' was measured on {', '.join(datasets) or 'nothing'}; name one of them"
+            f"CORPUS: '{model}' was measured on {', '.join(datasets)}; name one of them, as in CORPUS={datasets[0]}"
         )
     own = own[own.dataset == (dataset or datasets[0])]
     full = own[own.baseline].perplexity
-    found = own[~own.baseline & (own.bits <= bits)].sort_values("perplexity", kind="stable").reset_index(drop=True)
+    errors = records[(records.metric == DIVERGENCE) & (records.dataset == own.dataset.iloc[0])].set_index("cell").stderr
+    own = own.assign(stderr=own.cell.map(errors), relative=own.perplexity / (full.iloc[0] if len(full) else np.nan))
+    return own[~own.baseline].reset_index(drop=True)
+
+
+def kinds(cells: pd.DataFrame) -> list[Deployment]:
+    """List the kinds of deployment of some :func:`candidates`."""
+    return present(zip(cells.rounded, cells.online))
+
+
+def within(cells: pd.DataFrame, kind: Deployment, bits: float) -> pd.DataFrame:
+    """Select the :func:`candidates` of one kind with at most ``bits`` stored bits per weight."""
+    fits = pd.Series(map(kind.holds, cells.rounded, cells.online), cells.index, dtype=bool)
+    return cells[fits & (cells.bits <= bits)]
+
+
+def recommend(cells: pd.DataFrame, items: pd.DataFrame, kind: Deployment, bits: float) -> pd.DataFrame:
+    """Rank the :func:`candidates` of one kind of deployment with at most ``bits`` stored bits per weight
+    by divergence (``ORDER``).
+
+    ``difference`` is the difference of divergences to the best cell (nats per token, paired by window)
+    with its 95 % t-interval; a cell is indistinguishable from the best unless the paired t-test,
+    Holm-adjusted over the candidates, has a p-value below 0.05. :class:`ConfigError` if no cell is
+    of this kind and within the limit.
+    """
+    own = within(cells, kind, float("inf"))
+    if own.empty:
+        names = ", ".join(found.name for found in kinds(cells))
+        raise ConfigError(
+            f"DEPLOYMENT: no cell of '{cells.model.iloc[0]}' is for {kind.name} ({kind.title}); there are {names}"
+        )
+    found = within(cells, kind, bits).sort_values("divergence", kind="stable").reset_index(drop=True)
     if found.empty:
         raise ConfigError(
-            f"BITS: no cell of '{model}' has at most {bits:g} {BITS.replace('_', ' ')}; the smallest "
-            f"has {own.bits.min():.4g}"
+            f"BITS: no cell of '{cells.model.iloc[0]}' for {kind.name} has at most {bits:g} {BITS.replace('_', ' ')}; "
+            f"the smallest has {own.bits.min():.4g}"
         )
-    stderr = records[(records.metric == "perplexity") & (records.dataset == found.dataset[0])].set_index("cell").stderr
-    found["stderr"], found["rank"] = found.cell.map(stderr), found.index + 1
-    found["relative"] = found.perplexity / full.iloc[0] if len(full) else float("nan")
-    found["recipe"] = [recipe(row) for row in found.itertuples()]
+    found["rank"] = found.index + 1
     return compared(found, items)[list(ORDER)]
 
 
 def compared(found: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     """Add to ``found`` the paired difference of every cell to the first."""
-    kept = items[(items.metric == LOSS) & (items.dataset == found.dataset[0]) & items.cell.isin(found.cell)]
-    losses = {cell: part.sort_values("item").value.to_numpy() for cell, part in kept.groupby("cell")}
-    if absent := [cell for cell in found.cell if cell not in losses]:
+    kept = items[(items.metric == DIVERGENCE) & (items.dataset == found.dataset[0]) & items.cell.isin(found.cell)]
+    values = kept.sort_values("item").groupby("cell").value.agg(list).to_dict()
+    if absent := [cell for cell in found.cell if cell not in values]:
         raise ConfigError(
             f"studies/*.items.parquet: the windows of cell {absent[0]} are missing; run the workflow again"
         )
-    estimates = [estimate([losses[cell] - losses[found.cell[0]]]) for cell in found.cell[1:]]
-    columns = list(zip(*[(0.0, 0.0, 0.0, 1.0), *estimates]))
-    adjusted = [1.0, *holm([p for *_, p in estimates])]
-    found = found.assign(difference=columns[0], low=columns[1], high=columns[2], p_adjusted=adjusted)
-    decided = (found.p_adjusted < LEVEL) & ~((found.low <= 0) & (found.high >= 0))
-    return found.assign(indistinguishable=~decided)
+    differences = np.array([values[cell] for cell in found.cell]) - values[found.cell[0]]
+    means, count = differences.mean(1), differences.shape[1]
+    errors = differences.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(means), np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(errors > 0, 2 * stdtr(count - 1, -np.abs(means) / errors), (means == 0).astype(float))
+    margin = errors * stdtrit(count - 1, 0.975) if count > 1 else errors
+    adjusted = [1.0, *holm(p[1:].tolist())]
+    found = found.assign(difference=means, low=means - margin, high=means + margin, p_adjusted=adjusted)
+    return found.assign(indistinguishable=found.p_adjusted >= LEVEL)
 
 
-def text(found: pd.DataFrame, title: str, top: int) -> str:
-    """Format the first ``top`` lines of a recommendation for a terminal, columns aligned. An
-    asterisk marks the best and the cells not significantly different from it; the last line names
-    the cheapest of these. A column ``served`` names programs that compute a recipe exactly."""
-    head = (
-        "",
-        "recipe",
-        "bits",
-        "of these online",
-        "online operations",
-        "perplexity",
-        "of full precision",
-        "loss above the best, 95 % interval",
-        *["served exactly"] * ("served" in found),
-    )
-    lines = [head]
-    for row in found.head(top).itertuples():
-        interval = (
-            "–"
-            if row.rank == 1
-            else f"{significant(row.difference)} ({significant(row.low)} to {significant(row.high)})"
-        )
-        lines.append(
-            (
-                f"{row.rank}{'*' if row.indistinguishable else ''}",
-                row.recipe,
-                f"{row.bits:.3f}",
-                f"{row.added_bits:.3f}",
-                f"{row.operations:.4g}",
-                with_error(row.perplexity, row.stderr),
-                f"{row.relative:.3f} ×",
-                interval,
-                *([row.served or "–"] if "served" in found else []),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-    note = f"* the best, or not distinguishable from it (paired by window, Holm over {len(found) - 1} comparisons)"
-    starts = [f"{WORDS}: {MEANING}"] if found.head(top).start_kept.any() else []
-    legend = [LEGEND] if "served" in found else []
-    return "\n".join([title, body, note, *legend, *starts, cheapest(found)])
-
-
-def cheapest(found: pd.DataFrame) -> str:
-    """Name the cheapest of the recipes not significantly different from the best: fewest online
-    operations, then fewest bits."""
+def cheapest(found: pd.DataFrame) -> pd.Series:
+    """Select the cheapest of the recipes not significantly different from the best, which may be the best
+    itself: fewest online operations, then fewest bits."""
     tied = found[found.indistinguishable]
-    if len(tied) == 1:
-        return f"{tied.recipe.iloc[0]} is better than all others."
-    row = tied.sort_values(["operations", "bits", "rank"], kind="stable").iloc[0]
-    return (
-        f"Of the {len(tied)} with an asterisk the cheapest to run is {row['rank']}, {row.recipe}: "
-        f"{row.operations:.4g} online operations per token, {row.bits:.3f} bits."
-    )
+    return tied.sort_values(["operations", "bits", "rank"], kind="stable").iloc[0]
+
+
+def limit(given: str, cells: pd.DataFrame) -> float:
+    """Parse a limit of bits; :class:`ConfigError` names the range of the cells' bits."""
+    span = f"the recipes of '{cells.model.iloc[0]}' have {cells.bits.min():.4g} to {cells.bits.max():.4g} stored bits"
+    if not given:
+        raise ConfigError(f"BITS: no limit is named; name one, as in BITS={cells.bits.min() + 0.5:.1f}; {span}")
+    try:
+        return float(given)
+    except ValueError:
+        raise ConfigError(f"BITS: '{given}' is not a number; {span}") from None

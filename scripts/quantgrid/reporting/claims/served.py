@@ -42,7 +42,7 @@ def recipes(config: Mapping[str, Any]) -> list[dict[str, str]]:
     found = []
     for cell in (cell for cell in expand_studies(config) if cell.quantized):
         if programs := served_by(config, cell):
-            found.append({**cell.axes, "recipe": recipe_label(**cell.axes), "served": programs})
+            found.append({**cell.axes, "recipe": recipe_label(cell.axes, config["formats"]), "served": programs})
     return found
 
 

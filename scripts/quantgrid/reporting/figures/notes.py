@@ -16,13 +16,14 @@ from .scene import Scene, clip
 NAMED_FAILURES = 6  # failed cells named in the figure; the table's footnotes name all
 
 
-def needless(marks: pd.DataFrame, figure: Mapping[str, Any]) -> pd.Series:
-    """Mark the baselines that are not drawn while there are quantized cells: all if the metric is a
-    difference to full precision already, else those of panels in which no quantized cell is done."""
+def needless(marks: pd.DataFrame, figure: Mapping[str, Any], paired: bool) -> pd.Series:
+    """Mark the baselines that are not drawn while there are quantized cells: all if the metric, or the
+    ``paired`` differences in its place, compare with full precision already, else those of panels in
+    which no quantized cell is done."""
     quantized = marks[~marks.baseline]
     if quantized.empty:
         return marks.baseline & False
-    relative = metric(figure["metric"]).relative and figure["kind"] != "heatmap"
+    relative = (paired or metric(figure["metric"]).relative) and figure["kind"] != "heatmap"
     return marks.baseline & (relative | ~marks.panel.isin(quantized.panel))
 
 

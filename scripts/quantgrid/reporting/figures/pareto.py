@@ -1,15 +1,16 @@
-"""Perplexity against the cost of a recipe: stored bits per weight, and online operations of its
-transform per token.
+"""Divergence to full precision against the stored bits of a recipe, the kinds of deployment apart.
 
-Every cell is a dot; labels mark the Pareto front: in bits and perplexity on the left, in bits,
-operations and perplexity on the right. Stored bits count everything that a deployment keeps for the
-linears: codes, scales, zero points, low-rank terms, and matrices, orders and shifts of online
-operations. A row of panels per model and corpus; full precision is the dashed line.
+Every cell is a mark; lines join the Pareto front of bits and divergence, one for recipes that need no
+online operations and one for all, and labels name the recipes of the fronts. Stored bits count
+everything that a deployment keeps for the linears: codes, scales, zero points, low-rank terms, and
+matrices, orders and shifts of online operations. A panel per model, corpus and kind of rounded
+tensors; panels of one model share their axis of divergence.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,226 +18,186 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from ...config.deployments import ROUNDED, bits
 from ..data.records import AXES, check_one_protocol, is_baseline
 from ..data.starts import WORDS, kept
-from ..style import CONFIDENCE, GRID, INK, MUTED, PALETTE, WIDTH, recipe_label, significant, superscript
+from ..style import CONFIDENCE, GRID, INK, PALETTE, metric_label, recipe_label
 from .panels import scale_ticks
+from .placement import label_points
 from .study_figures import SETTINGS
 
-BITS = "stored_bits_per_weight"
+BITS, DIVERGENCE = "stored_bits_per_weight", "kl_divergence"
 COSTS = {
     "added_bits": "added_bits_per_weight",
     "operations": "online_operations_per_token",
     "parameters": "added_parameters",
 }
-# multiple of full precision: cells above it are counted, and omitted from the figure (not from the
-# table)
-SHOWN = 50.0
-LABELLED = 8  # labelled recipes of a front; its table lists all
-PANEL, LINE = 2.0, 0.13  # inches of a panel and of a line of its list
-CLOSE = 0.06  # share of a panel's height within which two numbers on the same side would touch
+NEAR = 2  # decimals of bits: smaller differences make no recipe cheaper
+LABELLED = 6  # labelled recipes of a front; the table of recommendations lists all
+PANEL = (3.7, 2.9)  # inches
+ROOM, LEAST = 1.45, 0.5  # of the range of bits, so that labels right of the last mark fit; its least, in bits
+# without online operations, with: colour and marker
+LOOKS = {False: (PALETTE[0], "o"), True: (PALETTE[1], "D")}
 CAPTION = (
-    "Perplexity against stored bits per weight (left; with scales, zero points, low-rank terms and matrices of online "
-    "transforms) and against "
-    "the additions and multiplications per token of online transforms (right), every quantized cell a dot "
-    "with its 95 % confidence "
-    "interval; lower and further left is better. Named are the cells that no other beats: on the left in bits "
-    "and perplexity, joined by "
-    "a line, on the right in bits, operations and perplexity. The dashed line is full precision. Hollow "
-    "dots kept the start of a "
-    "training, so that their cell is what the training started from."
+    "KL divergence to full precision against stored bits per weight (with scales, zero points, low-rank terms and "
+    "matrices of online operations), every quantized cell a mark with its 95 % confidence interval; lower and further "
+    "left is better. Panels separate recipes that round weights alone from those that round activations too. Circles "
+    "need no online operations, diamonds do; the solid line joins the recipes that no other beats without online "
+    "operations, the dashed line those that no other beats at all. Hollow marks kept the start of a training."
 )
 
 
-def points(records: pd.DataFrame) -> pd.DataFrame:
-    """Build one row per cell and corpus, models and corpora in their order, by bits: the axes,
-    dataset, bits (stored per weight), of these added_bits (of online transforms), operations (per
-    token) and parameters of online transforms, perplexity, low, high (95 %), baseline, start_kept
-    (True if a training of the cell kept its start), front (of bits and perplexity), frugal (of
-    these and operations)."""
-    check_one_protocol(records[records.metric == "perplexity"], "results")
-    bits = records[records.metric == BITS].set_index("cell").value
-    found = records[(records.metric == "perplexity") & records.cell.isin(bits.index)].copy()
-    found["bits"], found["perplexity"], found["baseline"] = found.cell.map(bits), found.value, is_baseline(found)
-    found["start_kept"] = found.cell.isin(kept(records))
+def points(records: pd.DataFrame, formats: Mapping[str, Any]) -> pd.DataFrame:
+    """Build one row per cell and corpus, models and corpora in their order, by bits.
+
+    Columns: the axes, dataset, ``recipe`` (label), ``rounded`` (key of ``ROUNDED``; empty for full
+    precision), ``online``, ``bits`` (stored per weight), of these ``added_bits`` (of online
+    transforms), ``operations`` (per token) and ``parameters`` of online transforms, ``perplexity``,
+    ``divergence`` with ``low`` and ``high`` (95 %), ``baseline``, ``start_kept`` (True if a training of
+    the cell kept its start), ``front`` (of bits and divergence among recipes without online
+    operations that round the same tensors), ``front_online`` (the same among all of them).
+    ``formats`` are the entries of the config.
+    """
+    check_one_protocol(records[records.metric.isin(["perplexity", DIVERGENCE])], "results")
+    stored = records[records.metric == BITS].set_index("cell").value
+    found = records[(records.metric == DIVERGENCE) & records.cell.isin(stored.index)].copy()
+    found["bits"], found["divergence"], found["baseline"] = found.cell.map(stored), found.value, is_baseline(found)
+    found = found[found.baseline | (found.mitigation != "none")]
     found["low"], found["high"] = found.value - CONFIDENCE * found.stderr, found.value + CONFIDENCE * found.stderr
+    losses = records[records.metric == "perplexity"].set_index(["cell", "dataset"]).value
+    found["perplexity"] = losses.reindex(pd.MultiIndex.from_frame(found[["cell", "dataset"]])).to_numpy()
+    found["start_kept"] = found.cell.isin(kept(records))
     for name, metric in COSTS.items():
         found[name] = found.cell.map(records[records.metric == metric].set_index("cell").value).fillna(0.0)
-    found = found[found.baseline | (found.mitigation != "none")].sort_values(["bits", "perplexity"], kind="stable")
+    found["online"] = found.operations > 0
+    axes = found[list(AXES)].to_dict("records")
+    found["recipe"] = [recipe_label(cell, formats) for cell in axes]
+    found["rounded"] = [bits(formats, cell["format"], cell["granularity"]).rounded for cell in axes]
+    found = found.sort_values(["bits", "divergence"], kind="stable")
     places = {key: at for at, key in enumerate(dict.fromkeys(zip(records.model, records.dataset)))}
-    found = found.iloc[np.argsort([places[key] for key in zip(found.model, found.dataset)], kind="stable")].reset_index(
-        drop=True
-    )
-    found["front"] = found["frugal"] = False
-    for _, part in found[~found.baseline].groupby(["model", "dataset"], sort=False):
-        part = part.assign(near=part.bits.round(2)).sort_values(
-            ["near", "perplexity"], kind="stable"
-        )  # ignore differences below a hundredth of a bit
-        found.loc[part.index, "front"] = part.perplexity < part.perplexity.cummin().shift(fill_value=float("inf"))
-        beaten = [
-            ((part.near <= row.near) & (part.operations <= row.operations) & (part.perplexity < row.perplexity)).any()
-            for row in part.itertuples()
-        ]
-        found.loc[part.index, "frugal"] = ~np.array(beaten, dtype=bool)
-    columns = [
-        "cell",
-        *AXES,
-        "dataset",
-        "bits",
-        *COSTS,
-        "perplexity",
-        "low",
-        "high",
-        "baseline",
-        "start_kept",
-        "front",
-        "frugal",
-    ]
+    order = np.argsort([places[key] for key in zip(found.model, found.dataset)], kind="stable")
+    found = found.iloc[order].reset_index(drop=True)
+    found["front"], found["front_online"] = front(found[~found.online], found), front(found, found)
+    columns = ["cell", *AXES, "dataset", "recipe", "rounded", "online", "bits", *COSTS, "perplexity", "divergence"]
+    columns += ["low", "high", "baseline", "start_kept", "front", "front_online"]
     return found[columns].reset_index(drop=True)
 
 
-def recipe(row: object) -> str:
-    """Format a cell as ``hadamard + GPTQ, INT4 group-64``, with a note if it kept the start of a
-    training."""
-    label = recipe_label(row.transform, row.mitigation, row.granularity, row.format)  # type: ignore[attr-defined]
-    return label + (f" ({WORDS})" if row.start_kept else "")  # type: ignore[attr-defined]
+def front(among: pd.DataFrame, marks: pd.DataFrame) -> np.ndarray:
+    """Mark the rows of ``marks`` that no row of ``among`` beats in bits and divergence (boolean); a
+    difference below a hundredth of a bit is none."""
+    result = pd.Series(False, marks.index)
+    for _, part in among[~among.baseline].groupby(["model", "dataset", "rounded"], sort=False):
+        part = part.assign(near=part.bits.round(NEAR)).sort_values(["near", "divergence"], kind="stable")
+        result[part.index] = part.divergence < part.divergence.cummin().shift(fill_value=float("inf"))
+    return result.to_numpy()
 
 
-def plot(marks: pd.DataFrame) -> Figure:
-    """Plot two panels for each model and corpus of :func:`points`, with a list of the labelled
-    recipes below each."""
-    groups = list(marks.groupby(["model", "dataset"], sort=False)) or [(("no perplexity", "no corpus"), marks)]
-    lists = [[named(part, chosen) for chosen in ("front", "frugal")] for _, part in groups]
-    heights = [height for pair in lists for height in (PANEL, LINE * max(1, *map(len, pair)))]
+def plot(marks: pd.DataFrame, only: str = "", columns: int = 2) -> Figure:
+    """Plot a panel for each model, corpus and kind of rounded tensors (or for the kind ``only``) of
+    :func:`points`, ``columns`` in a row."""
+    panels = [part for key, part in grouped(marks) if only in ("", key[2])]
+    rows, columns = max(1, -(-len(panels) // columns)), min(columns, max(1, len(panels)))
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.55 * len(groups)), layout="constrained")
+        figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.45), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(2 * len(groups), 2, squeeze=False, height_ratios=heights)
-        for row, (((model, dataset), part), pair) in enumerate(zip(groups, lists)):
-            for ax, below, lines, cost, chosen in zip(
-                axes[2 * row], axes[2 * row + 1], pair, ("bits", "operations"), ("front", "frugal")
-            ):
-                draw(ax, part, cost, chosen)
-                ax.set_xlabel({"bits": "stored bits per weight", "operations": "online operations per token"}[cost])
-                below.set_axis_off()
-                below.text(
-                    0, 1, "\n".join(lines), transform=below.transAxes, va="top", fontsize=6.8, linespacing=1.35
-                ).set_in_layout(False)
-            axes[2 * row, 0].set_title(f"{model}, {dataset}")
-            axes[2 * row, 0].set_ylabel("perplexity\n(lower is better)")
-            power_ticks(axes[2 * row, 1], part.operations.max() if len(part) else 0.0)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for number, ax in enumerate(grid.flat):
+            if number < len(panels):
+                draw(ax, panels[number], ranges(marks, panels[number]), number % columns == 0)
+            else:
+                ax.set_axis_off()
+        if not panels:
+            grid[0, 0].text(0.5, 0.5, "no cell was measured", ha="center", va="center")
+        else:
+            figure.legend(handles=legend(pd.concat(panels)), loc="outside upper left", ncols=2, fontsize=7)
+        figure.draw_without_rendering()
+        for part, ax in zip(panels, grid.flat):
+            label_points(ax, named(part), "bits", "divergence", "recipe")
     return figure
 
 
-def visible(part: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """Select the quantized cells to draw, and the perplexity of full precision (of the best cell if
-    that was not measured)."""
-    full, cells = part[part.baseline], part[~part.baseline]
-    reference = full.perplexity.iloc[0] if len(full) else cells.perplexity.min()
-    shown = cells[cells.perplexity <= SHOWN * reference]
-    return (shown if len(shown) else cells), reference
+def grouped(marks: pd.DataFrame) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """Split the cells by model, corpus and kind of rounded tensors, kinds in the order of ``ROUNDED``."""
+    found = []
+    for (model, dataset), own in quantized(marks).groupby(["model", "dataset"], sort=False):
+        found += [((model, dataset, kind), own[own.rounded == kind]) for kind in ROUNDED if (own.rounded == kind).any()]
+    return found
 
 
-def named(part: pd.DataFrame, chosen: str) -> list[str]:
-    """List the recipes of the column ``chosen`` by number, and count those not named or not
-    shown."""
-    shown, _ = visible(part)
-    front = shown[shown[chosen]]
-    lines = [f"{number}  {recipe(row)}" for number, row in enumerate(front.head(LABELLED).itertuples(), 1)]
-    lines += [f"({len(front) - LABELLED} more not named)"] if len(front) > LABELLED else []
-    left_out = int((~part.baseline).sum()) - len(shown)
-    return [*lines, *([f"({left_out} cells above {SHOWN:g} times full precision not shown)"] if left_out else [])]
+def quantized(marks: pd.DataFrame) -> pd.DataFrame:
+    return marks[~marks.baseline & (marks.divergence > 0)]
 
 
-def draw(ax: Axes, part: pd.DataFrame, cost: str, chosen: str) -> None:
-    """Draw one panel over the column ``cost``; the recipes of the column ``chosen`` are
-    numbered."""
-    if part.empty:
-        ax.text(0.5, 0.5, "no cell was measured", ha="center", va="center", transform=ax.transAxes)
-        return
-    shown, reference = visible(part)
-    front, rest = shown[shown[chosen]], shown[~shown[chosen]]
+def named(part: pd.DataFrame) -> pd.DataFrame:
+    """Select the recipes of one panel to label: those on a front, at most ``LABELLED`` of each, spread
+    over its bits."""
+    chosen = [spread(part[part[front]], LABELLED) for front in ("front_online", "front")]
+    return pd.concat(chosen).drop_duplicates("cell")
+
+
+def spread(part: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Select at most ``count`` rows, the first and the last among them."""
+    if len(part) <= count:
+        return part
+    return part.iloc[np.unique(np.linspace(0, len(part) - 1, count).round().astype(int))]
+
+
+def ranges(marks: pd.DataFrame, part: pd.DataFrame) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Compute limits of bits, those of the panel, and of divergence, those of all cells of its model and
+    corpus."""
+    own = quantized(marks)
+    own = own[(own.model == part.model.iloc[0]) & (own.dataset == part.dataset.iloc[0])]
+    low, room = part.bits.min(), max(part.bits.max() - part.bits.min(), LEAST)
+    least = min(own.divergence.min(), own.low[own.low > 0].min()) if (own.low > 0).any() else own.divergence.min()
+    return (low - 0.08 * room, low + ROOM * room), (least / 1.6, own.divergence.max() * 1.6)
+
+
+def draw(ax: Axes, part: pd.DataFrame, limits: tuple[tuple[float, float], tuple[float, float]], first: bool) -> None:
+    """Draw one panel: marks with intervals, and both fronts."""
     ax.set_yscale("log")
-    for cell, look in (
-        (rest, {"fmt": "o", "ms": 3.2, "color": MUTED, "ecolor": GRID, "elinewidth": 0.8, "zorder": 2}),
-        (
-            front,
-            {"fmt": "o-" if chosen == "front" else "o", "ms": 4.5, "color": PALETTE[0], "elinewidth": 1.0, "zorder": 3},
-        ),
-    ):
-        ax.errorbar(
-            cell[cost],
-            cell.perplexity,
-            [(cell.perplexity - cell.low).fillna(0), (cell.high - cell.perplexity).fillna(0)],
-            **look,
-        )
-    for cell, size, color in ((rest, 3.2, MUTED), (front, 4.5, PALETTE[0])):
-        ax.plot(
-            cell[cost][cell.start_kept],
-            cell.perplexity[cell.start_kept],
-            "o",
-            ms=size,
-            mfc="white",
-            mec=color,
-            zorder=4,
-        )
-    low = min([reference, *front.perplexity, *front.low[front.low > 0]]) * 0.95
-    high = max([shown.perplexity.max(), *front.high.dropna()]) * 1.15
-    ax.set_ylim(low, high)
-    scale_ticks(ax, True, low, high)
-    ax.grid(axis="y")
-    number_dots(ax, front.head(LABELLED), cost)
-    if part.baseline.any():
-        ax.axhline(reference, color=INK, lw=0.9, ls=(0, (4, 2)), zorder=1)
-        ax.annotate(
-            significant(reference, 4),
-            (1, reference),
-            (2, 0),
-            ax.get_yaxis_transform(),
-            "offset points",
-            va="center",
-            fontsize=6.8,
-        )
-
-
-def number_dots(ax: Axes, front: pd.DataFrame, cost: str) -> None:
-    """Number the dots, on alternate sides if dots are close above each other."""
-    low, high = np.log(ax.get_ylim())
-    # height of the dot below and the side of its number
-    sides: dict[float, tuple[float, int]] = {}
-    order = front.assign(number=range(1, len(front) + 1)).sort_values("perplexity")
-    for row in order.itertuples():
-        at, height = getattr(row, cost), (np.log(row.perplexity) - low) / (high - low)
-        last, side = sides.get(at, (-1.0, -1))
-        side = -side if height - last < CLOSE else 1
-        sides[at] = height, side
-        ax.annotate(
-            str(row.number),
-            (at, row.perplexity),
-            (4 * side, 1),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            fontsize=7,
-            color=PALETTE[0],
-        )
-
-
-def power_ticks(ax: Axes, largest: float) -> None:
-    """Set up an axis of counts from zero, linear up to a thousand and logarithmic above: zero and
-    powers of ten, if they are few also three times these."""
-    ax.set_xscale("symlog", linthresh=1000)
-    powers = range(3, math.floor(math.log10(max(largest, 1000))) + 1)
-    ticks = [
-        (factor, power)
-        for power in powers
-        for factor in ((1, 3) if len(powers) < 3 else (1,))
-        if factor * 10**power <= 1.2 * largest
-    ]
-    ax.set_xticks(
-        [0, *(factor * 10**power for factor, power in ticks)],
-        ["0", *(f"{f'{factor}×' if factor > 1 else ''}10{superscript(power)}" for factor, power in ticks)],
-    )
+    ax.set_xlim(limits[0])
+    ax.set_ylim(limits[1])
+    scale_ticks(ax, True, *limits[1])
+    ax.xaxis.set_major_locator(FixedLocator(ticks(*limits[0])))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(-300, max(largest, 1000) * 1.6)
+    ax.grid(color=GRID)
+    for online, own in part.groupby("online"):
+        color, marker = LOOKS[bool(online)]
+        errors = [(own.divergence - own.low.clip(lower=0)).fillna(0), (own.high - own.divergence).fillna(0)]
+        on_front = own.front | own.front_online
+        ax.errorbar(own.bits, own.divergence, errors, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.5, zorder=2)
+        for cells, size, alpha in ((own[~on_front], 3.4, 0.55), (own[on_front], 5.0, 1.0)):
+            for start_kept, shown in cells.groupby("start_kept"):
+                face = "white" if start_kept else color
+                ax.plot(shown.bits, shown.divergence, marker, ms=size, mfc=face, mec=color, alpha=alpha, zorder=3)
+    for column, style in (("front_online", (0, (4, 2))), ("front", "-")):
+        line = part[part[column]]
+        ax.plot(line.bits, line.divergence, color=INK, lw=0.9, ls=style, zorder=1.5)
+    ax.set_title(f"{part.model.iloc[0]}\n{ROUNDED[part.rounded.iloc[0]]}")
+    ax.set_xlabel("stored bits per weight")
+    if first:
+        ax.set_ylabel(metric_label(DIVERGENCE).replace(" to ", "\nto ") + f"\n{part.dataset.iloc[0]}")
+
+
+def ticks(low: float, high: float) -> Sequence[float]:
+    return [tick for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= tick <= high]
+
+
+def legend(marks: pd.DataFrame) -> list[Line2D]:
+    """Build the legend of the marks and lines that occur."""
+    own, words = marks, {False: "without online operations", True: "with online operations"}
+    handles = [
+        Line2D([], [], ls="", marker=marker, color=color, label=words[online])
+        for online, (color, marker) in LOOKS.items()
+        if (own.online == online).any()
+    ]
+    handles.append(Line2D([], [], color=INK, lw=0.9, label="best without"))
+    if own.online.any():
+        handles.append(Line2D([], [], color=INK, lw=0.9, ls=(0, (4, 2)), label="best with"))
+    if own.start_kept.any():
+        handles.append(Line2D([], [], ls="", marker="o", color=INK, mfc="white", label=WORDS))
+    return handles

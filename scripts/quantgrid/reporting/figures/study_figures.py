@@ -38,6 +38,7 @@ from ..data.records import (
 from ..data.starts import HOLLOW, LEGEND
 from ..style import CONFIDENCE, HEIGHT, METADATA, MUTED, STYLE, WIDTH, metric, metric_label, value_label
 from .arrangement import arranged, in_every_panel, title
+from .differences import SUFFIX, differences, differs
 from .embedded import lean
 from .heatmap import draw_colorbars, draw_heatmap
 from .labels import fit
@@ -60,11 +61,13 @@ def points(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
     error), ``status``, ``reason``, ``start_kept`` (True if a training of the cell kept its start),
     ``baseline``, and the rank of each label (``_position``).
 
-    An axis that varies without a place in the spec splits panels if it is the model, else the
-    series.
+    A metric with paired differences to full precision is drawn as these (:mod:`.differences`). An axis
+    that varies without a place in the spec splits panels if it is the model, else the series; models
+    are the series of a log axis where nothing else is.
     """
     records, key = tidy(records), f"{spec.get('study', 'study')}: figure"
     name, dataset, x, series, panel = layout(records, spec.get("figure") or {}, key)
+    records = differences(records, name, dataset)
     check_one_cell_each(records, [x, *series, *panel], key)
     chosen = (records.metric == name) & (records.dataset == dataset)
     check_one_protocol(records[chosen], key)
@@ -107,7 +110,17 @@ def layout(records: pd.DataFrame, figure: Mapping[str, Any], key: str) -> tuple[
     )
     if len(datasets) > 1:
         raise ConfigError(f"{key}.dataset: metric '{figure['metric']}' has several, name one of {', '.join(datasets)}")
-    return figure["metric"], datasets[0], figure["x"], series, panel
+    name = figure["metric"]
+    absolute = metric(name).better and not metric(name).relative and not differs(records, name, datasets[0])
+    if panel == ["model"] and figure.get("scale") == "log" and not absolute and not varies(records, series):
+        panel, series = [], ["model"]
+    return name, datasets[0], figure["x"], series, panel
+
+
+def varies(records: pd.DataFrame, axes: list[str]) -> bool:
+    """Check whether the quantized cells have several values on some of these axes."""
+    quantized = records[~is_baseline(records)]
+    return any(quantized[axis].nunique() > 1 for axis in axes)
 
 
 def plot(records: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
@@ -116,7 +129,7 @@ def plot(records: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     marks, wanted = points(records, spec), spec["figure"]
     if marks.empty:
         raise ConfigError(f"{spec.get('study', 'study')}: figure: no cell has the metric '{wanted['metric']}'")
-    left_out = needless(marks, wanted)
+    left_out = needless(marks, wanted, paired(records, spec))
     hidden, marks = marks[left_out], marks[~left_out]
     places = arranged(marks, wanted.get("facet"))
     height, width = (1 + max(line) for line in zip(*places.values()))
@@ -146,9 +159,17 @@ def plot(records: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
 def value_name(records: pd.DataFrame, spec: Mapping[str, Any]) -> str:
     """Format the measured quantity with unit and dataset, and on a second line its better
     direction."""
-    name, dataset, *_ = layout(tidy(records), spec["figure"], "figure")
-    better = metric(name).better
-    return textwrap.fill(metric_label(name, dataset), 44) + (f"\n({better} is better)" if better else "")
+    records = tidy(records)
+    name, dataset, *_ = layout(records, spec["figure"], "figure")
+    better, suffix = metric(name).better, SUFFIX if differs(records, name, dataset) else ""
+    return textwrap.fill(metric_label(name, dataset) + suffix, 44) + (f"\n({better} is better)" if better else "")
+
+
+def paired(records: pd.DataFrame, spec: Mapping[str, Any]) -> bool:
+    """Check whether a figure draws paired differences to full precision."""
+    records = tidy(records)
+    name, dataset, *_ = layout(records, spec["figure"], "figure")
+    return differs(records, name, dataset)
 
 
 def series_name(records: pd.DataFrame, spec: Mapping[str, Any]) -> str:
@@ -200,14 +221,15 @@ def draw_legend(figure: Figure, scene: Scene) -> int:
 
 def caption(records: pd.DataFrame, spec: Mapping[str, Any]) -> str:
     """Write the caption of the figure for the report."""
-    marks, figure = points(records, spec), spec["figure"]
-    name, dataset, x, series, _ = layout(tidy(records), figure, "figure")
+    marks, figure, records = points(records, spec), spec["figure"], tidy(records)
+    name, dataset, x, series, _ = layout(records, figure, "figure")
     label, better = metric_label(name, dataset), metric(name).better
+    label += f"{SUFFIX} (paired)" if differs(records, name, dataset) else ""
     by = " and ".join(filter(None, (", ".join([x, *series][:-1]), [x, *series][-1])))
     parts = [f"{label[0].upper()}{label[1:]} by {by}" + (f"; {better} is better." if better else ".")]
     if marks.stderr.gt(0).any() and figure["kind"] != "heatmap":
         parts.append("Error bars are 95 % confidence intervals (±1.96 standard errors).")
-    drawn = marks.value[marks.baseline & ~needless(marks, figure)]
+    drawn = marks.value[marks.baseline & ~needless(marks, figure, differs(records, name, dataset))]
     if drawable(drawn, figure.get("scale") == "log").any() and figure["kind"] != "heatmap":
         parts.append(f"The dashed line is {FULL_PRECISION}.")
     if marks.start_kept.any():

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ...ground.errors import ConfigError
 from ...ground.places import ROOT
@@ -25,6 +26,7 @@ from ..claims.served import MEANING
 from ..data import costs, starts
 from ..data.records import AXES, is_baseline, tidy
 from ..style import metric, value_label
+from .cell_cards import values
 from .study_sections import StudySection, data_beside, data_uri, section
 
 TEMPLATE = ROOT / "workflow" / "report" / "report.html.j2"
@@ -44,6 +46,12 @@ CONTEXT = {
     "distributions": [],
     "claims": [],
     "overview": [],
+    "recommended": [],
+    "budget": "",
+    "reasons": [],
+    "fronts": [],
+    "cells": [],
+    "cards": {},
     "config": "",
 }
 DISTRIBUTIONS = (
@@ -83,8 +91,8 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
     protocol, versions and hashes (flat dicts), benchmarks (records of ``costs.read``), missing
     (dicts of cell, the axes, reason), losses (path of the figure of losses, .svg or .png),
     distributions (dicts of model, name, caption, path and links of a figure), claims (those of
-    ``findings.read``), overview (figures of ``page_context.overview``), config (a dict or its
-    text).
+    ``findings.read``), overview (figures of ``page_context.overview``), recommended, budget, reasons,
+    fronts, cells and cards (those of ``answer.answer``), config (a dict or its text).
     """
     unknown = sorted(set(context) - set(CONTEXT))
     if unknown:
@@ -104,6 +112,7 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         "mebibytes": mebibytes,
         "path": lambda path: quote(str(path), safe="/."),
     }
+    judged = full["claims"] = findings.judged(full["claims"])
     sections = [section(study, number) for number, study in enumerate(studies, 1)]
     return environment.get_template(template.name).render(
         **full,
@@ -113,8 +122,11 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         served_note=MEANING,
         distribution_figures=[{**figure, "image": data_uri(figure["path"])} for figure in full["distributions"]],
         distribution_note=DISTRIBUTIONS,
-        claim_models=findings.models(full["claims"]),
-        verdicts=findings.counts(full["claims"]),
+        claim_models=findings.models(judged),
+        verdicts=findings.counts(judged),
+        budgets=sorted({line["budget"] for line in full["recommended"]}, key=float),
+        filters=values(full["cells"]),
+        cards_json=Markup(json.dumps(full["cards"], ensure_ascii=False).replace("<", "\\u003c")),
         counts=counts(studies),
         problems=problems(studies, full["missing"]),
         starts=starts.lines([(study.spec.get("study", ""), study.records) for study in studies]),

@@ -17,7 +17,7 @@ from ..data import starts
 from ..data.records import AXES
 from ..figures import study_figures
 from ..style import metric_label, significant, value_label
-from ..tables import comparisons, study_tables, writers
+from ..tables import comparisons, parts, study_tables, writers
 
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}
 
@@ -49,8 +49,8 @@ def section(study: StudySection, number: int) -> dict[str, Any]:
         "image": "",
         "data": "",
         "numbers": "",
-        "table": None,
-        "comparison": None,
+        "tables": [],
+        "comparisons": [],
         "caption": "",
         "error": "",
         "published": [published_line(line) for line in study.published],
@@ -60,11 +60,12 @@ def section(study: StudySection, number: int) -> dict[str, Any]:
     try:
         table = study_tables.build(study.records, study.spec)
         result |= {
-            "table": table_content(table),
+            "tables": [table_content(part) for part in parts.parts(table)],
             "numbers": address("text/csv", writers.numbers(table).to_csv(index=False).encode()),
         }
         if study.compared is not None:
-            result["comparison"] = table_content(comparisons.table(study.compared, study.spec))
+            compared = comparisons.table(study.compared, study.spec)
+            result["comparisons"] = [table_content(part) for part in parts.parts(compared)]
         result["caption"] = study_figures.caption(study.records, study.spec) if study.spec.get("figure") else ""
         result |= {"image": data_uri(study.figure), "data": data_beside(study.figure)} if study.figure else {}
     except ConfigError as error:

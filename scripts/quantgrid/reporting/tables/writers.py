@@ -12,6 +12,7 @@ import pandas as pd
 from ...ground.errors import ConfigError
 from ...ground.storage import replacing, write_text
 from ..style import superscript
+from .parts import parts
 from .study_tables import Table, as_tuple
 
 
@@ -40,23 +41,27 @@ def write_csv(table: Table, path: str | Path) -> None:
 
 
 def markdown(table: Table) -> str:
-    """Format the table as GitHub Markdown with its notes."""
-    upper = [text for text, width in table.groups() for _ in range(width)]
-    heads = [
-        f"{text}<br>{label}" if label else text
-        for text, label in zip(map(escape_markdown, upper), map(escape_markdown, table.column_labels()))
-    ]
-    lines = [[*map(escape_markdown, table.rows), *heads], [":--"] * len(table.rows) + ["--:"] * len(heads)]
-    styles = {"best": "**{}**", "tied": "{} †", "missing": "{}", "": "{}"}
-    for labels, texts, marks in zip(table.row_labels(), table.display.values, table.marks.values):
-        cells = (styles.get(mark, f"{{}} <sup>{mark}</sup>").format(text) for text, mark in zip(texts, marks))
-        lines.append([*map(escape_markdown, labels), *cells])
+    """Format the table as GitHub Markdown, its parts below each other, with its notes."""
     notes = [
         table.note,
         *(f"<sup>{name}</sup> failed: {escape_markdown(reason)}" for name, reason in table.footnotes.items()),
     ]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    body = "\n\n".join(map(markdown_part, parts(table)))
     return f"**{escape_markdown(table.title)}**\n\n{body}\n\n" + "<br>\n".join(notes) + "\n"
+
+
+def markdown_part(table: Table) -> str:
+    """Format the columns of one part; the metric stands above them if an axis is in the columns."""
+    upper = [escape_markdown(text) for text, width in table.groups() for _ in range(width)]
+    labels = list(map(escape_markdown, table.column_labels()))
+    above = [f"{upper[0]}:", ""] if table.columns else []
+    heads = labels if table.columns else upper
+    lines = [[*map(escape_markdown, table.rows), *heads], [":--"] * len(table.rows) + ["--:"] * len(heads)]
+    styles = {"best": "**{}**", "tied": "{} †", "missing": "{}", "": "{}"}
+    for names, texts, marks in zip(table.row_labels(), table.display.values, table.marks.values):
+        cells = (styles.get(mark, f"{{}} <sup>{mark}</sup>").format(text) for text, mark in zip(texts, marks))
+        lines.append([*map(escape_markdown, names), *cells])
+    return "\n".join([*above, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def escape_markdown(text: str) -> str:
@@ -65,7 +70,27 @@ def escape_markdown(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """Format the table as a ``table`` environment for the booktabs package."""
+    """Format the table as a ``table`` environment for the booktabs package, its parts below each
+    other."""
+    notes = [
+        escape_latex(table.note),
+        *(rf"\textsuperscript{{{name}}} failed: {escape_latex(reason)}" for name, reason in table.footnotes.items()),
+    ]
+    label = re.sub("[^A-Za-z0-9:-]", "-", table.study)
+    head = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape_latex(table.title)}}}",
+        rf"\label{{tab:{label}}}",
+    ]
+    body = [line for piece in parts(table) for line in latex_part(piece)]
+    end = [r"\par\smallskip\footnotesize " + r" \\ ".join(notes), r"\end{table}"]
+    return "\n".join([*head, *body, *end]) + "\n"
+
+
+def latex_part(table: Table) -> list[str]:
+    """Format the columns of one part as a ``tabular`` environment."""
     groups, labels = table.groups(), table.column_labels()
     upper = [""] * len(table.rows) + [
         rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(text)}}}" for text, width in groups
@@ -85,21 +110,8 @@ def latex(table: Table) -> str:
         )
         cells = [before + text + after for text, (before, after) in styled]
         lines.append(join_latex([*map(escape_latex, names), *cells]))
-    notes = [
-        escape_latex(table.note),
-        *(rf"\textsuperscript{{{name}}} failed: {escape_latex(reason)}" for name, reason in table.footnotes.items()),
-    ]
-    label = re.sub("[^A-Za-z0-9:-]", "-", table.study)
-    head = [
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(table.title)}}}",
-        rf"\label{{tab:{label}}}",
-    ]
     tabular = rf"\begin{{tabular}}{{{'l' * len(table.rows)}{'r' * len(labels)}}}"
-    end = [r"\bottomrule", r"\end{tabular}", r"\par\smallskip\footnotesize " + r" \\ ".join(notes), r"\end{table}"]
-    return "\n".join([*head, tabular, r"\toprule", *lines, *end]) + "\n"
+    return [tabular, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\par\medskip"]
 
 
 def join_latex(cells: Iterable[str]) -> str:

@@ -1,0 +1,49 @@
+"""docs/reference/data.md names every column of the data files in their order, and every metric with
+its unit and better direction."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+import yaml
+
+import list_steps
+from checkouts import ROOT
+from quantgrid.reporting.data import collection
+from quantgrid.reporting.data.evaluation_rows import UNITS
+from quantgrid.reporting.style import METRICS
+from record_cases import FULL, GPTQ, RTN, evaluations
+
+PAGE = (ROOT / "docs" / "reference" / "data.md").read_text(encoding="utf-8")
+STUDY = list(collection.records(evaluations(FULL, RTN, GPTQ)).columns)
+SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text(encoding="utf-8"))
+
+
+def table(name: str) -> list[list[str]]:
+    """Rows of the table between the marks of ``name``, the first cell without its backticks."""
+    marked = re.search(rf"<!-- columns: {re.escape(name)} -->\n(.*?)<!-- end -->", PAGE, re.DOTALL)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in marked[1].splitlines()[2:]]
+    return [[line[0].strip("`"), *line[1:]] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("results.csv", list(collection.merge([pd.DataFrame(columns=STUDY)]).columns)),
+        ("studies", [column for column in STUDY if column.startswith("best_")]),
+        ("items", list(collection.items(evaluations(FULL, RTN)).columns)),
+        ("steps.csv", list(list_steps.COLUMNS)),
+    ],
+)
+def test_every_column_is_described_in_its_order(name, columns):
+    assert [line[0] for line in table(name)] == columns
+    assert all(len(line) == 4 for line in table(name))
+
+
+def test_every_metric_is_described_with_its_unit_and_direction():
+    lines = {line[0]: line[1:] for line in table("metrics")}
+    assert set(lines) == set(METRICS) >= set(SCHEMA["$defs"]["metric"]["enum"])
+    for name, (unit, better, *_) in lines.items():
+        assert (unit, better) == (UNITS.get(name, ""), METRICS[name].better), name
