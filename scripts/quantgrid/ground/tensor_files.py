@@ -49,7 +49,7 @@ def digest_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = blake3(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(_bytes_of(tensors[name]))
+        digest.update(_bytes_of(tensors[name]))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 
