@@ -2,7 +2,7 @@
 # Variables:
 #   CONFIG       a config file
 #   CORES        processor cores of a run
-#   WARM=1       fork jobs from a process with all imports done
+#   WARM=0       start every job in a fresh interpreter, not as a fork of one with all imports
 #   PROFILE      a folder of workflow/profiles
 #   STUDY        name of a study (table, figure)
 #   MODEL, BITS, CORPUS, DEPLOYMENT    of recommend and export
@@ -30,8 +30,9 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loa
 BENCH ?= fake_quantize low_rank online_rotation learning evaluation tasks jobs sequential gptq grid gpu
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 HASHED := --require-hashes --no-deps
+START = $(if $(filter 0,$(WARM)),--cold,$(if $(WARM),--warm))
 # Profiles other than the default set the number of cores themselves.
-WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(if $(WARM),--warm)
+WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(START)
 
 .PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend export clean-unused verify docs graph lint lock help
 
@@ -43,7 +44,7 @@ dry-run: $(VENV)/.installed  ## planned jobs of a run by rule, with an estimate 
 	$(WORKFLOW) --dry-run --quiet rules host $(ARGS)
 
 smoke: $(VENV)/.installed  ## every method and format once on the smallest reference model, in minutes
-	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) $(if $(filter Linux,$(shell uname)),--warm) $(ARGS)
+	$(BIN)/python scripts/run_workflow.py --configfile config/smoke.yaml --cores $(CORES) $(START) $(ARGS)
 
 table: $(VENV)/.installed  ## one table and what it needs: make table STUDY=formats
 	$(WORKFLOW) --table "$(STUDY)" $(ARGS)

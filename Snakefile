@@ -22,10 +22,6 @@ include: "workflow/rules/reporting.smk"
 include: "workflow/rules/overview.smk"
 
 
-if CACHE:
-    drop_benchmarks_of_cached_rules()
-
-
 rule all:
     """The whole run, from models to the report; the default."""
     default_target: True
@@ -71,8 +67,9 @@ rule figures:
 
 
 onstart:
-    # Before the first job: lock the results folder; stop if the largest jobs do not fit this machine.
+    # Before the first job: lock the results folder; predict the time; stop if the largest jobs do not fit this machine.
     take_lock()
+    forecast(planned_jobs(), runs_locally())
     preflight(planned_jobs(), runs_locally())
 
 

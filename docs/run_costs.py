@@ -29,7 +29,7 @@ def markdown(title: str, names: list[str], numbers: list[str], rows: list[list[s
 
 
 def costs(results: Path) -> str:
-    """Seconds and memory per rule, from Snakemake's benchmark files; processor time does
+    """Seconds and memory per rule, as the jobs recorded them; processor time does
     not grow with other work on the machine."""
     found = summary(read(results / "benchmarks"))
     rows = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import NumericalFailure
-from quantgrid.ground.storage import write_json
+from quantgrid.ground.storage import blake3_of, write_json
 from quantgrid.ground.tensor_files import TensorSpool
 from quantgrid.inference.linear import compute_device, compute_dtype
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
@@ -27,11 +27,19 @@ def recipe(job) -> Recipe:
     return Recipe(load_transform(job.transform), schemes, mitigation, job.statistics)
 
 
-def quantized(job) -> Quantized:
+def fingerprint(job, about) -> dict:
+    """Everything that decides the result: the specification, which has the digest of the code, and
+    the digests of the inputs; that of the model's provenance, which has those of its weights."""
+    return {"spec": job.spec, "inputs": about["inputs"], "model": blake3_of(Path(job.model, "provenance.json"))}
+
+
+def quantized(job, about) -> Quantized:
     """Quantize from cached statistics, or sequentially, with each layer's inputs taken from the
-    quantized layers before it. Packed layers are stored on disk until all are done."""
-    packed = TensorSpool(Path(job.checkpoint).parent)
+    quantized layers before it. Packed layers are stored on disk until all are done; sequentially,
+    an interrupted job goes on behind the last of them."""
+    folder = Path(job.checkpoint).parent
     if "propagation" not in job.spec:
+        packed = TensorSpool(folder)
         return quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"), packed)
     sequential = import_module(
         f"quantgrid.{job.spec['modules']['propagation']}"
@@ -40,8 +48,9 @@ def quantized(job) -> Quantized:
     how = sequential.Sequential.load(
         job.windows, dtype=compute_dtype(job.spec["compute"]["dtype"], device), device=device, **job.spec["propagation"]
     )
+    state = sequential.SequentialState(folder, fingerprint(job, about))
     return sequential.quantize_sequentially(
-        DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"), packed
+        DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"), state
     )
 
 
@@ -61,7 +70,7 @@ def main() -> None:
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
     about["trainings"] = outcomes.of_transform(job.transform)
     try:
-        done = quantized(job)
+        done = quantized(job, about)
         write_json(
             job.error,
             {
@@ -78,6 +87,8 @@ def main() -> None:
     except NumericalFailure as failure:
         write_json(job.error, {**about, "status": "failed", "reason": str(failure)})
         save_failed(job.checkpoint, job.manifest, about, str(failure))
+    for left in Path(job.checkpoint).parent.glob("sequential.*"):  # the state of a sequential quantization
+        left.unlink()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Run the script of a rule with a header in its log (rule, versions, seed) and a footer (seconds,
-peak memory). Every rule calls it.
+"""Run the script of a rule with a header in its log (rule, versions, seed), a footer (seconds, peak
+memory) and a record of both (`--costs`). Every rule calls it.
 
     python scripts/run_job.py quantize_model --spec JSON --model FOLDER ...
 
@@ -12,7 +12,6 @@ a process with all imports done (`quantgrid.jobs.fork_server`).
 import json
 import os
 import platform
-import resource
 import runpy
 import sys
 import time
@@ -20,17 +19,19 @@ from collections.abc import Collection
 from pathlib import Path
 
 from quantgrid.ground.errors import ConfigError
-from quantgrid.ground.storage import put_off, verified
+from quantgrid.ground.storage import put_off, verified, write_text
 from quantgrid.jobs import fork_server
 from quantgrid.jobs.integrity import verify, write_record
 from quantgrid.jobs.progress import FAILED_RESULT
 from quantgrid.jobs.shared_cache import CACHED_RULES, detach
 from quantgrid.machine.gpus import choose
+from quantgrid.machine.usage import COLD, WARM, Usage, begin, usage
 from quantgrid.plan.steps import OUTPUTS, REPORTS
 
 SCRIPTS = Path(__file__).resolve().parent
 # `first`: first file of a list that the script itself verifies
-NO_OUTPUTS_OF_STEPS = ("spec", "statements", "first")
+NO_OUTPUTS_OF_STEPS = ("spec", "statements", "first", "costs")
+OURS = ("verify", "costs")  # options that the script of a rule does not get
 
 
 def head(rule: str, spec: dict) -> str:
@@ -50,13 +51,9 @@ def head(rule: str, spec: dict) -> str:
     )
 
 
-def foot(begin: float) -> str:
-    """Format the footer: seconds since ``begin``, peak memory, and peak GPU memory if torch used a
-    GPU."""
-    said = (
-        f"{time.monotonic() - begin:.1f} s, "
-        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
-    )
+def foot(used: Usage) -> str:
+    """Format the footer: seconds, peak memory, and peak GPU memory if torch used a GPU."""
+    said = f"{used.seconds:.1f} s, peak memory {used.peak_mb:.0f} MiB"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         said += f", of the GPU {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
@@ -88,6 +85,17 @@ def named(words: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def passed_on(words: list[str]) -> list[str]:
+    """List the arguments of a job that its script reads: all options but ``OURS``."""
+    kept, ours = [], False
+    for word in words:
+        if word.startswith("--"):
+            ours = word[2:] in OURS
+        if not ours:
+            kept.append(word)
+    return kept
+
+
 def verify_inputs(given: dict[str, list[str]], outputs: Collection[str], threads: int) -> None:
     """Verify all input files of a job and log the time taken; model weights are verified when they
     are read."""
@@ -116,10 +124,7 @@ def compute(rule: str, words: list[str], spec: dict) -> None:
     verify_inputs(given, outputs, threads)
     if spec.get("compute", {}).get("device") in ("auto", "cuda"):
         choose()
-    sys.argv = [
-        str(SCRIPTS / f"{rule}.py"),
-        *(word for word in words if word not in ("--verify", *given.get("verify", ()))),
-    ]
+    sys.argv = [str(SCRIPTS / f"{rule}.py"), *passed_on(words)]
     runpy.run_path(sys.argv[0], run_name="__main__")
     made = [path for name in outputs for path in given.get(name, []) if os.path.exists(path)]
     if reason := failure([path for path in made if path.endswith(".json")]):
@@ -131,17 +136,21 @@ def compute(rule: str, words: list[str], spec: dict) -> None:
 
 def main() -> None:
     rule, *words = sys.argv[1:]
-    begin, spec = time.monotonic(), json.loads(words[words.index("--spec") + 1])
+    begun, start = begin(), WARM if fork_server.in_fork() else COLD
+    spec = json.loads(words[words.index("--spec") + 1])
     print(head(rule, spec), file=sys.stderr, flush=True)
     try:
         compute(rule, words, spec)
     except BaseException as error:
-        print(f"failed after {foot(begin)}", file=sys.stderr)
+        print(f"failed after {foot(usage(begun, start))}", file=sys.stderr)
         raise (SystemExit(f"{rule}: {error}") if isinstance(error, ConfigError) else error) from None
-    print(f"done in {foot(begin)}", file=sys.stderr)
+    used = usage(begun, start)
+    for path in named(words).get("costs", ()):
+        write_text(path, used.table())
+    print(f"done in {foot(used)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    if server := fork_server.connect():
-        raise SystemExit(fork_server.hand_over(server))
+    if (server := fork_server.connect()) and (status := fork_server.hand_over(server)) is not None:
+        raise SystemExit(status)
     main()

@@ -1,7 +1,7 @@
 """Run the workflow (`make run`): clean up after a driver that was killed, then exec `snakemake`.
 
     python scripts/run_workflow.py --configfile config/config.yaml --cores 2
-        [--profile NAME | --warm] [--table STUDY | --figure STUDY] [snakemake options]
+        [--profile NAME] [--warm | --cold] [--table STUDY | --figure STUDY] [snakemake options]
 
 A run holds the lock of its results folder (`quantgrid.jobs.locks`); a second run stops and names
 the first. Options with which Snakemake runs no job, such as --report and --summary, need no lock. A
@@ -43,6 +43,7 @@ ELSEWHERE = {
     "--profile",
 }
 DRY = {"-n", "--dry-run", "--dryrun"}
+IDLE = {"--touch", "-t", "--unlock"}  # Snakemake options that change the folder but run no job
 # Snakemake options that only print information and leave the results folder unchanged.
 TELLING = {
     "--report",
@@ -116,15 +117,29 @@ def logger_options(passed_on: list[str]) -> list[str]:
     return ["--logger", "quantgrid"]
 
 
+def why_cold(profile: str, passed_on: list[str]) -> str:
+    """Name what keeps the jobs of this run from being forks of one process; empty if they can be."""
+    if others := ELSEWHERE & {word.partition("=")[0] for word in passed_on}:
+        return min(others)
+    if ELSEWHERE & {f"--{key}" for key in read(PROFILES / profile / "config.yaml")}:
+        return f"profile {profile}"
+    return fork_server.why_not()
+
+
 def check_warm(profile: str, passed_on: list[str]) -> None:
-    """Raise :class:`ConfigError` if jobs run on other machines or with another Python: the fork
-    server cannot run them."""
-    others = ELSEWHERE & {word.partition("=")[0] for word in passed_on}
-    if profile != "default" or others:
+    """Raise :class:`ConfigError` if the jobs of this run cannot start warm."""
+    if reason := why_cold(profile, passed_on):
         raise ConfigError(
-            "--warm requires jobs on this machine and in this environment; it does not work with "
-            f"{others.pop() if others else f'profile {profile}'}"
+            f"--warm requires jobs on this machine and in this environment; it does not work with {reason}"
         )
+
+
+def warm_up(profile: str, passed_on: list[str], marks: dict[str, str]) -> None:
+    """Start the server that jobs are forked from, or say why they start cold."""
+    if reason := why_cold(profile, passed_on):
+        print(f"quantgrid: jobs start cold, with their own imports: no warm start with {reason}", file=sys.stderr)
+    else:
+        fork_server.start({**KEEP_FREED, **marks})
 
 
 def clear_up(folder: str, snakemake: list[str]) -> None:
@@ -147,7 +162,7 @@ def clear_up(folder: str, snakemake: list[str]) -> None:
 def prepare(
     known: argparse.Namespace, passed_on: list[str], results: str, marks: dict[str, str], snakemake: list[str]
 ) -> None:
-    """Lock the results folder, name it in ``marks``, clean up, start the server of ``--warm``.
+    """Lock the results folder, name it in ``marks``, clean up, and warm up unless ``--cold``.
 
     Raises :class:`ConfigError` if another run is active. `--unlock` takes no lock but cleans up as
     well; an active run keeps its lock.
@@ -157,8 +172,8 @@ def prepare(
         hold(results)
         marks[HELD] = os.path.abspath(results)
     clear_up(marks[FOLDER], snakemake)
-    if known.warm and not unlocks:
-        fork_server.start({**KEEP_FREED, **marks})
+    if not (known.cold or asked(IDLE, passed_on)):
+        warm_up(known.profile, passed_on, marks)
 
 
 def main() -> None:
@@ -167,7 +182,11 @@ def main() -> None:
     )
     parser.add_argument("--configfile", default="config/config.yaml")
     parser.add_argument("--profile", default="default", metavar="NAME", help="a folder of workflow/profiles")
-    parser.add_argument("--warm", action="store_true", help="fork jobs from a process with all imports done")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--warm", action="store_true", help="fork jobs from a process with all imports done: the default where it works"
+    )
+    start.add_argument("--cold", action="store_true", help="start every job in a fresh interpreter")
     parser.add_argument("--table", metavar="STUDY")
     parser.add_argument("--figure", metavar="STUDY")
     known, passed_on = parser.parse_known_args()

@@ -31,7 +31,6 @@ RESULT_FILES = (
     "number-lines.*",
     "residual-error.*",
 )
-WARM = ["--warm"] * (sys.platform == "linux")  # the start that takes least time, where there is one
 LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 
 

@@ -59,6 +59,10 @@ SCHEMA_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         lambda c: c["evaluate"].update(perplexities=["docs"]),
         ["evaluate: unknown key 'perplexities' - did you mean 'perplexity'?"],
     ),
+    "word of batch_size": (
+        lambda c: c.update(evaluation={"batch_size": "most"}),
+        ["evaluation.batch_size: 'most' is not accepted; expected a number, or auto"],
+    ),
     "key of evaluation": (
         lambda c: c.update(evaluation={"batchsize": 3}),
         ["evaluation: unknown key 'batchsize' - did you mean 'batch_size'?"],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-from checkouts import RESULT_FILES, WARM, Checkout, one_cell
+from checkouts import RESULT_FILES, Checkout, one_cell
 
 if TYPE_CHECKING:
     from family_cases import FamilyModel
@@ -48,13 +48,13 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout in which the smoke config ran from nothing to its report. Tests outside of
     test_workflow.py read it or take a copy."""
-    return Checkout(made_once(tmp_path_factory, "smoke", lambda folder: Checkout.make(folder).run("smoke", *WARM)))
+    return Checkout(made_once(tmp_path_factory, "smoke", lambda folder: Checkout.make(folder).run("smoke")))
 
 
 @pytest.fixture(scope="session")
 def one_cell_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Result files of a run of the smoke config, reduced to one cell, on this machine."""
-    folder = made_once(tmp_path_factory, "one-cell", lambda folder: one_cell(Checkout.make(folder)).run("smoke", *WARM))
+    folder = made_once(tmp_path_factory, "one-cell", lambda folder: one_cell(Checkout.make(folder)).run("smoke"))
     return Checkout(folder).contents("results-smoke", *RESULT_FILES)
 
 

@@ -1,7 +1,7 @@
 """kill -9 of the driver and of jobs at random moments of a run: what `make stress` calls, and a
 short version in the tests.
 
-    python tests/kill_at_random.py [--moments 30] [--seed 1] [--warm]
+    python tests/kill_at_random.py [--moments 30] [--seed 1] [--cold]
 
 Runs the smoke config once in peace, then with kills until their number is reached, from nothing
 again whenever it completes before. After every completed run the results have to be the bytes of
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--longest", type=float, default=20, help="seconds between two kills at most")
-    parser.add_argument("--warm", action="store_true", help="with a warm start")
+    parser.add_argument("--cold", action="store_true", help="every job a fresh interpreter")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         peaceful, checkout = (Checkout.make(Path(folder) / name) for name in ("peaceful", "killed"))
@@ -96,7 +96,7 @@ def main() -> None:
         peaceful.run("smoke")
         expected, killed = peaceful.contents(results, *RESULT_FILES), Counter()
         for what in kills(
-            checkout, "smoke", given.moments, given.seed, given.longest, expected, results, *["--warm"] * given.warm
+            checkout, "smoke", given.moments, given.seed, given.longest, expected, results, *["--cold"] * given.cold
         ):
             killed[what] += 1
             print(f"{killed.total():3d} killed: {what}", flush=True)

@@ -143,7 +143,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     }
     config |= {"keep_checkpoints": True, "report": {"distributions": ["none", "smoothquant"]}}
     checkout.write_config(config, "smoke")
-    checkout.run("smoke", "--warm")
+    checkout.run("smoke")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(checkout.folder)
         yield Run(checkout)
@@ -291,6 +291,6 @@ def test_a_run_ends_with_the_file_the_report_is_there_and_a_repair_leads_back_to
     assert run.checkout.contents(RESULTS, "evaluations/**/*.json") != {}, "nothing else is lost"
     deleted = repair(audit(run.plan))
     assert {str(evaluation), str(statistics), str(check)} < set(deleted)
-    run.checkout.run("smoke", "--warm")
+    run.checkout.run("smoke")
     assert run.checkout.contents(RESULTS, *RESULT_FILES) == run.contents
     assert not audit(run.plan).damaged

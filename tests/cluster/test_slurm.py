@@ -86,10 +86,27 @@ def log_of(checkout: Checkout) -> str:
     return (checkout.folder / "smoke.log").read_text()[-6000:]
 
 
+def names(checkout: Checkout) -> list[str]:
+    """Names in the queue of the Slurm jobs of a checkout, ended ones too."""
+    command = ["squeue", "--noheader", "--states", "all", "--format", "%j|%Z"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line.split("|") for line in done.stdout.splitlines()]
+    return sorted(name for name, folder in lines if folder == str(checkout.folder))
+
+
 def test_slurm_gives_the_bytes_of_a_local_run(checkout: Checkout, one_cell_results: dict[str, bytes]):
+    """Its jobs are called after what they do, and the log of the run says what concerns a reader."""
     output = checkout.run("smoke", "--profile", "slurm", *OPTIONS)
     submitted = output.count("has been submitted with SLURM jobid")
     assert submitted == 1 + 1 + 1 + 1 + 2, "gate, calibration, transform, reference, two for the cell"
+    model = "reference-1m-planted"
+    cells = [f"cell:{model}/{cell}" for cell in ("none/gptq/channel/int4", "none/none/-/bf16")]
+    rest = [f"calibrate_model:{model}/default", f"evaluate_reference:{model}/docs"]
+    rest += [f"fit_transform:{model}/none/any", f"gate_model:{model}"]
+    assert names(checkout) == sorted([*cells, *rest])
+    assert re.search(rf"\(log: \S+/slurm_logs/\w+/{model}/none/gptq/channel/int4/\d+\.log\)", output)
+    assert "trying to guess" not in output and "default account" in output
+    assert re.search(r"(\d+)/\1 steps, 2/2 cells\b(?!.*steps)", output, re.DOTALL)
     assert checkout.contents(RESULTS, *RESULT_FILES) == one_cell_results
     assert not queued(str(checkout.folder))
 

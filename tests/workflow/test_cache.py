@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from checkouts import WARM, Checkout
+from checkouts import Checkout
 from quantgrid.ground.errors import ConfigError
 from quantgrid.jobs.integrity import verify, write_record
 from quantgrid.jobs.shared_cache import detach
@@ -92,7 +92,7 @@ def prepared(folder: Path, **alpha: float) -> tuple[Checkout, str]:
     config["studies"] = {"methods": {**config["studies"]["methods"], **study}}
     config["report"] = {}
     checkout.write_config(config, "smoke")
-    return checkout, checkout.run("smoke", *WARM, "--until", "fit_transform")
+    return checkout, checkout.run("smoke", "--until", "fit_transform")
 
 
 def damaged_is_noticed(checkout: Checkout, cache: Path) -> None:
@@ -102,13 +102,13 @@ def damaged_is_noticed(checkout: Checkout, cache: Path) -> None:
     entry = link.resolve()
     content = entry.read_bytes()
     entry.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    output = checkout.run("smoke", *WARM, "--until", "quantize_model", ok=False)
+    output = checkout.run("smoke", "--until", "quantize_model", ok=False)
     said = f"calibrate_model wrote; delete {link.relative_to(checkout.folder)} and "
     assert said in output and f"and {entry} and run again" in output, output[-4000:]
     errors = "evaluations/*/*/rtn/*/*/error/*.json"
     assert not checkout.contents(RESULTS, errors), "no cell was computed from it"
     entry.unlink()
-    checkout.run("smoke", *WARM, "--until", "quantize_model")
+    checkout.run("smoke", "--until", "quantize_model")
     assert (
         entry.read_bytes() == content and entry.is_relative_to(cache) and len(checkout.contents(RESULTS, errors)) == 3
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from checkouts import WARM, Checkout
+from checkouts import Checkout
 from family_models import build
 from quantgrid.config import registry
 from quantgrid.config.grid import expand_studies
@@ -62,7 +62,7 @@ def finished(tmp_path_factory) -> tuple[Checkout, Path]:
         shutil.copyfile(BUILTIN / "reference-1m" / name, folder / name)
     checkout = Checkout.make(tmp_path_factory.mktemp("run") / "checkout")
     checkout.write_config(on_experts(checkout.config(), folder), "experts")
-    checkout.run("experts", *WARM)
+    checkout.run("experts")
     return checkout, checkout.folder / "results-experts"
 
 

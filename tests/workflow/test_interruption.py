@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from checkouts import RESULT_FILES, WARM, Checkout, running_jobs
+from checkouts import RESULT_FILES, Checkout, running_jobs
 from kill_at_random import kills
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     checkout = Checkout.make(tmp_path_factory.mktemp("uninterrupted") / "quantgrid")
     checkout.write_config(small(checkout.config()), "smoke")
-    checkout.run("smoke", *WARM)
+    checkout.run("smoke")
     return checkout
 
 
@@ -58,10 +58,10 @@ def fresh(uninterrupted: Checkout, folder: Path) -> Checkout:
     return checkout
 
 
-def kill_driver_when(checkout: Checkout, reached: Callable[[], bool]) -> None:
+def kill_driver_when(checkout: Checkout, reached: Callable[[], bool], *options: str) -> None:
     """Kill the driver with -9, one of its jobs held so that it is certainly still there for the
     next run."""
-    driver = checkout.start("smoke")
+    driver = checkout.start("smoke", *options)
     wait_for(lambda: reached() and any(stopped(pid) for pid in running_jobs(checkout.folder)))
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
@@ -77,16 +77,23 @@ def stopped(pid: int, with_signal: int = signal.SIGSTOP) -> bool:
 
 
 @pytest.mark.parametrize(
-    "folder", ["quantized", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("models", "evaluations"))]
+    ("folder", "options"),
+    [
+        ("quantized", []),
+        pytest.param("models", ["--cold"], marks=pytest.mark.nightly),
+        pytest.param("evaluations", ["--cold"], marks=pytest.mark.nightly),
+    ],
 )
-def test_a_killed_driver_leaves_no_trace_in_the_results(uninterrupted: Checkout, tmp_path: Path, folder: str):
+def test_a_killed_driver_leaves_no_trace_in_the_results(
+    uninterrupted: Checkout, tmp_path: Path, folder: str, options: list[str]
+):
     """kill -9 in three stages of the run: the next run ends the orphans, needs no manual unlock,
     and ends in the same bytes."""
     checkout = fresh(uninterrupted, tmp_path / "quantgrid")
-    kill_driver_when(checkout, lambda: any((checkout.folder / RESULTS / folder).rglob("*.*")))
+    kill_driver_when(checkout, lambda: any((checkout.folder / RESULTS / folder).rglob("*.*")), *options)
     assert running_jobs(checkout.folder), "the jobs of a killed driver go on; the next run has to end them"
     orphans = set(running_jobs(checkout.folder))
-    output = checkout.run("smoke", *WARM)
+    output = checkout.run("smoke")
     assert "of a run that was killed" in output
     assert not orphans & set(running_jobs(checkout.folder))
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
@@ -101,12 +108,12 @@ def test_a_killed_job_fails_alone_and_the_next_run_completes(uninterrupted: Chec
     assert list(results.glob("evaluations/*/*/*/*/*/perplexity/*/*.json")), "the other cells go on"
     partial = (results / "report.partial.html").read_text()
     assert "not computed" in partial
-    checkout.run("smoke", *WARM)
+    checkout.run("smoke")
     assert not (results / "report.partial.html").exists()
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
 
 
-@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.nightly), ["--warm"]], ids=["fresh", "warm"])
+@pytest.mark.parametrize("options", [pytest.param(["--cold"], marks=pytest.mark.nightly), []], ids=["cold", "warm"])
 def test_three_kills_at_random_moments_leave_the_same_bytes(
     uninterrupted: Checkout, tmp_path: Path, options: list[str]
 ):
@@ -139,7 +146,7 @@ def test_nan_in_one_model_fails_its_cells_alone(uninterrupted: Checkout, tmp_pat
     config["models"]["broken"] = {"source": "local", "path": "broken"}
     config["studies"]["methods"]["models"] = ["reference-1m-planted", "broken"]
     checkout.write_config(config, "smoke")
-    output = checkout.run("smoke", *WARM)
+    output = checkout.run("smoke")
     assert "the result is a failure: " in output and re.search(r"cells \(\d+ failed\)", output), (
         "said while it runs, not in the report alone"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from checkouts import ROOT, WARM, Checkout
+from checkouts import ROOT, Checkout
 from quantgrid.config.shown_transforms import FIGURES
 from selection import others_slow
 
@@ -337,7 +337,7 @@ def test_a_new_transform_is_one_file_one_line_and_one_name(smoke: Checkout, tmp_
     config["studies"]["methods"]["also"].append({"transforms": ["scaled_hadamard"], "mitigations": ["gptq"]})
     checkout.write_config(config, "smoke")
     assert cells_of(checkout.planned("smoke"), "quantize_model") == {("scaled_hadamard", "gptq", "int4")}
-    checkout.run("smoke", *WARM)
+    checkout.run("smoke")
     assert "scaled_hadamard" in (checkout.folder / RESULTS / "tables" / "methods.csv").read_text()
     assert "scaled_hadamard" in (checkout.folder / RESULTS / "figures" / "methods.csv").read_text()
     value = {

@@ -10,9 +10,7 @@ rule evaluate_reference:
         reference=f"{RESULTS}/references/{{model}}/{{corpus}}/{{key}}.safetensors",
         digest=f"{RESULTS}/digests/evaluate_reference/{{model}}/{{corpus}}/{{key}}.json",
     log:
-        PLAN.log("evaluate_reference"),
-    benchmark:
-        PLAN.benchmark("evaluate_reference")
+        **PLAN.logs("evaluate_reference"),
     priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT
@@ -34,9 +32,7 @@ rule check_baseline:
         result=f"{RESULTS}/checks/{{model}}.json",
         digest=f"{RESULTS}/digests/check_baseline/{{model}}.json",
     log:
-        PLAN.log("check_baseline"),
-    benchmark:
-        PLAN.benchmark("check_baseline")
+        **PLAN.logs("check_baseline"),
     priority: 20  # failures stop the run early
     localrule: True
     conda:
@@ -56,9 +52,7 @@ rule gate_model:
         result=f"{RESULTS}/gates/{{model}}/{{key}}.json",
         digest=f"{RESULTS}/digests/gate_model/{{model}}/{{key}}.json",
     log:
-        PLAN.log("gate_model"),
-    benchmark:
-        PLAN.benchmark("gate_model")
+        **PLAN.logs("gate_model"),
     priority: 20  # failures stop the run early
     conda:
         ENVIRONMENT
@@ -80,9 +74,7 @@ rule evaluate_perplexity:
         result=f"{RESULTS}/evaluations/{CELL}/perplexity/{{corpus}}/{{key}}.json",
         digest=f"{RESULTS}/digests/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.json",
     log:
-        PLAN.log("evaluate_perplexity"),
-    benchmark:
-        PLAN.benchmark("evaluate_perplexity")
+        **PLAN.logs("evaluate_perplexity"),
     priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT
@@ -104,9 +96,7 @@ rule measure_residual_error:
         result=f"{RESULTS}/evaluations/{CELL}/residual_error/{{corpus}}/{{key}}.json",
         digest=f"{RESULTS}/digests/measure_residual_error/{CELL}/{{corpus}}/{{key}}.json",
     log:
-        PLAN.log("measure_residual_error"),
-    benchmark:
-        PLAN.benchmark("measure_residual_error")
+        **PLAN.logs("measure_residual_error"),
     priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT
@@ -128,9 +118,7 @@ rule evaluate_tasks:
         result=f"{RESULTS}/evaluations/{CELL}/tasks/{{key}}.json",
         digest=f"{RESULTS}/digests/evaluate_tasks/{CELL}/{{key}}.json",
     log:
-        PLAN.log("evaluate_tasks"),
-    benchmark:
-        PLAN.benchmark("evaluate_tasks")
+        **PLAN.logs("evaluate_tasks"),
     priority: 10  # frees the disk space of evaluated checkpoints
     conda:
         ENVIRONMENT

@@ -10,9 +10,7 @@ rule export_model:
         folder=directory(f"{RESULTS}/exports/{CELL}/{{to}}/{{key}}"),
         digest=f"{RESULTS}/digests/export_model/{CELL}/{{to}}/{{key}}.json",
     log:
-        PLAN.log("export_model"),
-    benchmark:
-        PLAN.benchmark("export_model")
+        **PLAN.logs("export_model"),
     priority: 10  # frees the disk space of exported checkpoints
     conda:
         ENVIRONMENT

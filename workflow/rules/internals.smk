@@ -71,8 +71,26 @@ def planned_jobs():
     ]
 
 
-def drop_benchmarks_of_cached_rules():
-    """Remove the benchmark of rules whose outputs may come from a shared cache, as Snakemake requires."""
-    for cached in workflow.rules:
-        if cached.cache and cached.cache.output:
-            cached._benchmark = None
+def name_slurm_jobs(title, for_all_jobs):
+    """Call Slurm jobs after what they do, in the queue and in the folder of their logs.
+
+    ``title``: steps (rule, wildcards) -> name; ``for_all_jobs``: query by name -> query of all jobs of the user.
+    """
+    plugin = sys.modules.get("snakemake_executor_plugin_slurm")
+    if plugin is None or hasattr(plugin, "named_by_quantgrid"):
+        return
+
+    def named(job):
+        jobs = job.jobs if job.is_group() else [job]
+        return title((each.rule.name, dict(each.wildcards.items())) for each in jobs)
+
+    try:
+        squeue = for_all_jobs(plugin.query_job_status_squeue, " --me")
+        sacct = for_all_jobs(plugin.query_job_status_sacct)
+    except (AttributeError, ValueError) as error:
+        sys.stderr.write(f"quantgrid: the Slurm plugin names its jobs itself: {error}\n")
+        return
+    plugin.named_by_quantgrid, submit = True, plugin.get_submit_command
+    plugin.query_job_status_squeue, plugin.query_job_status_sacct = squeue, sacct
+    plugin.get_job_wildcards = lambda job: named(job).partition(":")[2]
+    plugin.get_submit_command = lambda job, about, **others: submit(job, about | {"run_uuid": named(job)}, **others)

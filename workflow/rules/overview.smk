@@ -12,9 +12,7 @@ rule evaluate_claims:
         claims=f"{RESULTS}/claims.csv",
         digest=f"{RESULTS}/digests/evaluate_claims/all.json",
     log:
-        PLAN.log("evaluate_claims"),
-    benchmark:
-        PLAN.benchmark("evaluate_claims")
+        **PLAN.logs("evaluate_claims"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -36,7 +34,7 @@ rule plot_pareto:
         csv=f"{RESULTS}/pareto.csv",
         digest=f"{RESULTS}/digests/plot_pareto/all.json",
     log:
-        PLAN.log("plot_pareto"),
+        **PLAN.logs("plot_pareto"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -55,7 +53,7 @@ rule plot_number_lines:
         csv=f"{RESULTS}/number-lines.csv",
         digest=f"{RESULTS}/digests/plot_number_lines/all.json",
     log:
-        PLAN.log("plot_number_lines"),
+        **PLAN.logs("plot_number_lines"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -79,7 +77,7 @@ if LOSSES:
             csv=f"{RESULTS}/learning.csv",
             digest=f"{RESULTS}/digests/plot_losses/all.json",
         log:
-            PLAN.log("plot_losses"),
+            **PLAN.logs("plot_losses"),
         localrule: True
         conda:
             ENVIRONMENT
@@ -103,7 +101,7 @@ if DISTRIBUTIONS:
             csv=collect(f"{RESULTS}/distributions/{{model}}/{{figure}}.csv", figure=FIGURES, allow_missing=True),
             digest=f"{RESULTS}/digests/plot_distributions/{{model}}.json",
         log:
-            PLAN.log("plot_distributions"),
+            **PLAN.logs("plot_distributions"),
         localrule: True
         conda:
             ENVIRONMENT
@@ -127,7 +125,7 @@ if RESIDUAL_ERRORS:
             csv=f"{RESULTS}/residual-error.csv",
             digest=f"{RESULTS}/digests/plot_residual_error/all.json",
         log:
-            PLAN.log("plot_residual_error"),
+            **PLAN.logs("plot_residual_error"),
         localrule: True
         conda:
             ENVIRONMENT

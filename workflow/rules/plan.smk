@@ -2,7 +2,7 @@
 # Jobs run as `python scripts/run_job.py <rule>` with the interpreter of Snakemake, or with that of
 # a conda environment.
 #
-# Every rule writes its log, benchmark, conda, threads and resources out; the values come from the
+# Every rule writes its logs, conda, threads and resources out; the values come from the
 # plan and the helpers below. Inheritance by `use rule` would save the line `conda` alone:
 # docs/decisions/0004-shell-rules-with-specifications.md has the reasons.
 
@@ -22,6 +22,8 @@ from quantgrid.ground.errors import ConfigError
 from quantgrid.plan.estimates import CPU, GPU, Estimate
 from quantgrid.plan.baseline_checks import BaselineChecks
 from quantgrid.jobs.locks import hold
+from quantgrid.jobs.progress import predict
+from quantgrid.jobs import slurm_names
 from quantgrid.plan.pipeline import Plan
 from quantgrid.plan.preflight import crowded, in_memory, made_again, needs, require_room
 from quantgrid.config.shown_transforms import FIGURES
@@ -92,17 +94,19 @@ def limits(rule):
 def command(rule, reads="", verify="", **others):
     """Build the shell command of a rule, one option per line.
 
-    ``--name path`` for each input in ``reads`` and each output; the specification is last.
+    ``--name path`` for each input in ``reads`` and each output; then the record of the costs; the specification
+    is last.
 
     ``verify``: inputs to verify that the script does not read. ``others``: options with their values.
     """
     options = {name: f"{{input.{name}:q}}" for name in reads.split()} | others
     options |= {"verify": " ".join(f"{{input.{name}:q}}" for name in verify.split())} if verify else {}
-    options |= {name: f"{{output.{name}:q}}" for name in outputs_of(rule)} | {"spec": "{params.spec:q}"}
+    options |= {name: f"{{output.{name}:q}}" for name in outputs_of(rule)}
+    options |= {"costs": "{log.costs:q}", "spec": "{params.spec:q}"}
     lines = [
         f'python "$QUANTGRID_SCRIPTS/run_job.py" {rule}',
         *(f"--{name} {value}" for name, value in options.items()),
-        "> {log:q} 2>&1",
+        "> {log.text:q} 2>&1",
     ]
     return " \\\n    ".join(lines)
 
@@ -115,6 +119,14 @@ def gates_of(wildcards):
 def packed(path):
     """Declare the output of a packed checkpoint: temporary, unless the config keeps checkpoints."""
     return path if KEEP else temp(path)
+
+
+def forecast(jobs, local):
+    """Predict the seconds of all ``jobs``, from which the log of the run estimates the time left."""
+    on_gpu = local and not in_memory(PLAN, local)
+    machines = {rule: GPU if on_gpu or asks_for_gpu(rule) else CPU for rule, _, _ in jobs}
+    named = [(rule, dict(wildcards.items())) for rule, wildcards, _ in jobs]
+    predict((rule, wildcards, ESTIMATE.seconds_of(rule, wildcards, machines[rule])) for rule, wildcards in named)
 
 
 def preflight(jobs, local):
@@ -143,6 +155,8 @@ def take_lock():
 
 if is_module() and not is_dry_run():
     take_lock()  # Snakemake does not run onstart of a module
+if is_driver():
+    name_slurm_jobs(slurm_names.title, slurm_names.for_all_jobs)
 
 
 wildcard_constraints:

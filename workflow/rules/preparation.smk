@@ -8,9 +8,7 @@ rule fetch_model:
         folder=directory(f"{RESULTS}/models/{{model}}/{{key}}"),
         digest=f"{RESULTS}/digests/fetch_model/{{model}}/{{key}}.json",
     log:
-        PLAN.log("fetch_model"),
-    benchmark:
-        PLAN.benchmark("fetch_model")
+        **PLAN.logs("fetch_model"),
     cache: CACHE
     localrule: True
     conda:
@@ -32,9 +30,7 @@ rule tokenize_corpus:
         windows=f"{RESULTS}/corpora/{{model}}/{{corpus}}/{{key}}.safetensors",
         digest=f"{RESULTS}/digests/tokenize_corpus/{{model}}/{{corpus}}/{{key}}.json",
     log:
-        PLAN.log("tokenize_corpus"),
-    benchmark:
-        PLAN.benchmark("tokenize_corpus")
+        **PLAN.logs("tokenize_corpus"),
     cache: CACHE
     localrule: True
     conda:
@@ -56,9 +52,7 @@ rule calibrate_model:
         statistics=f"{RESULTS}/calibration/{{model}}/{{calibration}}/{{key}}/statistics.safetensors",
         digest=f"{RESULTS}/digests/calibrate_model/{{model}}/{{calibration}}/{{key}}.json",
     log:
-        PLAN.log("calibrate_model"),
-    benchmark:
-        PLAN.benchmark("calibrate_model")
+        **PLAN.logs("calibrate_model"),
     cache: CACHE
     conda:
         ENVIRONMENT

@@ -12,9 +12,7 @@ rule fit_transform:
         losses=f"{RESULTS}/transforms/{{model}}/{{transform}}/{{target}}/{{key}}/losses.csv",
         digest=f"{RESULTS}/digests/fit_transform/{{model}}/{{transform}}/{{target}}/{{key}}.json",
     log:
-        PLAN.log("fit_transform"),
-    benchmark:
-        PLAN.benchmark("fit_transform")
+        **PLAN.logs("fit_transform"),
     cache: CACHE
     conda:
         ENVIRONMENT
@@ -36,9 +34,7 @@ rule gate_transform:
         result=f"{RESULTS}/gates/{{model}}/{{transform}}/{{key}}.json",
         digest=f"{RESULTS}/digests/gate_transform/{{model}}/{{transform}}/{{key}}.json",
     log:
-        PLAN.log("gate_transform"),
-    benchmark:
-        PLAN.benchmark("gate_transform")
+        **PLAN.logs("gate_transform"),
     priority: 20  # failures stop the run early
     conda:
         ENVIRONMENT
@@ -59,9 +55,7 @@ rule measure_distributions:
         distribution=f"{RESULTS}/distributions/{{model}}/{{transform}}/{{target}}/{{key}}.json",
         digest=f"{RESULTS}/digests/measure_distributions/{{model}}/{{transform}}/{{target}}/{{key}}.json",
     log:
-        PLAN.log("measure_distributions"),
-    benchmark:
-        PLAN.benchmark("measure_distributions")
+        **PLAN.logs("measure_distributions"),
     conda:
         ENVIRONMENT
     threads: PLAN.threads("measure_distributions")
@@ -88,9 +82,7 @@ rule quantize_model:
         error=f"{RESULTS}/evaluations/{CELL}/error/{{key}}.json",
         digest=f"{RESULTS}/digests/quantize_model/{CELL}/{{key}}.json",
     log:
-        PLAN.log("quantize_model"),
-    benchmark:
-        PLAN.benchmark("quantize_model")
+        **PLAN.logs("quantize_model"),
     conda:
         ENVIRONMENT
     threads: PLAN.threads("quantize_model")
@@ -121,9 +113,7 @@ rule train_mitigation:
         error=f"{RESULTS}/evaluations/{CELL}/training/{{key}}.json",
         digest=f"{RESULTS}/digests/train_mitigation/{CELL}/{{key}}.json",
     log:
-        PLAN.log("train_mitigation"),
-    benchmark:
-        PLAN.benchmark("train_mitigation")
+        **PLAN.logs("train_mitigation"),
     conda:
         ENVIRONMENT
     threads: PLAN.threads("train_mitigation")

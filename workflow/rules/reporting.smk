@@ -20,9 +20,7 @@ rule collect_study:
         samples=f"{RESULTS}/studies/{{study}}.items.parquet",
         digest=f"{RESULTS}/digests/collect_study/{{study}}.json",
     log:
-        PLAN.log("collect_study"),
-    benchmark:
-        PLAN.benchmark("collect_study")
+        **PLAN.logs("collect_study"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -43,9 +41,7 @@ rule collect_results:
         cells=f"{RESULTS}/cells.csv",
         digest=f"{RESULTS}/digests/collect_results/all.json",
     log:
-        PLAN.log("collect_results"),
-    benchmark:
-        PLAN.benchmark("collect_results")
+        **PLAN.logs("collect_results"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -61,7 +57,7 @@ rule list_steps:
         steps=f"{RESULTS}/steps.csv",
         digest=f"{RESULTS}/digests/list_steps/all.json",
     log:
-        PLAN.log("list_steps"),
+        **PLAN.logs("list_steps"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -82,9 +78,7 @@ rule tabulate_study:
         tex=f"{RESULTS}/tables/{{study}}.tex",
         digest=f"{RESULTS}/digests/tabulate_study/{{study}}.json",
     log:
-        PLAN.log("tabulate_study"),
-    benchmark:
-        PLAN.benchmark("tabulate_study")
+        **PLAN.logs("tabulate_study"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -106,9 +100,7 @@ rule compare_study:
         tex=f"{RESULTS}/comparisons/{{study}}.tex",
         digest=f"{RESULTS}/digests/compare_study/{{study}}.json",
     log:
-        PLAN.log("compare_study"),
-    benchmark:
-        PLAN.benchmark("compare_study")
+        **PLAN.logs("compare_study"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -130,9 +122,7 @@ rule plot_study:
         csv=f"{RESULTS}/figures/{{study}}.csv",
         digest=f"{RESULTS}/digests/plot_study/{{study}}.json",
     log:
-        PLAN.log("plot_study"),
-    benchmark:
-        PLAN.benchmark("plot_study")
+        **PLAN.logs("plot_study"),
     localrule: True
     conda:
         ENVIRONMENT
@@ -162,7 +152,7 @@ rule build_report:
         report=f"{RESULTS}/report.html",
         digest=f"{RESULTS}/digests/build_report/all.json",
     log:
-        PLAN.log("build_report"),
+        **PLAN.logs("build_report"),
     localrule: True
     conda:
         ENVIRONMENT

@@ -2,8 +2,8 @@
 
 Perplexity: the corpus and the sha256 of its text, the join of its documents, window, stride and
 choice of windows, normalization, BOS, and the dtype of the computation. Task: the task and its
-version, metric, shots, the documents, the version of lm-eval, batch size, dtype
-of the computation and of the log-probabilities. Standard library only.
+version, metric, shots, the documents, the version of lm-eval, batch size (``auto``: and the tokens
+that a batch may hold), dtype of the computation and of the log-probabilities. Standard library only.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def of_perplexity(corpus: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return found
 
 
-def of_task(result: Mapping[str, Any], batch_size: int, limit: int | None, dtype: str) -> dict[str, Any]:
+def of_task(result: Mapping[str, Any], batch_size: int | str, limit: int | None, dtype: str) -> dict[str, Any]:
     """Protocol of a zero-shot task from its result (``tasks.evaluate``) and its settings."""
     keys = ("task", "source", "version", "metric", "shots", "documents_sha256", "lm_eval")
     found = {key: result.get(key) for key in keys} | {"batch_size": batch_size, "limit": limit}
+    found |= {"batch_tokens": result["batch_tokens"]} if "batch_tokens" in result else {}
     found |= {"dtype": dtype, "scored_in": SCORED_IN}
     return {"name": f"{result.get('task')}, {result.get('metric')}, {result.get('shots')}-shot", **found}
 

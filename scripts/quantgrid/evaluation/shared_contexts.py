@@ -69,12 +69,14 @@ def items_of(requests: Sequence[Request], max_length: int) -> list[Item]:
     return found
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Yield ``items`` by falling length, ``size`` at a time, or as many as ``LARGEST_MASK`` allows."""
+def batches(items: Sequence[Item], size: float, tokens: float = math.inf) -> Iterator[list[Item]]:
+    """Yield ``items`` by falling length, ``size`` at a time, or as many as ``LARGEST_MASK`` and
+    ``tokens`` with padding allow."""
     ordered = sorted(items, key=lambda item: -item.length)
     start = 0
     while start < len(ordered):
-        count = min(size, max(1, LARGEST_MASK // ordered[start].length ** 2))
+        length = ordered[start].length
+        count = int(min(size, max(1, min(LARGEST_MASK // length**2, tokens // length)), len(ordered)))
         yield ordered[start : start + count]
         start += count
 

@@ -35,6 +35,7 @@ from typing import Any
 
 from ..corpora import token_windows
 from ..ground.errors import ConfigError, NumericalFailure, unknown_name
+from ..machine.chunks import AUTO, batch_tokens
 from .protocols import SCORED_IN, of_task
 from .task_documents import LAYOUTS, METRICS, delimiter_of, layout_of, read_documents
 
@@ -48,27 +49,31 @@ def evaluate(
     tokenizer: Any,
     tasks: Mapping[str, Mapping[str, Any]],
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | str = 8,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate ``tasks``: name -> result.
 
     A result is {metric, value, stderr, count, outcomes (per document, in order), version, shots,
     lm_eval, protocol, ...}. ``model`` and ``tokenizer`` are transformers objects, the model on its
-    device; ``limit`` selects the first N documents of each task. A failed task is {status: failed,
-    reason}; the others are still measured. If all fail, raises :class:`ConfigError` for unavailable
-    tasks, :class:`NumericalFailure` for a log-likelihood that is not finite.
+    device; ``limit`` selects the first N documents of each task. ``batch_size`` counts the contexts
+    of a batch; ``auto`` puts as many into one as fit in the ``batch_tokens`` of the result. A failed
+    task is {status: failed, reason}; the others are still measured. If all fail, raises
+    :class:`ConfigError` for unavailable tasks, :class:`NumericalFailure` for a log-likelihood that is
+    not finite.
     """
     from .harness import Harness
 
+    chosen = {"batch_tokens": batch_tokens(model.device.type)} if batch_size == AUTO else {}
+    batch = {"tokens": chosen["batch_tokens"]} if chosen else {"batch_size": batch_size}
     with _quiet("lm_eval.models.huggingface"):  # it warns of every model that is not a path
-        harness = Harness(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=SCORED_IN)
+        harness = Harness(pretrained=model, tokenizer=tokenizer, softmax_dtype=SCORED_IN, **batch)
     dtype = str(model.dtype).removeprefix("torch.")
     found: dict[str, dict[str, Any]] = {}
     failures: list[Exception] = []
     for name, entry in tasks.items():
         try:
-            result = _measured(name, entry, harness, limit, seed)
+            result = {**_measured(name, entry, harness, limit, seed), **chosen}
             found[name] = {**result, "protocol": of_task(result, batch_size, limit, dtype)}
         except (ConfigError, NumericalFailure) as failure:
             failures.append(failure)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from .storage import replacing
@@ -41,6 +42,15 @@ _ALIGNMENT = 64  # bytes, of a tensor in a spool
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def digest_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE3 of a state: its JSON, then name and bytes of each tensor."""
+    digest = blake3(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(_bytes_of(tensors[name]))  # type: ignore[arg-type]
+    return digest.hexdigest()
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -99,16 +109,34 @@ def write_each(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappin
 
 
 class TensorSpool(MutableMapping[str, Tensor]):
-    """Named tensors in an unnamed file of ``folder`` that is deleted with the process.
+    """Named tensors in a file of ``folder``: an unnamed one that is deleted with the process, or
+    ``name``, which stays.
 
     Reading a tensor maps it: its pages load on access and are freed with the tensor. Replacing one
     leaves the old bytes in the file.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, name: str | None = None):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it is open as long as the spool is there)
+        self.file: BinaryIO
+        if name is None:
+            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it is open as long as the spool is there)
+        else:
+            Path(folder, name).touch()
+            self.file = open(Path(folder, name), "r+b")  # noqa: SIM115
         self.places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
+
+    def listed(self) -> dict[str, list[Any]]:
+        """Name -> start, dtype and shape of every tensor as JSON, for :meth:`cut`."""
+        return {name: [start, _DTYPES[dtype], list(shape)] for name, (start, dtype, shape) in self.places.items()}
+
+    def cut(self, size: int, listed: Mapping[str, list[Any]]) -> None:
+        """Truncate the file to its first ``size`` bytes, which hold the tensors ``listed``."""
+        dtypes = {name: dtype for dtype, name in _DTYPES.items()}
+        self.file.truncate(size)
+        self.places = {
+            name: (start, dtypes[dtype], torch.Size(shape)) for name, (start, dtype, shape) in listed.items()
+        }
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         end = self.file.seek(0, 2)

@@ -1,12 +1,12 @@
 """Fork server: imports torch and transformers once and forks one process per local job.
 
-``run_workflow.py --warm`` starts it. `run_job.py` sends it its arguments, folder, environment and
+``run_workflow.py`` starts it. `run_job.py` sends it its arguments, folder, environment and
 standard streams and exits with the status of the fork; if `run_job.py` is interrupted or dies, the
 fork is interrupted too. Forks share imports only: each computes the same bytes as a fresh process.
 A job of another environment or machine, or whose server has ended, runs in a fresh interpreter.
 
-Snakemake's benchmark files measure the process that it starts, so they miss the processor time and
-memory of a fork; the job's log has them.
+One server is enough for several GPUs: it never initializes CUDA, which does not survive a fork. A
+fork reserves a free GPU (:mod:`..machine.gpus`), sees no other, and initializes CUDA itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import traceback
 from contextlib import suppress
 from importlib import import_module
 
-from ..ground.errors import ConfigError
 from ..ground.places import SCRIPTS
+from ..machine.gpus import driver_initialized
 
 SOCKET, SERVED = (
     "QUANTGRID_WARM",
@@ -49,6 +49,7 @@ PRELOADED = (
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PATIENCE = 20.0  # grace period of an interrupted fork in seconds
 _STREAMS = (0, 1, 2)
+_DECLINED = b"declined"  # answer instead of a status, which is one byte
 _LENGTH = struct.Struct("<Q")
 _CREDENTIALS = struct.Struct("3i")
 
@@ -56,8 +57,6 @@ _CREDENTIALS = struct.Struct("3i")
 def start(environment: dict[str, str]) -> None:
     """Start the server, with ``environment`` added, as a child of this process, which then becomes
     the driver; jobs find it by their environment."""
-    if sys.platform != "linux":
-        raise ConfigError("--warm needs Linux: elsewhere a process with torch loaded cannot safely be forked")
     name = f"quantgrid-{os.getpid()}-{secrets.token_hex(8)}"
     # Query CUDA through NVML: the CUDA runtime, once initialized, does not survive a fork.
     settings = {**os.environ, **environment, **dict.fromkeys(THREADS, "1"), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -70,6 +69,16 @@ def start(environment: dict[str, str]) -> None:
             command, pass_fds=[listener.fileno()], env=settings, stdin=subprocess.DEVNULL, start_new_session=True
         )
     os.environ |= {SOCKET: name, SERVED: _identity()}
+
+
+def why_not() -> str:
+    """Name what keeps this platform from forking jobs; empty if it can."""
+    return "" if sys.platform == "linux" else f"{platform.system()}, where a process with torch loaded cannot be forked"
+
+
+def in_fork() -> bool:
+    """Check whether this process is a fork of the server."""
+    return _Job.started
 
 
 def _address(name: str) -> str:
@@ -103,8 +112,9 @@ def connect() -> socket.socket | None:
     return None
 
 
-def hand_over(connection: socket.socket) -> int:
-    """Run this process's job on the server; returns its exit status when it has ended."""
+def hand_over(connection: socket.socket) -> int | None:
+    """Run this process's job on the server; returns its exit status when it has ended, None if the
+    server runs no jobs."""
     words = json.dumps({"argv": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     status = b""
     with connection, connection.makefile("rb") as answer, suppress(OSError):
@@ -115,6 +125,9 @@ def hand_over(connection: socket.socket) -> int:
         except KeyboardInterrupt:
             connection.shutdown(socket.SHUT_WR)  # interrupts the fork
             status = answer.read()
+    if status == _DECLINED:
+        print("an import initialized CUDA in the fork server; running this job in a fresh interpreter", file=sys.stderr)
+        return None
     if not status:
         print("the job was killed", file=sys.stderr)
         return 128 + signal.SIGKILL
@@ -124,9 +137,10 @@ def hand_over(connection: socket.socket) -> int:
 class _Job(socketserver.BaseRequestHandler):
     """One job in its fork."""
 
-    ended = False
+    started = ended = False
 
     def handle(self) -> None:
+        _Job.started = True
         os.setsid()
         self.server.socket.close()
         length, streams, _, _ = socket.recv_fds(self.request, _LENGTH.size, len(_STREAMS))
@@ -137,6 +151,9 @@ class _Job(socketserver.BaseRequestHandler):
             os.close(stream)
         with self.request.makefile("rb") as file:
             job = json.loads(file.read(*_LENGTH.unpack(length)))
+        if self.server.declines:
+            self.request.sendall(_DECLINED)
+            os._exit(0)
         threading.Thread(target=self._end_with_client, daemon=True).start()
         status = _run(**job)
         self.ended = True
@@ -188,6 +205,7 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
     max_children = 1 << 16  # Snakemake limits the number of parallel jobs
     block_on_close = False
+    declines = False  # whether forks would find CUDA initialized
 
     def __init__(self, listener: socket.socket, driver: int) -> None:
         super().__init__(listener.getsockname(), _Job, bind_and_activate=False)
@@ -211,4 +229,5 @@ def serve(descriptor: int, driver: int) -> None:
             return
         import_module(name)
     with _Server(socket.socket(fileno=descriptor), driver) as server:
+        server.declines = driver_initialized()
         server.serve_forever(poll_interval=0.2)

@@ -28,8 +28,8 @@ STUDY_FILE = re.compile(
 TEMPORARY = re.compile(r"\..+\.[0-9]+\.[a-z]+")  # of `storage.replacing`, in the folder of a key
 # folder of a model whose download was killed
 FETCHING = re.compile(r"\.[0-9a-f]{10}\.[0-9]+")
-# leftovers of Snakemake and of interrupted trainings
-LEFT = {*NOT_OURS, "training.safetensors"}
+# leftovers of Snakemake and of interrupted trainings and sequential quantizations
+LEFT = {*NOT_OURS, "training.safetensors", "sequential.safetensors", "sequential.spool"}
 LOGS = {"logs": ".log", "benchmarks": ".tsv"}
 STEP_FOLDERS = sorted({pattern.split("/")[0] for outputs in OUTPUTS.values() for pattern in outputs.values()})
 RECORD_FOLDERS = ("logs", "benchmarks", "digests")

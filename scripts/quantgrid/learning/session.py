@@ -6,17 +6,16 @@ JSON in its header, with the digest of both. No pickle.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch import Tensor, nn
 
 from ..ground.errors import ConfigError
 from ..ground.storage import read_metadata, read_tensors, write_tensors
+from ..ground.tensor_files import digest_of
 from ..inference.transform import Parameters
 from .loss_columns import HEADER
 
@@ -24,15 +23,6 @@ from .loss_columns import HEADER
 def _as_kept(tensor: Tensor) -> Tensor | int:
     """Normalize an optimizer state entry: geoopt counts steps as int, torch in float32 tensors."""
     return int(tensor) if tensor.dtype == torch.int64 else tensor
-
-
-def _digest(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """BLAKE3 of a state: its JSON, then name and bytes of each tensor."""
-    digest = blake3(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Session:
@@ -54,7 +44,7 @@ class Session:
 
     def _load(self, path: Path) -> None:
         about, tensors = read_metadata(path), read_tensors(path)
-        if about.pop("digest", None) != _digest(about, tensors):
+        if about.pop("digest", None) != digest_of(about, tensors):
             raise ConfigError(
                 f"{path}: training state is altered or incomplete; delete it and run again: the training starts over"
             )
@@ -125,7 +115,7 @@ class Session:
     def _write(self, current: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         finished = {f"finished.{name}": tensor for name, tensor in self.finished.items()}
         kept, about = {**finished, **tensors}, {"rows": self.rows, "ends": self.ends, "current": current}
-        write_tensors(self.path, kept, {**about, "digest": _digest(about, kept)})
+        write_tensors(self.path, kept, {**about, "digest": digest_of(about, kept)})
         self._saved = time.monotonic()
 
     def table(self) -> str:

@@ -5,6 +5,7 @@ If a scheduler has set ``CUDA_VISIBLE_DEVICES`` its choice stands.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 DEVICES = "/dev/nvidia[0-9]*"
+_DRIVER, _NOT_INITIALIZED = "libcuda.so.1", 3  # of CUDA; CUDA_ERROR_NOT_INITIALIZED
 _HELD: dict[int, TextIO] = {}  # GPU -> open file, whose lock ends with the process
 
 
@@ -39,10 +41,19 @@ def take(count: int, seconds: float = 1.0, folder: str | None = None) -> int:
 
 
 def choose(devices: str = DEVICES) -> None:
-    """Restrict this process to one free GPU; call it before torch is imported.
+    """Restrict this process to one free GPU; call it before CUDA is initialized.
 
     No effect without GPUs, or if ``CUDA_VISIBLE_DEVICES`` is set.
     """
     count = len(glob(devices))
     if count and "CUDA_VISIBLE_DEVICES" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(take(count))
+
+
+def driver_initialized() -> bool:
+    """Check whether this process has initialized CUDA; its forks could not use a GPU then."""
+    try:
+        driver = ctypes.CDLL(_DRIVER, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:  # not loaded
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED

@@ -21,6 +21,7 @@ from ..models.folders import folder_of
 from ..schemes.granularities import searched
 from .rule_lookups import RuleLookUps
 from .steps import COMPUTING, DIGESTS, GATES, OUTPUTS, Step, once
+from .workload import windows_per_batch
 
 
 class CellSteps(RuleLookUps):
@@ -232,7 +233,7 @@ class CellSteps(RuleLookUps):
     def evaluate_reference(self, model: str, corpus: str) -> Step:
         return self._step(
             "evaluate_reference",
-            {"batch_size": self.config["evaluation"]["batch_size"]},
+            {"batch_size": windows_per_batch(self.config)},
             {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, corpus), "windows")},
             packages=("torch", "transformers"),
             model=model,
@@ -244,7 +245,7 @@ class CellSteps(RuleLookUps):
         quantized = self.quantize_model(cell)
         return self._step(
             "evaluate_perplexity",
-            {"batch_size": self.config["evaluation"]["batch_size"]},
+            {"batch_size": windows_per_batch(self.config)},
             {
                 "model": (self.fetch_model(cell.model), "folder"),
                 "checkpoint": (quantized, "checkpoint"),

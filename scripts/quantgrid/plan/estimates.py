@@ -16,9 +16,10 @@ from typing import Any
 
 from ..config import entries, registry
 from ..config.cells import AXES
+from ..machine.chunks import AUTO, batch_tokens
 from ..models.shapes import ModelShape, active_weights, all_weights, layer_moments
 from .pipeline import Plan
-from .steps import Step
+from .steps import REPORTS, Step
 
 # tokens of a complete corpus: WikiText-2 test has 250,000 to 340,000, depending on the tokenizer
 WHOLE_CORPUS = 300_000
@@ -41,6 +42,9 @@ TASK_TOKENS = {
 }
 OTHER_TASK = 50  # thousand tokens of a task not listed above
 ITEM = 0.24  # thousand tokens of the requests per item of a builtin task
+REQUEST = 100  # tokens of a short request
+REPORT = 4.0  # seconds of a job of the reports, most of them imports; measured in the smoke run
+REPORT_SECONDS = {"plot_distributions": 20.0}  # of one that draws many figures
 LONGEST = 2000  # hours beyond which a machine is not worth mentioning
 SIDE_BY_SIDE = 2  # packed checkpoints on disk at a time, unless all are kept
 # Timeout of a job in minutes: PATIENCE x its estimate, clamped to [SHORTEST, LONGEST_JOB].
@@ -51,8 +55,8 @@ PATIENCE, SHORTEST, LONGEST_JOB = 6, 60, 24 * 60
 class Machine:
     """Rates of a machine. ``products``: FLOP/s of large matrix products in the dtype of the model;
     ``solver``: FLOP/s of float32 factorizations and moments; ``requests``: limit of short task
-    requests by launch overhead, in thousand tokens per second; ``start``: start-up seconds per job;
-    ``jobs``: number of parallel jobs."""
+    requests by launch overhead, in thousand tokens per second, one request at a time; ``start``:
+    start-up seconds per job; ``jobs``: number of parallel jobs."""
 
     name: str
     products: float
@@ -65,8 +69,8 @@ class Machine:
 # Assumed for a GPU: about 30 % of the bfloat16 peak of an A100, 30 ms for a request of 100 tokens;
 # its memory is not checked. Measured for the CPU with SmolLM2-135M on two cores of an AMD EPYC
 # (AVX2, float32, one thread per job): an evaluation of 3072 tokens takes 28 s, a quantization 25 s;
-# jobs on models of a few million weights take 2 to 9 s, most of it start-up.
-GPU, CPU = Machine("one A100-class GPU", 1e14, 1e13, 3.3, 30.0, 1), Machine("2 CPU cores", 7e10, 4e10, 3.3, 5.0, 2)
+# a job with a warm start begins in 0.2 to 0.9 s (`make bench BENCH=jobs`), a cold one in 1 to 5 s.
+GPU, CPU = Machine("one A100-class GPU", 1e14, 1e13, 3.3, 30.0, 1), Machine("2 CPU cores", 7e10, 4e10, 3.3, 1.0, 2)
 
 
 def weights_of(shape: ModelShape) -> int:
@@ -124,6 +128,13 @@ class Estimate:
     def seconds(self, step: Step, machine: Machine) -> float:
         """Compute the wall time of one job alone on ``machine``, in seconds."""
         return machine.start + sum(operations / getattr(machine, rate) for rate, operations in self.work(step))
+
+    def seconds_of(self, rule: str, wildcards: Mapping[str, str], machine: Machine) -> float:
+        """Compute the wall time of any job of a run in seconds: a step, a job of the reports, or a target
+        (0)."""
+        if rule in self.plan.steps:
+            return self.seconds(self.plan.steps[rule][frozenset(wildcards.items())], machine)
+        return REPORT_SECONDS.get(rule, REPORT) if rule in REPORTS else 0.0
 
     def _shape(self, step: Step) -> ModelShape:
         return entries.shape(self.config, step.wildcards["model"])
@@ -189,8 +200,14 @@ class Estimate:
             ITEM * entry["items"] if "items" in entry else TASK_TOKENS.get(entry.get("task", ""), OTHER_TASK)
             for entry in step.spec["tasks"].values()
         )
-        yield "requests", thousands
+        yield "requests", thousands / self._contexts(step)
         yield "products", 2 * (active_weights(self._shape(step)) + ends_of(self._shape(step))) * 1000 * thousands
+
+    def _contexts(self, step: Step) -> float:
+        """Return the contexts of tasks in one forward pass."""
+        given = step.spec["evaluation"]["batch_size"]
+        device = step.spec["compute"]["device"]
+        return batch_tokens("cpu" if device == "cpu" else "cuda") / REQUEST if given == AUTO else given
 
     def _residual_error(self, step: Step) -> Iterator[tuple[str, float]]:
         tokens = step.spec["windows"] * self.config["corpora"][step.wildcards["corpus"]]["window"]

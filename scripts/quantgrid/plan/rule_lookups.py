@@ -30,13 +30,13 @@ class RuleLookUps:
         """Return the path, with wildcards, of the record that a job of a rule writes."""
         return f"{self.results}/{DIGESTS[rule]}"
 
-    def log(self, rule: str) -> str:
-        """Return the path, with wildcards, of the log of a job."""
-        return f"{self.results}/logs/{job_pattern(rule).removesuffix('/all')}.log"
-
-    def benchmark(self, rule: str) -> str:
-        """Return the path, with wildcards, of the benchmark file (time and memory) of a job."""
-        return f"{self.results}/benchmarks/{job_pattern(rule)}.tsv"
+    def logs(self, rule: str) -> dict[str, str]:
+        """Map what a job leaves about itself to its path, with wildcards: the ``text`` of its log, and its
+        ``costs``, time and memory (:mod:`..machine.usage`)."""
+        return {
+            "text": f"{self.results}/logs/{job_pattern(rule).removesuffix('/all')}.log",
+            "costs": f"{self.results}/benchmarks/{job_pattern(rule)}.tsv",
+        }
 
     def digests(self, paths: Iterable[str]) -> list[str]:
         """List the content records of outputs of steps."""

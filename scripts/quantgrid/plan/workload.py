@@ -7,9 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import entries, registry
+from ..machine.chunks import AUTO, WINDOWS_PER_BATCH
 
 WINDOWS = 256  # assumed of a corpus that takes all of its windows
 GATED = 2 * 128  # tokens of a gate (scripts/gate_model.py)
+
+
+def windows_per_batch(config: Mapping[str, Any]) -> int:
+    """Return the windows of a corpus in one forward pass."""
+    given = config["evaluation"]["batch_size"]
+    return WINDOWS_PER_BATCH if given == AUTO else given
 
 
 def size(config: Mapping[str, Any], rule: str) -> dict[str, int]:
@@ -21,7 +28,7 @@ def size(config: Mapping[str, Any], rule: str) -> dict[str, int]:
     sizes = [(min(entry.get("windows", WINDOWS), most), entry["window"]) for entry in config["corpora"].values()]
     return {
         "tokens": max(count * length for count, length in sizes),
-        "batch": config["evaluation"]["batch_size"] * max(length for _, length in sizes),
+        "batch": windows_per_batch(config) * max(length for _, length in sizes),
     }
 
 

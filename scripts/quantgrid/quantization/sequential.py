@@ -11,7 +11,7 @@ other cell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from ..quantizer.quantized_weight import Compensated
 from .cached import Quantized, Recipe, add_layer, keep_linears, quantize_linears, transformed
 from .checkpoints import CheckpointContent
 from .layer_errors import Site
+from .sequential_state import SequentialState
 
 
 @dataclass(frozen=True)
@@ -177,15 +178,22 @@ def quantize_sequentially(
     recipe: Recipe,
     how: Sequential,
     progress: Callable[[Iterable], Iterable] = iter,
-    packed: MutableMapping[str, Tensor] | None = None,
+    state: SequentialState | None = None,
 ) -> Quantized:
-    """Quantize as :func:`.cached.quantize_decoder`, with statistics from the windows of
-    ``how``."""
-    result = Quantized(CheckpointContent(decoder.config, recipe.schemes, tensors={} if packed is None else packed))
+    """Quantize as :func:`.cached.quantize_decoder`, with statistics from the windows of ``how``.
+
+    With a ``state``, packed tensors are kept in its files, and an interrupted quantization goes on
+    behind the last layer that was saved.
+    """
+    result = Quantized(CheckpointContent(decoder.config, recipe.schemes, tensors=state.packed if state else {}))
     modules, hidden, arguments = _begin(decoder, recipe, how)
     original_hidden = hidden.clone() if how.paired else None
-    result.content.add_ends(folded_ends(recipe.transform, decoder, torch.bfloat16))
-    for index in progress(range(decoder.shape.layers)):
+    kept = [hidden, original_hidden] if how.paired else [hidden]
+    done = state.resume(result, kept) if state else 0
+    if not done:
+        result.content.add_ends(folded_ends(recipe.transform, decoder, torch.bfloat16))
+    modules[:done] = [None] * done
+    for index in progress(range(done, decoder.shape.layers)):
         (layer,) = transformed(decoder, recipe, range(index, index + 1))
         roundings = add_layer(result, layer, recipe.schemes.activation)
         original = RunningLayer(_unrounded(deepcopy(modules[index]), layer), layer, {}, how) if how.paired else None
@@ -215,6 +223,8 @@ def quantize_sequentially(
         if original is not None:
             original.advance(original_hidden, arguments[index])
         modules[index] = None
+        if state:
+            state.save(index + 1, result, kept)
     result.finish(decoder, recipe.statistics_file)
     return result
 

@@ -23,6 +23,7 @@ from quantgrid.config import validation
 from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.provenance import canonical
 from quantgrid.plan.pipeline import Plan
+from quantgrid.plan.workload import windows_per_batch
 
 
 def test_the_config_that_the_mistakes_are_made_in_is_valid():
@@ -182,6 +183,11 @@ def test_a_home_folder_is_understood(tmp_path, monkeypatch):
 
 
 # -- defaults --------------------------------------------------------------------------------------
+
+
+def test_with_automatic_batches_corpora_take_the_default():
+    checked = validation.check({**valid(), "evaluation": {"batch_size": "auto"}})
+    assert checked["evaluation"]["batch_size"] == "auto" and windows_per_batch(checked) == 8
 
 
 def test_defaults_are_filled_in_and_the_content_stays_as_it_was():

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from family_models import SIZES
+from quantgrid.evaluation import harness
 from quantgrid.evaluation.harness import Harness
 from quantgrid.evaluation.shared_contexts import (
     LONGEST_ROW,
@@ -25,6 +26,7 @@ from quantgrid.evaluation.shared_contexts import (
 from quantgrid.ground.places import ROOT
 from quantgrid.inference.key_values import round_key_values
 from quantgrid.inference.linear import Rounding
+from quantgrid.machine.chunks import UNSHARED_TOKENS
 from quantgrid.models.families import FAMILIES
 from quantgrid.quantization.checkpoints import load_full_precision
 from quantgrid.schemes import activation_scheme
@@ -156,6 +158,26 @@ def test_frequencies_chosen_by_the_longest_row_limit_the_span(tiny):
     config = copy.deepcopy(tiny[0].config)
     config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
     assert longest_span(config) == 32
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 200])
+def test_a_batch_fills_a_number_of_tokens_with_its_padding(tiny, tokens):
+    requests = drawn(2)
+    found = list(batches(items_of(requests, 64), math.inf, tokens))
+    assert all(len(batch) == 1 or len(batch) * batch[0].length <= tokens for batch in found)
+    assert all(len(batch) == max(1, tokens // batch[0].length) for batch in found[:-1])
+    scores = {number: answer for batch in found for number, *answer in score(tiny[0], batch)}
+    assert same([tuple(scores[number]) for number in range(len(requests))], shared(tiny[0], requests, 1), 1e-5)
+
+
+def test_long_requests_alone_are_also_batched_by_tokens(tiny, monkeypatch):
+    """Those that share no row are lm-eval's own, with logits at every position."""
+    monkeypatch.setattr(harness, "longest_span", lambda config: 0)
+    requests = [(("", ""), *request) for request in drawn(2)]
+    own = Harness(pretrained=tiny[0], tokenizer=tiny[1], tokens=64)
+    wanted = [alone(tiny[0], *request) for _, *request in requests]
+    assert same(own._loglikelihood_tokens(requests), wanted)
+    assert own.batch_size == max(1, UNSHARED_TOKENS // max(len(a) + len(b) for _, a, b in requests))
 
 
 def test_many_continuations_of_one_context_go_into_several_rows(tiny):

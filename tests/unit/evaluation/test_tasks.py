@@ -11,8 +11,10 @@ import torch
 
 from quantgrid.corpora import token_windows
 from quantgrid.evaluation import tasks
+from quantgrid.evaluation.protocols import differences
 from quantgrid.ground.errors import ConfigError, NumericalFailure
 from quantgrid.ground.places import ROOT
+from quantgrid.machine.chunks import BATCH_TOKENS
 
 TINY = ROOT / "tests" / "data" / "tiny-llama"
 LINES = {
@@ -169,6 +171,17 @@ def test_requests_that_lose_their_beginning_are_counted(tiny, tmp_path, results)
     )
     assert tasks.evaluate(*tiny, {"t": {"source": "local", "path": str(tmp_path / "t.jsonl")}})["t"]["truncated"] == 1
     assert results["cloze"]["truncated"] == 0
+
+
+def test_batches_that_fill_a_number_of_tokens_are_named_and_score_alike(tiny, entries, results):
+    """`batch_size: auto` chooses by the device alone, so that equal configs give equal protocols."""
+    found = tasks.evaluate(*tiny, entries, batch_size="auto")
+    for name, result in found.items():
+        assert result["outcomes"] == results[name]["outcomes"]
+        assert result["batch_tokens"] == BATCH_TOKENS["cpu"] == result["protocol"]["batch_tokens"]
+        assert result["protocol"]["batch_size"] == "auto" and "batch_tokens" not in results[name]["protocol"]
+        protocols = (json.dumps(each["protocol"]) for each in (result, results[name]))
+        assert differences(*protocols)[0] == "batch_size 'auto' / 4"
 
 
 def test_limit_takes_the_first_documents(tiny, entries, results):

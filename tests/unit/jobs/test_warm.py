@@ -11,15 +11,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from prepared import job_server
 
+import run_workflow
 from checkouts import RESULT_FILES, ROOT, Checkout, one_cell
 from in_process import run_script
+from quantgrid.ground.errors import ConfigError
 from quantgrid.jobs import fork_server
 from quantgrid.jobs.drivers import marked_processes
+from quantgrid.machine import gpus
+from quantgrid.reporting.data.costs import read_one
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
 CLIENT = (
@@ -192,14 +197,120 @@ def test_a_warm_start_is_refused_where_jobs_are_others(tmp_path: Path, options: 
     assert done.returncode == 1 and f"does not work with {named}" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "profile, options, reason",
+    [
+        ("default", [], ""),
+        ("default", ["--touch"], ""),
+        ("gpus", [], ""),
+        ("s3", [], ""),
+        ("kubernetes", [], "profile kubernetes"),
+        ("slurm", [], "profile slurm"),
+        ("slurm-gpu", [], "profile slurm-gpu"),
+        ("default", ["--workflow-profile", "mine"], "--workflow-profile"),
+    ],
+)
+def test_every_profile_that_runs_jobs_here_starts_warm(profile: str, options: list[str], reason: str):
+    assert run_workflow.why_cold(profile, options) == reason
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The environments with which servers would have been started."""
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(fork_server, "start", found.append)
+    return found
+
+
+def test_where_jobs_cannot_be_forked_they_start_cold_and_the_run_says_so(
+    started: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    run_workflow.warm_up("default", [], {"MARK": "1"})
+    assert [entry["MARK"] for entry in started] == ["1"] and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    run_workflow.warm_up("default", [], {})
+    assert len(started) == 1 and "jobs start cold" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--warm requires"):
+        run_workflow.check_warm("default", [])
+
+
+DECLINING = (
+    "import sys; from quantgrid.jobs import fork_server; fork_server.PRELOADED = (); "
+    "fork_server.driver_initialized = lambda: True; fork_server.serve(*map(int, sys.argv[1:]))"
+)
+
+
+def test_a_server_with_cuda_initialized_runs_no_job(served: Served, tmp_path: Path):
+    """CUDA does not survive a fork; the client learns so before its script has begun."""
+    name = f"quantgrid-test-declining-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        command = [sys.executable, "-c", DECLINING, str(listener.fileno()), str(os.getpid())]
+        server = subprocess.Popen(command, pass_fds=[listener.fileno()], env=ENVIRONMENT)
+    try:
+        job = client(served, script(tmp_path, "print('began')"), "x" * 100000, **{fork_server.SOCKET: name})
+        out, error = job.communicate(timeout=120)
+    finally:
+        server.kill()
+        server.wait()
+    assert (job.returncode, out) == (0, "") and "initialized CUDA in the fork server" in error
+
+
+@pytest.mark.parametrize("answer, initialized", [(3, False), (0, True), (100, True)])
+def test_cuda_counts_as_initialized_once_its_driver_answers(
+    answer: int, initialized: bool, monkeypatch: pytest.MonkeyPatch
+):
+    assert not gpus.driver_initialized(), "no process of the tests uses CUDA"
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda *_, **__: SimpleNamespace(cuDeviceGetCount=lambda count: answer))
+    assert gpus.driver_initialized() == initialized
+
+
+CARD = """
+import os, sys, time, torch
+from quantgrid.machine.gpus import choose
+assert not torch.cuda.is_initialized()
+choose(sys.argv[1])
+open(sys.argv[2], 'x')
+while not os.path.exists(sys.argv[3]):
+    time.sleep(0.01)
+print(os.environ['CUDA_VISIBLE_DEVICES'])
+"""
+
+
+def test_forks_of_one_server_reserve_different_gpus(served: Served, tmp_path: Path):
+    for number in range(2):
+        (tmp_path / f"nvidia{number}").touch()
+    cards, first, second = (str(tmp_path / name) for name in ("nvidia[0-9]*", "first", "second"))
+    job = script(tmp_path, CARD)
+    jobs = [client(served, job, cards, *words, TMPDIR=str(tmp_path)) for words in ((first, second), (second, first))]
+    assert sorted(each.communicate(timeout=120)[0] for each in jobs) == ["0\n", "1\n"]
+    (tmp_path / "third").touch()
+    alone = client(served, job, cards, str(tmp_path / "fourth"), str(tmp_path / "third"), TMPDIR=str(tmp_path))
+    assert alone.communicate(timeout=120)[0] == "0\n", "free again"
+
+
 @pytest.mark.slow
 @pytest.mark.workflow
 def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
-    made = {}
-    for name, options in {"fresh": [], "warm": ["--warm"]}.items():
+    """Every job of either run has recorded its time and memory, by the process that computed."""
+    made, costs = {}, {}
+    for name, options in {"cold": ["--cold"], "warm": []}.items():
         checkout = one_cell(Checkout.make(tmp_path / name))
         checkout.write_config({**checkout.config(), "threads": {"default": 2, "evaluate_perplexity": 1}}, "smoke")
         checkout.run("smoke", *options)
         made[name] = checkout.contents("results-smoke", *RESULT_FILES)
+        costs[name] = {
+            path.relative_to(checkout.folder): read_one(path)
+            for path in (checkout.folder / "results-smoke" / "benchmarks").rglob("*.tsv")
+        }
         wait_for(lambda folder=checkout.folder: not marked_processes(str(folder)), "a process of the run goes on")
-    assert made["warm"] == made["fresh"] and any(path.startswith("evaluations/") for path in made["warm"])
+        starts = {path.read_text().split()[-1] for path in checkout.folder.glob("results-smoke/benchmarks/**/*.tsv")}
+        assert starts == {name}
+        logs = list((checkout.folder / "results-smoke" / "logs").rglob("*.log"))
+        assert len(costs[name]) == len(logs), "one record for each log"
+    assert made["warm"] == made["cold"] and any(path.startswith("evaluations/") for path in made["warm"])
+    assert costs["warm"].keys() == costs["cold"].keys()
+    for path, warm in costs["warm"].items():
+        if path.parts[2] in ("quantize_model", "evaluate_perplexity"):
+            assert 100 < warm["max_rss_mb"] < 4000 and 0 < warm["cpu_seconds"] < costs["cold"][path]["cpu_seconds"]

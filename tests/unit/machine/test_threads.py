@@ -37,10 +37,10 @@ RULES = ("calibrate_model", "fit_transform", "quantize_model", "evaluate_referen
 @pytest.mark.parametrize(
     ("threads", "options"),
     [
-        pytest.param(1, [], marks=pytest.mark.nightly),
-        pytest.param(2, [], marks=pytest.mark.nightly),
-        ({"default": 1, "calibrate_model": 2}, []),
-        ({"default": 2, "quantize_model": 1}, ["--warm"]),
+        pytest.param(1, ["--cold"], marks=pytest.mark.nightly),
+        pytest.param(2, ["--cold"], marks=pytest.mark.nightly),
+        ({"default": 1, "calibrate_model": 2}, ["--cold"]),
+        ({"default": 2, "quantize_model": 1}, []),
     ],
 )
 def test_threads_of_every_job_are_those_of_the_config(
@@ -58,6 +58,6 @@ def test_threads_of_every_job_are_those_of_the_config(
     noted = [(name, *rest) for name, *rest in noted if name in wanted]
     assert {name for name, *_ in noted} == wanted.keys()
     assert all(torch == wanted[name] and set(pools) == {wanted[name]} for name, _, torch, pools in noted), noted
-    assert (len({parent for _, parent, *_ in noted}) == 1) == ("--warm" in options), (
+    assert (len({parent for _, parent, *_ in noted}) == 1) == ("--cold" not in options), (
         "a warm start, and nothing else, forks jobs from one process"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkouts import WARM, Checkout
+from checkouts import Checkout
 from in_process import Done, run_script
 from quantgrid.config import check
 from quantgrid.corpora import token_windows
@@ -201,7 +201,7 @@ def test_a_wrong_checkpoint_stops_before_anything_is_quantized(tmp_path):
     }
     content.update(studies={name: study}, results_dir="results-baseline", report={})
     checkout.write_config(content, "baseline")
-    output = checkout.run("baseline", *WARM, ok=False)
+    output = checkout.run("baseline", ok=False)
     assert "models.reference-1m-planted.published.docs: full precision measures" in output and "Instruct" in output
     assert not list(
         (checkout.folder / "results-baseline").glob("quantized/reference-1m-planted/none/rtn/**/quantgrid.json")

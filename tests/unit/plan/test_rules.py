@@ -30,7 +30,7 @@ include: {str(ROOT / "Snakefile")!r}
 def described(name):
     found = getattr(rules, name)
     outputs = {{output: path if isinstance(path, str) else list(path) for output, path in found.output.items()}}
-    return {{"outputs": outputs, "log": list(found.log), "command": workflow.get_rule(name).shellcmd, "figures": FIGURES}}
+    return {{"outputs": outputs, "log": dict(found.log.items()), "command": workflow.get_rule(name).shellcmd, "figures": FIGURES}}
 
 internals = {{"is_driver": is_driver(), "is_module": is_module(), "is_dry_run": is_dry_run(), "config_files": list(map(str, config_files())),
               "uses_object_storage": uses_object_storage(), "asks_for_gpu": [asks_for_gpu(rule) for rule in ("quantize_model", "fit_transform")],
@@ -86,9 +86,12 @@ def test_outputs_and_logs_are_those_of_the_plan(rule: str, found: dict[str, Any]
             for name, pattern in expected.items()
         }
     assert known["outputs"] == {**expected, "digest": f"{RESULTS}/{DIGESTS[rule]}"}
-    assert known["log"] == [
-        f"{RESULTS}/{DIGESTS[rule]}".replace("/digests/", "/logs/").removesuffix(".json").removesuffix("/all") + ".log"
-    ]
+    places = {"logs": ".log", "benchmarks": ".tsv"}
+    text, costs = (
+        f"{RESULTS}/{DIGESTS[rule]}".replace("/digests/", f"/{folder}/").removesuffix(".json") + suffix
+        for folder, suffix in places.items()
+    )
+    assert known["log"] == {"text": text.replace("/all.log", ".log"), "costs": costs}
 
 
 def arguments_of(script: Path) -> set[str]:
@@ -105,11 +108,11 @@ def arguments_of(script: Path) -> set[str]:
 def test_the_command_of_a_rule_has_every_argument_of_its_script_and_no_other(rule: str, found: dict[str, Any]):
     lines = [line.strip() for line in found["rules"][rule]["command"].split(" \\\n")]
     options = [line.split()[0].removeprefix("--") for line in lines[1:-1]]
-    assert lines[0] == f'python "$QUANTGRID_SCRIPTS/run_job.py" {rule}' and lines[-1] == "> {log:q} 2>&1"
-    assert options[-1] == "spec", "the longest comes last, so that the rest can be read"
-    assert sorted({*options} - {"spec", "verify"}) == sorted(arguments_of(ROOT / "scripts" / f"{rule}.py")) and len(
-        options
-    ) == len({*options})
+    assert lines[0] == f'python "$QUANTGRID_SCRIPTS/run_job.py" {rule}' and lines[-1] == "> {log.text:q} 2>&1"
+    assert options[-2:] == ["costs", "spec"], "the longest comes last, so that the rest can be read"
+    assert len(options) == len({*options})
+    wanted = arguments_of(ROOT / "scripts" / f"{rule}.py")
+    assert {*options} - {"costs", "spec", "verify"} == wanted
 
 
 # -- Snakemake's internals -------------------------------------------------------------------------

@@ -8,13 +8,14 @@ Snakemake's full output is in `.snakemake/log/` as usual.
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from logging import LogRecord
 from pathlib import Path
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from quantgrid.jobs.progress import FAILED_RESULT, Tally, duration
+from quantgrid.jobs.progress import FAILED_RESULT, Tally, duration, predicted
 
 SAID_OTHERWISE = (
     LogEvent.JOB_STARTED,
@@ -33,8 +34,18 @@ NOT_SAID = (
     "Using shell",
     "Assuming ",
     "Building DAG",
+    "SLURM run ID",
+    "No SLURM account given",
+    "No account was given",
+    "Cleaning up SLURM log files",
 )
+# Beginning of a message -> what is printed instead.
+SAID_SHORTLY = {
+    "Unable to guess SLURM account": "Slurm jobs run under your default account: the profile names none "
+    "(slurm_account), and Slurm has no accounting to ask"
+}
 BETWEEN = 60.0  # seconds between two lists of running jobs
+SKEW = 5.0  # seconds by which clocks of two machines may differ
 LOG_LINES = 15  # shown of a failed job
 
 
@@ -46,6 +57,30 @@ def last_lines(path: Path, count: int) -> list[str]:
         return [line.rstrip("\n") for line in deque(log, count)]
 
 
+def texts(logs: Iterable[Path]) -> list[Path]:
+    """List the logs that hold text; a job also leaves its costs."""
+    return [path for path in logs if path.suffix == ".log"]
+
+
+def began(logs: Iterable[Path], submitted: float) -> float | None:
+    """Return the moment at which a job wrote the first of its logs; None before it has. A log from
+    before it was ``submitted`` is that of an earlier run."""
+    for path in texts(logs):
+        if path.is_file() and (changed := path.stat().st_mtime) > submitted - SKEW:
+            return max(submitted, min(changed, time.time()))
+    return None
+
+
+def computed(logs: Iterable[Path]) -> float | None:
+    """Read the seconds that a finished job computed, without its time in a queue; None if it has not
+    recorded them."""
+    for path in logs:
+        if path.suffix == ".tsv" and path.is_file():
+            names, values = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])
+            return float(dict(zip(names, values))["s"])
+    return None
+
+
 class LogHandler(LogHandlerBase):
     """Print plain lines to standard error, without colours or progress bars, so that it can be
     redirected to a file."""
@@ -53,49 +88,77 @@ class LogHandler(LogHandlerBase):
     writes_to_stream, writes_to_file, has_filter, has_formatter, needs_rulegraph = True, False, False, False, False
 
     def __post_init__(self) -> None:
-        self.tally, self.listed, self.logs = Tally({}), 0.0, {}
+        self.tally, self.planned, self.listed, self.logs = Tally({}), {}, 0.0, {}
 
     def emit(self, record: LogRecord) -> None:
         event, now = getattr(record, "event", None), record.created
         if event == LogEvent.RUN_INFO:
-            self.tally = Tally({rule: count for rule, count in record.stats.items() if rule != "total"})
+            self.planned = {rule: count for rule, count in record.stats.items() if rule != "total"}
+            self.tally = Tally(self.planned)
             self.say(self.format(record))
         elif event == LogEvent.JOB_INFO:
-            self.tally.start(record.jobid, record.rule_name, dict(record.wildcards or {}), now)
-            self.logs[record.jobid] = [*map(Path, getattr(record, "log", None) or ())]
+            self.submitted(record, now)
         elif event == LogEvent.JOB_FINISHED:
             self.finished(record.job_id, now)
         elif event == LogEvent.JOB_ERROR:
             self.failed(record, now)
-        elif event not in SAID_OTHERWISE and not (event is None and self.format(record).strip().startswith(NOT_SAID)):
-            self.say(self.format(record))
+        elif event not in SAID_OTHERWISE:
+            self.pass_on(event, self.format(record))
+
+    def pass_on(self, event: LogEvent | None, text: str) -> None:
+        """Print a message of Snakemake or of a plugin, unless it says nothing to a reader."""
+        shorter = [said for begin, said in SAID_SHORTLY.items() if text.strip().startswith(begin)]
+        if event is not None or not text.strip().startswith(NOT_SAID):
+            self.say(shorter[0] if shorter else text)
+
+    def submitted(self, record: LogRecord, now: float) -> None:
+        """Add a job; one of this machine computes at once, another one when its log begins."""
+        if self.planned:  # the first job: by now the run has predicted its jobs
+            self.tally, self.planned = Tally(self.planned, predicted()), {}
+        self.tally.submit(record.jobid, record.rule_name, dict(record.wildcards or {}), now)
+        self.logs[record.jobid] = [*map(Path, getattr(record, "log", None) or ())]
+        if getattr(record, "local", True):
+            self.tally.begin(record.jobid, now)
+
+    def look_at_queue(self) -> None:
+        """Find the submitted jobs that have begun."""
+        for number, job in [*self.tally.active.items()]:
+            if job.begun is None and (begun := began(self.logs.get(number, ()), job.submitted)):
+                self.tally.begin(number, begun)
 
     def finished(self, job: int, now: float) -> None:
-        ended = self.tally.end(job, now)
-        reasons = [
-            line for path in self.logs.pop(job, ()) for line in last_lines(path, 2) if line.startswith(FAILED_RESULT)
-        ]
+        self.look_at_queue()
+        logs = self.logs.pop(job, ())
+        ended = self.tally.end(job, now, computed(logs))
+        reasons = [line for path in texts(logs) for line in last_lines(path, 2) if line.startswith(FAILED_RESULT)]
         if reasons and ended and ended.cell:
             self.tally.broken.add(ended.cell)
         left = self.tally.seconds_left(now)
         about = f", about {duration(left)} left" if left else ""
-        what = f": {ended} ({duration(now - ended.since)})" if ended else ""
+        what = f": {ended} ({duration(ended.seconds)})" if ended else ""
         self.stamped(f"{self.tally}{about}{what}", now)
         for reason in reasons:
             self.say(f"          {reason}")
-        if now - self.listed > BETWEEN and self.tally.running:
+        if now - self.listed > BETWEEN and self.tally.active:
             self.listed = now
-            self.say(
-                "          running: "
-                + ", ".join(f"{job} ({duration(now - job.since)})" for job in self.tally.running.values())
-            )
+            self.list_active(now)
+
+    def list_active(self, now: float) -> None:
+        """Print the jobs that compute, and the number of those that wait."""
+        running = [
+            f"{job} ({duration(now - job.begun)})" for job in self.tally.active.values() if job.begun is not None
+        ]
+        queued = len(self.tally.active) - len(running)
+        said = [f"running: {', '.join(running)}"] * bool(running) + [f"queued: {queued}"] * bool(queued)
+        self.say(f"          {'; '.join(said)}")
 
     def failed(self, record: LogRecord, now: float) -> None:
         """Print rule and axes of the job and the end of its log, but not its command line, which
         holds the whole specification."""
         ended = self.tally.end(record.jobid, now, failed=True)
         self.stamped(f"FAILED {ended or record.rule_name}{f': {record.rule_msg}' if record.rule_msg else ''}", now)
-        for path in map(Path, record.log or ()):
+        self.logs.pop(record.jobid, None)
+        for path in texts(map(Path, record.log or ())):
             self.say(f"          log: {path}")
             self.say("\n".join(f"          | {line}" for line in last_lines(path, LOG_LINES)))
 

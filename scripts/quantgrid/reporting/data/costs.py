@@ -1,5 +1,5 @@
-"""Costs of a run: Snakemake's benchmark files as records, and their sums per rule. No other module
-reads times."""
+"""Costs of a run: what each job recorded of its time and memory, and sums per rule. No other module
+of the reports reads times."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ COLUMNS = {"s": "seconds", "max_rss": "max_rss_mb", "cpu_time": "cpu_seconds"}
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
     """Read the records of ``{folder}/{rule}/.../{key}.tsv``, sorted by rule and name: rule, name
-    (path below the rule, no suffix), seconds of wall time, max_rss_mb (MiB) and cpu_seconds. For a
-    repeated benchmark the mean time and the largest memory; NaN for values that Snakemake did not
-    write."""
+    (path below the rule, no suffix), seconds of wall time, max_rss_mb (MiB) and cpu_seconds. NaN for
+    a value that a file lacks (Snakemake wrote such files before jobs did); of several rows the mean
+    time and the largest memory."""
     root = Path(folder)
     result = []
     for path in sorted(root.glob("*/**/*.tsv")):
@@ -35,7 +35,7 @@ def read_one(path: Path) -> dict[str, float]:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a benchmark file ({error}); delete it") from None
     if "s" not in table:
-        raise ConfigError(f"{path}: not a benchmark file of Snakemake (no column 's'); delete it")
+        raise ConfigError(f"{path}: not a benchmark file (no column 's'); delete it")
     numbers = {
         name: pd.to_numeric(table[column], errors="coerce") if column in table else pd.Series([math.nan])
         for column, name in COLUMNS.items()
