@@ -25,7 +25,8 @@ from quantgrid.inference.transform import Primitive, Transform, fit
 from quantgrid.models.families import FAMILIES
 
 # families whose tests run in `make test`: plain, tied without positions in places, scaled, joined, gains
-# stored as 1 + w with four norms, norms behind the linears only, both
+# stored as 1 + w with four norms, norms behind the linears only, both; LayerNorm with a table of positions,
+# stored by head without a gate, one norm for both branches
 QUICK = (
     "LlamaForCausalLM",
     "SmolLM3ForCausalLM",
@@ -34,6 +35,9 @@ QUICK = (
     "Gemma3ForCausalLM",
     "Olmo2ForCausalLM",
     "Glm4ForCausalLM",
+    "OPTForCausalLM",
+    "GPTNeoXForCausalLM",
+    "PhiForCausalLM",
 )
 DENSE = tuple(name for name, family in FAMILIES.items() if family.experts is None)
 # in the message of a refusal
@@ -113,8 +117,11 @@ def can_be_online(primitive: Primitive) -> bool:
 
 
 def online_options(name: str, family: str) -> dict[str, str]:
-    """Options that make a transform exact on a family with norms behind its linears; none on another."""
-    options = ("residual", "division") if FAMILIES[family].plan.post_norms else ()
+    """Options that make a transform exact on a family with norms behind its linears, or an activation
+    that no factor passes; none on another."""
+    plan = FAMILIES[family].plan
+    fixed = plan.post_norms or not all(site.is_divisible for site in plan.sites.values())
+    options = ("residual", "division") if fixed else ()
     return {option: "online" for option in options if option in registry.TRANSFORMS[name].options}
 
 

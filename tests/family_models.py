@@ -29,6 +29,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
+LAYER_TYPES = ["sliding_attention", "full_attention"]
 # what makes a part of a family count: scalars, biases, sliding windows shorter than the text
 SPECIFIC: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"attention_bias": True, "mlp_bias": True},
@@ -67,6 +68,13 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     },
     "OlmoeForCausalLM": {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48},
     "Phi3ForCausalLM": {"head_dim": 16},
+    "OPTForCausalLM": {"ffn_dim": 96, "tie_word_embeddings": True},
+    "GPT2LMHeadModel": {"n_inner": 96, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": True},
+    "GPTNeoXForCausalLM": {"rotary_pct": 0.5},
+    "StableLmForCausalLM": {"use_qkv_bias": True},
+    "NemotronForCausalLM": {"mlp_bias": True},
+    "CohereForCausalLM": {"logit_scale": 0.5, "tie_word_embeddings": True},
+    "Cohere2ForCausalLM": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": LAYER_TYPES},
 }
 
 
@@ -88,7 +96,7 @@ def build(architecture: str, folder: Path, seed: int = 0, **settings: Any) -> Pa
 def disturb(model: nn.Module) -> None:
     """Replace parameters and persistent buffers by numbers that count: none is zero, one, or small."""
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or "ln_" in name:
             parameter.add_(0.4 * torch.randn_like(parameter))
         elif name.endswith("bias"):
             parameter.normal_(0, 0.3)

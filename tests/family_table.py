@@ -105,6 +105,13 @@ def _norms(family: Family) -> str:
 def _differences(family: Family) -> str:
     found = {
         "experts": family.experts is not None,
+        "LayerNorm": family.centered,
+        "one norm for attention and MLP": family.parallel,
+        "no gate": not family.gated,
+        "linears stored transposed": family.transposed,
+        "linears stored by head": family.by_head,
+        "table of positions": family.positions is not None,
+        "bias of the lm_head": family.head_bias,
         "norms of queries and keys": bool(family.head_norms),
         "gains stored as 1 + w": bool(family.gain_offset),
         "joined linears": bool(family.joined),

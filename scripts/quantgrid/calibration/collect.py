@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,12 +30,12 @@ class _Passage(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.attention_type = getattr(layer, "attention_type", None)
+        self.named = list(signature(layer.forward).parameters)[1:]
 
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        self.hidden, self.arguments = (
-            hidden_states,
-            {key: value for key, value in arguments.items() if key != "past_key_values"},
-        )
+    def forward(self, hidden_states: Tensor, *positional: Any, **arguments: Any) -> Tensor:
+        given = {**dict(zip(self.named, positional)), **arguments}
+        self.hidden = hidden_states
+        self.arguments = {key: value for key, value in given.items() if key not in ("past_key_values", "layer_past")}
         return hidden_states
 
 

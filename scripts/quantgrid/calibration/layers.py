@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ..ground.errors import ConfigError, NumericalFailure
 from ..ground.storage import open_tensors, read_json, tensor_names
+from ..models.families import FAMILIES
 from ..models.lm_head import Head
-from ..models.multimodal import PREFIX, in_files, prefix_of
+from ..models.multimodal import PREFIX, prefix_of, stored_name
 from ..models.plans import END_ROLES, LAYER_PREFIX, LayerPlan, Stored, kind_of
-from ..models.shapes import ModelShape, layer_tensors, shape_from_config
+from ..models.shapes import ModelShape, architecture_of, layer_tensors, shape_from_config
 from .statistics import Rows, SiteStatistics
 
 _LAYER = re.compile(LAYER_PREFIX.replace(".", r"\.").format(layer=r"(\d+)"))
@@ -99,6 +100,11 @@ class DecoderLayer:
         self.online[site].append(operation)
         self._follow(site, follow)
 
+    def add_bias(self, linear: str, change: Tensor) -> None:
+        """Add ``change`` (m,) to the bias of ``linear``, which may have none yet."""
+        before = self.weights.get(f"{linear}_bias")
+        self.weights[f"{linear}_bias"] = change if before is None else before + change
+
     def _follow(self, site: str, follow: Callable[[SiteStatistics], SiteStatistics]) -> None:
         if isinstance(self.statistics, LaterStatistics):
             self.statistics.follow(site, follow)
@@ -171,22 +177,23 @@ class DecoderFolder:
 
     def place(self, name: str) -> Stored:
         """Return the place of the canonical tensor ``name`` in the files."""
-        found = Stored(name)
-        if name == END_ROLES["final_norm"]:
-            found = Stored(name, offset=self.shape.family.gain_offset)
-        elif (layer := _LAYER.match(name)) is not None:
-            place = self.shape.plan(int(layer[1])).stored.get(name[layer.end() :])
-            found = found if place is None else replace(place, name=layer[0] + place.name)
-        return replace(found, name=in_files(found.name, self.prefix))
+        family = self.shape.family
+        found = family.ends.get(name, Stored(name))
+        if (layer := _LAYER.match(name)) is not None:
+            place = self.shape.plan(int(layer[1])).stored.get(name[layer.end() :], Stored(name[layer.end() :]))
+            found = replace(place, name=layer[0] + place.name if place.name else "")
+        return replace(found, name=stored_name(found.name, family, self.prefix, self.files)) if found.name else found
 
     def holds(self, name: str) -> bool:
-        """Whether the files hold the canonical tensor ``name``."""
-        return self.place(name).name in self.files
+        """Whether the model has the canonical tensor ``name``."""
+        place = self.place(name)
+        return not place.name or place.name in self.files
 
     def stored(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The canonical tensors ``names`` present in the folder, memory-mapped (pages load on access)."""
-        places = {name: place for name in names if (place := self.place(name)).name in self.files}
-        found: dict[str, Tensor] = {}
+        every = {name: self.place(name) for name in names}
+        found = {name: torch.full((1,), place.offset) for name, place in every.items() if not place.name}
+        places = {name: place for name, place in every.items() if place.name in self.files}
         for path in dict.fromkeys(self.files[place.name] for place in places.values()):
             with open_tensors(path) as file:
                 found |= {
@@ -198,9 +205,11 @@ class DecoderFolder:
 
     def _part(self, tensor: Tensor, place: Stored) -> Tensor:
         """Canonical tensor of the ``tensor`` that holds it."""
+        tensor = tensor.mT if place.transposed else tensor
         if place.parts:
-            rows = [self.shape.linear_size(part)[0] for part in place.parts]
-            tensor = tensor.split(rows)[place.parts.index(place.part)]
+            heads = self.shape.heads if place.by_head else 1
+            rows = [self.shape.linear_size(part)[0] // heads for part in place.parts]
+            tensor = tensor.unflatten(0, (heads, -1)).split(rows, 1)[place.parts.index(place.part)].flatten(0, 1)
         if place.offset:
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) + place.offset
         return tensor
@@ -235,14 +244,15 @@ class DecoderFolder:
         return DecoderLayer(index, self.shape, weights)
 
     def ends(self) -> dict[str, Tensor]:
-        """Embedding, final norm and untied lm_head in float64."""
+        """Tensors outside of the layers in float64; a tied lm_head is absent."""
         return self.read(END_ROLES, torch.float64)
 
     def head(self, dtype: torch.dtype) -> Head:
         """Head of the model; its lm_head may be the embedding."""
-        stored = self.stored([END_ROLES["embedding"], END_ROLES["lm_head"]])
+        stored = self.stored([END_ROLES[role] for role in ("embedding", "lm_head", "lm_head_bias")])
         weight = stored.get(END_ROLES["lm_head"], stored[END_ROLES["embedding"]])
-        return Head.of(self.shape.family, self.config, weight.to(dtype))
+        bias = stored.get(END_ROLES["lm_head_bias"])
+        return Head.of(self.shape.family, self.config, weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def pieces(names: Iterable[str]) -> Iterator[list[str]]:
@@ -254,11 +264,14 @@ def pieces(names: Iterable[str]) -> Iterator[list[str]]:
 
 def first_layers(config: dict[str, Any], layers: int | None) -> dict[str, Any]:
     """Config of a model that ends after its first ``layers``; ``config`` itself for None."""
-    if layers is None or layers >= config["num_hidden_layers"]:
+    if layers is None:
+        return config
+    key = FAMILIES[architecture_of(config)].keys.get("num_hidden_layers", "num_hidden_layers")
+    if layers >= config[key]:
         return config
     return {
         **config,
-        "num_hidden_layers": layers,
+        key: layers,
         **({"layer_types": config["layer_types"][:layers]} if config.get("layer_types") else {}),
     }
 

@@ -19,7 +19,7 @@ from ..evaluation.tasks import make_documents
 from ..ground.errors import ConfigError
 from ..ground.storage import read_json
 from ..models.folders import folder_of, positions_of, require_positions
-from . import grid
+from . import entries, grid
 from .cells import FULL_PRECISION
 from .mistakes import collected
 
@@ -62,7 +62,8 @@ def mismatches(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_pair(config: Mapping[str, Any], model: str, name: str) -> None:
     entry, corpus, where = config["models"][model], config["corpora"][name], f"corpora.{name}"
-    require_positions(corpus, positions_of(entry, f"models.{model}"), where, f"model '{model}'")
+    table = entries.shape(config, model).family.positions is not None
+    require_positions(corpus, positions_of(entry, f"models.{model}"), where, f"model '{model}'", table)
     folder = folder_of(entry, f"models.{model}")
     if corpus.get("render") == CHAT and folder and not _has_template(Path(folder).expanduser()):
         raise ConfigError(

@@ -76,7 +76,7 @@ def _biased(transform: Method, options: Mapping[str, Any], shape: ModelShape) ->
     own = shape.family.biased({})
     sites = shifted_sites(transform, options)
     found = [linear for site in sites for linear in (*SITES[site], *(("v",) if site == "output_input" else ()))]
-    return tuple(linear for linear in dict.fromkeys(found) if linear not in own)
+    return tuple(linear for linear in dict.fromkeys(found) if linear in shape.family.linears and linear not in own)
 
 
 def _resolved(config: Mapping[str, Any], axis: str, name: str) -> tuple[Method, dict[str, Any]]:

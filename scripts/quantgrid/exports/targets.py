@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..ground.errors import ConfigError, unknown_name
 from . import compressed_capabilities, dense_capabilities, gguf_capabilities, integer_capabilities
 from .features import Features
-from .verdicts import Verdict
+from .verdicts import Verdict, refused
 
 DTYPES = ("bfloat16", "float16", "float32")
 AUTO = "auto"
@@ -70,4 +70,8 @@ def judge(target: str, features: Features, dtype: str = AUTO, flags: Collection[
     for flag in flags:
         if flag not in found.flags:
             raise ConfigError(f"flag '{flag}': {target} accepts {', '.join(found.flags) or 'none'}")
-    return found.judge(features, dtype_of(target, dtype), frozenset(flags))
+    dtype = dtype_of(target, dtype)
+    if features.shape.family.centered:
+        reason = f"no target writes the LayerNorms of {features.shape.architecture} yet"
+        return refused(target, [f"{reason}; nearest: the same recipe on a model with RMSNorm"])
+    return found.judge(features, dtype, frozenset(flags))

@@ -21,7 +21,7 @@ from ..calibration.accumulators import site_name
 from ..calibration.layers import DecoderFolder, DecoderLayer, LaterStatistics, require_finite
 from ..calibration.statistics import SiteStatistics, from_file
 from ..ground.storage import open_tensors, write_tensors
-from ..models.plans import END_ROLES
+from ..models.plans import END_ROLES, PER_TOKEN
 from ..models.shapes import ModelShape
 
 Parameters = dict[str, Tensor]
@@ -67,7 +67,7 @@ class Primitive:
         raise NotImplementedError(f"{type(self).__name__} does not define fold_layer")
 
     def fold_ends(self, ends: Parameters, parameters: Parameters) -> None:
-        """Change embedding, final norm and lm_head."""
+        """Change the tensors outside of the layers, by the roles of ``END_ROLES``."""
 
 
 @runtime_checkable
@@ -200,7 +200,7 @@ def _folded(
 
 
 def folded_ends(transform: Transform, decoder: DecoderFolder, dtype: torch.dtype) -> Parameters:
-    """Transformed embedding and untied lm_head in ``dtype``, final norm in float64.
+    """Transformed tensors outside of the layers: embedding and untied lm_head in ``dtype``, others in float64.
 
     Folding is float64 and treats every row (token of the vocabulary) separately, so it processes
     ``ROWS`` rows at a time.
@@ -212,11 +212,14 @@ def folded_ends(transform: Transform, decoder: DecoderFolder, dtype: torch.dtype
     found: Parameters = {}
     for start in range(0, decoder.shape.vocabulary, ROWS):
         rows = slice(start, start + ROWS)
-        folded = {role: (tensor if role == "final_norm" else tensor[rows]).double() for role, tensor in ends.items()}
+        folded = {role: (tensor[rows] if role in PER_TOKEN else tensor).double() for role, tensor in ends.items()}
         transform.fold_ends(folded)
-        found["final_norm"] = folded.pop("final_norm")
         for role, tensor in folded.items():
-            found.setdefault(role, torch.empty(decoder.shape.vocabulary, tensor.shape[-1], dtype=dtype))[rows] = tensor
+            if role in PER_TOKEN:
+                size, kept = (decoder.shape.vocabulary, *tensor.shape[1:]), dtype if tensor.dim() > 1 else tensor.dtype
+                found.setdefault(role, torch.empty(size, dtype=kept))[rows] = tensor
+            else:
+                found[role] = tensor
     return found
 
 

@@ -205,7 +205,7 @@ class Network(Folding):
     def ends(self, hidden: Tensor, values: Parameters) -> tuple[Tensor, dict[str, Any]]:
         """``hidden`` in the basis of the network's residual stream, and the map back out of it.
 
-        The map is a norm gain and a matrix (d, d), empty without a rotation.
+        The map has the tensors of the final norm and a matrix (d, d), None without a rotation.
         """
         identity = torch.eye(hidden.shape[-1], device=hidden.device)
         ends = {
@@ -213,10 +213,14 @@ class Network(Folding):
             "final_norm": torch.ones(hidden.shape[-1], device=hidden.device),
             "lm_head": identity,
         }
+        own = dict(self.model.model.norm.named_parameters())
+        ends |= {"final_norm_center": own["center"]} if "center" in own else {}
         for number, primitive in enumerate(self.primitives[: self.first] if self.mapped else self.primitives):
             primitive.fold_ends(ends, self.transform(values).part(f"{number}.model."))
         back = None if ends["lm_head"] is identity else ends["lm_head"].mT
-        return ends["embedding"].view_as(hidden), {"gain": ends["final_norm"], "back": back}
+        norm = {"weight": ends["final_norm"], "center": ends.get("final_norm_center")}
+        norm |= {"bias": torch.zeros_like(own["bias"])} if "bias" in own else {}
+        return ends["embedding"].view_as(hidden), {"norm": {name: norm[name] for name in own}, "back": back}
 
     def last_hidden(self, windows: Tensor, values: Parameters) -> Tensor:
         """Input (batch, tokens, d) of the lm_head of the rounded network.
@@ -231,6 +235,8 @@ class Network(Folding):
                 if again
                 else self.layer(index, hidden, values)
             )
-        hidden = functional_call(self.model.model.norm, {"weight": out["gain"]}, (hidden,))
-        hidden = hidden if out["back"] is None else hidden @ out["back"]
-        return hidden * self.model.model.norm.weight
+        own = self.model.model.norm
+        hidden = functional_call(own, out["norm"], (hidden,))
+        hidden = (hidden if out["back"] is None else hidden @ out["back"]) * own.weight
+        bias = getattr(own, "bias", None)
+        return hidden if bias is None else hidden + bias

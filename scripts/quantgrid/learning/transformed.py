@@ -70,7 +70,7 @@ class TransformedModel:
         self.result = Quantized(CheckpointContent(self.decoder.config, recipe.schemes))
         ends = folded_ends(recipe.transform, self.decoder, torch.bfloat16)
         self.result.content.add_ends(ends)
-        self.network = empty_model(self.result.content.config).eval()
+        self.network = empty_model(self.result.content.config, self.result.content.tensors).eval()
         if recipe.schemes.key_value:
             round_key_values(self.network, recipe.schemes.key_value)
         self.layers = self.network.model.layers

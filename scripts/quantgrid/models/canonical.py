@@ -1,16 +1,22 @@
 """Canonical modules: transformers' decoders with joined linears and experts taken apart and gains explicit.
 
 The modules are replaced before any weight is read, so that every linear and every gain of a plan is
-one parameter with one name.
+one parameter with one name. Embedding, layers and final norm have Llama's names.
 """
 
 from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .families import FAMILIES
 from .family import Family
+from .plans import END_ROLES
 from .shapes import ModelShape, shape_from_config
 
 
@@ -22,7 +28,8 @@ class GainNorm(nn.Module):
 
     def __init__(self, norm: nn.Module):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.empty_like(norm.weight)), norm.eps
+        self.weight = nn.Parameter(torch.empty_like(norm.weight))
+        self.eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x`` (*batch, n)."""
@@ -31,12 +38,58 @@ class GainNorm(nn.Module):
         return (wide * self.weight.to(wide.dtype)).type_as(x)
 
 
+class CenteredNorm(GainNorm):
+    """LayerNorm as RMSNorm of x minus ``center`` (1,) times its mean over the channels, with a bias or none.
+
+    ``center`` is 1, or 0 on a residual stream without a mean: rotated, it has one that does not count
+    (SliceGPT, arXiv 2401.15024, section 3.2).
+    """
+
+    def __init__(self, norm: nn.Module, has_bias: bool):
+        super().__init__(norm)
+        self.center = nn.Parameter(torch.empty(1, device=self.weight.device, dtype=self.weight.dtype))
+        self.bias = nn.Parameter(torch.empty_like(self.weight)) if has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x`` (*batch, n)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        found = super().forward(wide - self.center.to(wide.dtype) * wide.mean(-1, keepdim=True))
+        return (found if self.bias is None else found + self.bias.to(wide.dtype)).type_as(x)
+
+
+class ParallelLayer(nn.Module):
+    """Decoder layer whose attention and MLP read the stream behind one norm, with a copy of the norm for each.
+
+    A transform may then change the input of one without that of the other.
+    """
+
+    def __init__(self, layer: nn.Module, norms: dict[str, str]):
+        super().__init__()
+        self.self_attn, self.mlp = layer.self_attn, layer.mlp
+        self.attention_norm, self.mlp_norm = (norms[role] for role in ("attention_norm", "mlp_norm"))
+        for name in (self.attention_norm, self.mlp_norm):
+            self.add_module(name, deepcopy(layer.get_submodule(self.attention_norm)))
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        """``hidden_states`` (batch, tokens, d) with the keyword arguments of transformers' layer."""
+        attention, _ = self.self_attn(hidden_states=self.get_submodule(self.attention_norm)(hidden_states), **arguments)
+        return hidden_states + attention + self.mlp(self.get_submodule(self.mlp_norm)(hidden_states))
+
+
 class Joined(nn.ModuleDict):
-    """Linears with one input whose outputs are concatenated: one linear of transformers."""
+    """Linears with one input whose outputs are concatenated: one linear of transformers.
+
+    With ``heads`` the outputs are concatenated head by head.
+    """
+
+    def __init__(self, linears: dict[str, nn.Module], heads: int = 1):
+        super().__init__(linears)
+        self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (*batch, n) -> (*batch, sum of m)."""
-        return torch.cat([linear(x) for linear in self.values()], -1)
+        outputs = [linear(x).unflatten(-1, (self.heads, -1)) for linear in self.values()]
+        return torch.cat(outputs, -1).flatten(-2)
 
 
 class Expert(nn.Module):
@@ -85,21 +138,56 @@ def canonicalize(model: nn.Module) -> nn.Module:
     """Replace joined linears and experts and implicit gains in an empty transformers model; returns it."""
     family = family_of(model)
     shape = shape_of(model)
-    if family.gain_offset:
-        model.model.norm = GainNorm(model.model.norm)
+    if family.names:
+        _rename(model, family)
+    if family.gain_offset or family.centered:
+        model.model.norm = _norm(model.model.norm, family)
     for index, layer in enumerate(model.model.layers):
+        if family.parallel:
+            layer = model.model.layers[index] = ParallelLayer(layer, family.norms)
         if shape.is_sparse(index):
             activation, sizes = layer.mlp.experts.act_fn, (shape.hidden_size, shape.expert_size)
             layer.mlp.experts = ExpertList(Expert(*sizes, activation) for _ in range(shape.experts))
-        if family.gain_offset:
+        if family.gain_offset or family.centered:
             for path in (*family.norms.values(), *family.head_norms):
-                layer.set_submodule(path, GainNorm(layer.get_submodule(path)))
+                layer.set_submodule(path, _norm(layer.get_submodule(path), family))
         for path, parts in family.joined.items():
             layer.set_submodule(path, _apart(layer.get_submodule(path), parts, shape))
+        for linear in shape.plan(index).linears if family.transposed else ():
+            path, (m, n) = shape.plan(index).modules[linear], shape.linear_size(linear)
+            if not isinstance(own := layer.get_submodule(path), nn.Linear):
+                layer.set_submodule(path, nn.Linear(n, m, own.bias is not None, device="meta"))
     return model
+
+
+def _norm(norm: nn.Module, family: Family) -> nn.Module:
+    return CenteredNorm(norm, family.norm_bias) if family.centered else GainNorm(norm)
 
 
 def _apart(linear: nn.Linear, parts: tuple[str, ...], shape: ModelShape) -> Joined:
     """Empty linears for the ``parts`` of ``linear``."""
     bias, sizes = linear.bias is not None, {part: shape.linear_size(part) for part in parts}
-    return Joined({part: nn.Linear(n, m, bias, device="meta") for part, (m, n) in sizes.items()})
+    linears = {part: nn.Linear(n, m, bias, device="meta") for part, (m, n) in sizes.items()}
+    return Joined(linears, shape.heads if shape.family.by_head else 1)
+
+
+def _rename(model: nn.Module, family: Family) -> None:
+    """Give the modules outside of the layers their canonical names; transformers' stay as properties."""
+    path = family.names.get("model", "model")
+    base = model.get_submodule(path)
+    old = {own.rpartition(".")[2]: name.rpartition(".")[2] for name, own in family.names.items() if name != "model"}
+    for before, after in old.items():
+        base.add_module(after, base._modules.pop(before))
+    first, _, below = path.partition(".")
+    base.__class__ = _aliased(type(base), (*old.items(), *([(below, "")] if below else [])))
+    del model._modules[first]
+    model.add_module("model", base)
+    model.__class__ = _aliased(type(model), ((first, "model"),) if first != "model" else ())
+    model._tied_weights_keys = {END_ROLES["lm_head"]: END_ROLES["embedding"]}
+
+
+@cache
+def _aliased(own: type[nn.Module], aliases: tuple[tuple[str, str], ...]) -> type[nn.Module]:
+    """Subclass of the same name in which attributes stand for others; one for "" is the module itself."""
+    found = {name: property(attrgetter(target) if target else lambda module: module) for name, target in aliases}
+    return type(own.__name__, (own,), {"__module__": own.__module__, "__qualname__": own.__qualname__, **found})

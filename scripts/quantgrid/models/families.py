@@ -5,7 +5,9 @@ A row states what distinguishes the architecture from Llama's (``family.py``). S
 
 from __future__ import annotations
 
-from .family import Experts, Family
+from .family import Family
+from .layer_norm_families import LAYER_NORM_FAMILIES
+from .mixtures import Experts
 
 
 def _all(*linears: str, key: str | bool) -> dict[str, str | bool]:
@@ -168,6 +170,7 @@ FAMILIES: dict[str, Family] = {
         settings=(*_SPARSE, "clip_qkv"),
         experts=Experts("intermediate_size"),
     ),
+    **LAYER_NORM_FAMILIES,
 }
 MODEL_TYPES: dict[str, str] = {family.model_type: name for name, family in FAMILIES.items()}
 # what stands in the way of architectures that people ask for, by the beginning of their model type
@@ -180,18 +183,17 @@ OBSTACLES: dict[str, str] = {
     "gemma3n": "per-layer embeddings",
     "gemma4": "norms on values and per-layer embeddings",
     "llama4": "experts whose input is scaled by the router",
-    "cohere": "LayerNorm shared by attention and MLP",
     "olmo": "LayerNorm without parameters",
-    "stablelm": "LayerNorm with biases",
-    "starcoder2": "LayerNorm and an MLP without a gate",
-    "nemotron": "LayerNorm and an MLP without a gate",
-    "gpt2": "LayerNorm and learned positions",
-    "opt": "LayerNorm and learned positions",
-    "gpt_neox": "LayerNorm and queries, keys and values stored by head",
-    "bloom": "LayerNorm and an MLP without a gate",
-    "falcon": "LayerNorm and an MLP without a gate",
-    "gptj": "LayerNorm and an MLP without a gate",
-    "phi": "LayerNorm and an MLP without a gate",
+    "nemotron_h": "state-space layers",
+    "gpt_neox_japanese": "a bias of attention outside of its linears",
+    "gpt_neo": "local attention by masks in its files",
+    "bloom": "attention outside of transformers' interface, so that its keys and values cannot be rounded",
+    "falcon_mamba": "state-space layers",
+    "falcon_h1": "state-space layers",
+    "falcon": "attention outside of transformers' interface, so that its keys and values cannot be rounded",
+    "gptj": "attention outside of transformers' interface, so that its keys and values cannot be rounded",
+    "mpt": "attention outside of transformers' interface, so that its keys and values cannot be rounded",
+    "phimoe": "a router that masks experts by thresholds",
     "arcee": "an MLP without a gate",
     "apertus": "an activation with learned parameters",
     "nanochat": "norms without parameters",

@@ -11,60 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from .plans import SITES, LayerPlan, Site, Stored
+from .mixtures import Experts
+from .plans import END_ROLES, SITES, LayerPlan, Site, Stored
 
 _MODULES: dict[str, str] = {
     **{linear: f"self_attn.{linear}_proj" for linear in ("q", "k", "v", "o")},
     **{linear: f"mlp.{linear}_proj" for linear in ("gate", "up", "down")},
 }
-
-_EXPERT_NAMES = {linear: f"mlp.experts.{{expert}}.{linear}_proj.weight" for linear in ("gate", "up", "down")}
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Mixture of experts in the place of the MLP.
-
-    ``size`` and ``shared_size`` are the keys of config.json that hold the widths of one expert and of the
-    shared one (their number is under one of ``COUNT_KEYS``). ``stored`` maps linears to their names in the
-    checkpoint, with ``{expert}``. ``router``, ``shared`` and ``shared_gate`` are modules of the layer;
-    the last two are empty without a shared expert. ``router_stored``: the router's tensor in the
-    checkpoint. ``skips``: config.json names layers with an MLP instead (``mlp_only_layers``,
-    ``decoder_sparse_step``).
-    """
-
-    size: str
-    stored: Mapping[str, str] = field(default_factory=lambda: dict(_EXPERT_NAMES))
-    router: str = "mlp.gate"
-    router_stored: str = "mlp.gate.weight"
-    shared: str = ""
-    shared_gate: str = ""
-    shared_size: str = ""
-    skips: bool = False
-
-    @property
-    def readers(self) -> dict[str, str]:
-        """Role -> module of the linears that read the input of the experts and are never rounded."""
-        return {"router": self.router, **({"shared_gate": self.shared_gate} if self.shared_gate else {})}
-
-    def linears(self, experts: int) -> dict[str, str]:
-        """Role -> module of the linears of all experts, expert by expert, the shared one last."""
-        names = [*(f"mlp.experts.{expert}" for expert in range(experts)), *([self.shared] if self.shared else [])]
-        roles = [*map(str, range(experts)), *(["shared"] if self.shared else [])]
-        return {
-            f"{linear}.{role}": f"{name}.{linear}_proj"
-            for role, name in zip(roles, names)
-            for linear in ("gate", "up", "down")
-        }
-
-    def places(self, experts: int) -> dict[str, Stored]:
-        """Canonical tensor name -> its place in the checkpoint, where they differ."""
-        found = {
-            f"mlp.experts.{expert}.{linear}_proj.weight": Stored(name.format(expert=expert))
-            for expert in range(experts)
-            for linear, name in self.stored.items()
-        }
-        return {**found, f"{self.router}.weight": Stored(self.router_stored)}
 
 
 @dataclass(frozen=True)
@@ -80,6 +33,19 @@ class Family:
     ``softcap`` to the keys of config.json that hold the number. ``defaults`` are the values of keys that
     a config.json may leave out, where they differ from Llama's; ``settings`` are the keys that affect the
     function of this family only.
+
+    ``modules`` maps linears to their modules in a layer, ``attention`` is the module of the attention.
+    ``gated``: the MLP has a gate; without one ``degree`` is the homogeneity of its activation, 0 for none.
+    ``centered``: norms subtract the mean of the channels (LayerNorm); ``norm_bias``: they add a bias.
+    ``parallel``: one norm feeds attention and MLP, whose outputs are added to the stream together.
+    ``by_head``: joined linears are stored head by head; ``transposed``: linears are stored transposed.
+    ``names`` maps canonical modules outside of the layers to transformers', ``files`` those that have
+    another name in files. ``positions``: rows of the table of positions beyond
+    ``max_position_embeddings``, None without a table. ``head_bias``: the lm_head has a bias.
+    ``keys`` maps keys of config.json to the family's, or to "" if it does not read them; ``inner`` is the
+    width of the MLP in units of the hidden size, for a config.json that leaves it out. ``only`` maps keys
+    to the one value that is supported and to what stands in the way of others; ``ignored`` lists tensors in
+    files that nothing reads, as regular expressions.
     """
 
     model_type: str
@@ -95,6 +61,29 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     experts: Experts | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
+    attention: str = "self_attn"
+    gated: bool = True
+    degree: int = 1
+    centered: bool = False
+    norm_bias: bool = False
+    parallel: bool = False
+    by_head: bool = False
+    transposed: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    positions: int | None = None
+    head_bias: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
+    inner: int | None = None
+    only: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    @cached_property
+    def linears(self) -> dict[str, str]:
+        """Linear -> its module in transformers' layer; joined ones have a module together."""
+        named = {**_MODULES, **self.modules}
+        return {linear: module for linear, module in named.items() if self.gated or linear != "gate"}
 
     @cached_property
     def norms(self) -> dict[str, str]:
@@ -141,40 +130,89 @@ class Family:
     @cached_property
     def plan(self) -> LayerPlan:
         """:class:`LayerPlan` of a decoder layer with an MLP."""
-        whole = {linear: (module, parts) for module, parts in self.joined.items() for linear in parts}
+        whole = {linear: module for module, parts in self.joined.items() for linear in parts}
         linears = {
-            linear: f"{whole[linear][0]}.{linear}" if linear in whole else module for linear, module in _MODULES.items()
+            linear: f"{whole[linear]}.{linear}" if linear in whole else module
+            for linear, module in self.linears.items()
         }
         head_norms = {_head_norm_role(module): module for module in self.head_norms}
-        modules = {**self.norms, **linears, **head_norms}
-        tensors = {role: f"{module}.weight" for role, module in {**self.norms, **linears}.items()}
+        tensors = {role: f"{module}.weight" for role, module in {**self.norms, **linears, **head_norms}.items()}
         tensors |= {f"{linear}_bias": f"{module}.bias" for linear, module in linears.items()}
-        tensors |= {role: f"{module}.weight" for role, module in head_norms.items()}
-        stored = {
-            name: Stored(name, offset=self.gain_offset) for name in (tensors[r] for r in (*self.norms, *head_norms))
-        }
-        for linear, (module, parts) in whole.items():
-            for kind in ("weight", "bias"):
-                stored[f"{module}.{linear}.{kind}"] = Stored(f"{module}.{kind}", linear, parts)
+        for part in self.norm_parts:
+            tensors |= {f"{role}_{part}": f"{module}.{part}" for role, module in self.norms.items()}
+        stored = {**self._stored_norms(), **self._stored_linears()}
         return LayerPlan(
             {site.name: site for site in self._sites()},
-            modules,
+            {**self.norms, **linears, **head_norms},
             tensors,
             {name: place for name, place in stored.items() if place != Stored(name)},
             {
                 linear: role if role in self.norms else None
                 for linear, role in (("o", "post_attention_norm"), ("down", "post_mlp_norm"))
             },
+            self.attention,
         )
+
+    @property
+    def norm_parts(self) -> tuple[str, ...]:
+        """Tensors of a norm besides its gain: ``center`` is the share of the mean that it subtracts."""
+        return (*(["bias"] if self.norm_bias else []), *(["center"] if self.centered else []))
+
+    def _stored_norms(self) -> dict[str, Stored]:
+        """Canonical tensor name -> place, of the norms in a layer."""
+        modules = {module: module for module in (*self.norms.values(), *self.head_norms)}
+        if self.parallel:
+            modules[self.norms["mlp_norm"]] = self.norms["attention_norm"]
+        return {name: place for module, own in modules.items() for name, place in self.norm_places(module, own).items()}
+
+    def norm_places(self, module: str, stored: str) -> dict[str, Stored]:
+        """Canonical tensor name -> place, of the norm ``module`` that is stored as ``stored``."""
+        places = {f"{module}.weight": Stored(f"{stored}.weight", offset=self.gain_offset)}
+        places |= {f"{module}.bias": Stored(f"{stored}.bias")} if self.norm_bias else {}
+        return places | ({f"{module}.center": Stored("", offset=1.0)} if self.centered else {})
+
+    def _stored_linears(self) -> dict[str, Stored]:
+        """Canonical tensor name -> place, of the linears in a layer."""
+        joined = {linear: (module, parts) for module, parts in self.joined.items() for linear in parts}
+        found = {}
+        for linear, own in self.linears.items():
+            stored, parts = joined.get(linear, (own, ()))
+            part, module = (linear, f"{stored}.{linear}") if parts else ("", own)
+            place = Stored(f"{stored}.bias", part, parts, by_head=self.by_head and bool(parts))
+            found[f"{module}.bias"] = place
+            found[f"{module}.weight"] = replace(place, name=f"{stored}.weight", transposed=self.transposed)
+        return found
 
     def _sites(self) -> tuple[Site, ...]:
         norms = {role: role if role in self.norms else None for role in ("attention_norm", "mlp_norm")}
+        read = tuple(linear for linear in SITES["mlp_input"] if linear in self.linears)
         return (
             Site("attention_input", SITES["attention_input"], norm=norms["attention_norm"], stream=True),
             Site("output_input", SITES["output_input"], source="v"),
-            Site("mlp_input", SITES["mlp_input"], norm=norms["mlp_norm"], stream=True),
-            Site("down_input", SITES["down_input"], source="up"),
+            Site("mlp_input", read, norm=norms["mlp_norm"], stream=True),
+            Site("down_input", SITES["down_input"], source="up", degree=self.degree),
         )
+
+    @cached_property
+    def ends(self) -> dict[str, Stored]:
+        """Canonical name -> place of the tensors outside of the layers, in the order of ``END_ROLES``."""
+        norm = END_ROLES["final_norm"].removesuffix(".weight")
+        found = {END_ROLES["embedding"]: Stored(END_ROLES["embedding"])}
+        if self.positions is not None:
+            found[END_ROLES["positions"]] = Stored(END_ROLES["positions"])
+        found |= self.norm_places(norm, norm)
+        roles = ("lm_head", "lm_head_bias") if self.head_bias else ("lm_head",)
+        return {**found, **{END_ROLES[role]: Stored(END_ROLES[role]) for role in roles}}
+
+    def value(self, config: Mapping, key: str) -> Any:
+        """Value of a ``key`` under its name in this family; None if config.json and defaults have none."""
+        return {**self.defaults, **config}.get(self.keys.get(key, key))
+
+    def in_files(self, name: str) -> str:
+        """Name in the files of this family of the tensor ``name``, which has canonical modules."""
+        known = {**self.names, **self.files}
+        stem = max((stem for stem in known if f"{name}.".startswith(f"{stem}.")), key=len, default="")
+        return known[stem] + name.removeprefix(stem) if stem else name
 
     def biased(self, config: Mapping) -> tuple[str, ...]:
         """Linears with a bias under a transformers ``config``."""

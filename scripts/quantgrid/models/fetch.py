@@ -172,7 +172,8 @@ def gguf_types(gguf: Path) -> str:
 def write_config(config: Mapping[str, Any], folder: Path) -> None:
     """Write config.json with the architecture name and the keys of ``config`` that affect the function."""
     architecture = architecture_of(config, str(folder / "config.json"))
-    kept = {key: value for key, value in config.items() if key in (*KEPT, *FAMILIES[architecture].settings)}
+    family = FAMILIES[architecture]
+    kept = {key: value for key, value in config.items() if key in (*KEPT, *family.settings, *family.only)}
     write_json(folder / "config.json", {**kept, "architectures": [architecture]})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..ground.errors import ConfigError, unknown_name
 from ..ground.places import ROOT
 from ..ground.storage import read_json
-from .families import FAMILIES
+from .families import FAMILIES, MODEL_TYPES
 from .multimodal import text_decoder
 from .shapes import LARGEST_CONFIG, ModelShape, architecture_of, require_size, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, remedy, tensor_headers, verify_weights
@@ -135,17 +135,22 @@ def positions_in(folder: str | Path) -> int | None:
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         return None
-    return text_decoder(read_json(path, _ADVICE, LARGEST_CONFIG), where=str(path)).get("max_position_embeddings")
+    config = text_decoder(read_json(path, _ADVICE, LARGEST_CONFIG), where=str(path))
+    key, family = "max_position_embeddings", FAMILIES.get(MODEL_TYPES.get(str(config.get("model_type")), ""))
+    return config.get(key) if family is None else family.value(config, key)
 
 
-def require_positions(entry: Mapping[str, Any], positions: int | None, where: str, model: str) -> None:
+def require_positions(
+    entry: Mapping[str, Any], positions: int | None, where: str, model: str, table: bool = False
+) -> None:
     """Raise :class:`ConfigError` for windows longer than ``positions`` unless the corpus entry
-    allows it."""
-    window = entry.get("window")
-    if positions and isinstance(window, int) and window > positions and not entry.get("beyond_positions"):
+    allows it; it cannot allow more than a ``table`` of positions has."""
+    window, accepted = entry.get("window"), entry.get("beyond_positions") and not table
+    if positions and isinstance(window, int) and window > positions and not accepted:
+        further = ", its table has no more" if table else ", or accept it with beyond_positions: true"
         raise ConfigError(
             f"{where}.window: windows of {window} tokens are longer than the {positions} positions of {model} "
-            f"(max_position_embeddings); set window to at most {positions}, or accept it with beyond_positions: true"
+            f"(max_position_embeddings); set window to at most {positions}{further}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..ground.errors import ConfigError, unknown_name
 from .families import FAMILIES, MODEL_TYPES
+from .family import Family
 from .plans import END_ROLES
 
 # multimodal architecture -> model type of its text decoder, where config.json leaves it out
@@ -86,3 +87,13 @@ def in_files(name: str, prefix: str) -> str:
     if not prefix:
         return name
     return LAYOUTS[prefix].lm_head if name == END_ROLES["lm_head"] else prefix + name.removeprefix("model.")
+
+
+def stored_name(name: str, family: Family, prefix: str, tensors: Collection[str]) -> str:
+    """Name among those in the files (``tensors``) of the decoder's tensor ``name``.
+
+    Files of the model below the lm_head alone leave out the beginning of every name.
+    """
+    full = in_files(family.in_files(name), prefix)
+    bare = full.removeprefix(family.in_files("model").partition(".")[0] + ".")
+    return bare if full not in tensors and bare in tensors else full

@@ -24,9 +24,14 @@ SITE_OF: dict[str, str] = {linear: site for site, linears in SITES.items() for l
 LAYER_PREFIX = "model.layers.{layer}."
 END_ROLES: dict[str, str] = {
     "embedding": "model.embed_tokens.weight",
+    "positions": "model.embed_positions.weight",
     "final_norm": "model.norm.weight",
+    "final_norm_bias": "model.norm.bias",
+    "final_norm_center": "model.norm.center",
     "lm_head": "lm_head.weight",
+    "lm_head_bias": "lm_head.bias",
 }
+PER_TOKEN = ("embedding", "lm_head", "lm_head_bias")  # ends with a row for every token of the vocabulary
 
 
 def linear_key(layer: int, linear: str) -> str:
@@ -45,8 +50,9 @@ class Site:
 
     ``readers`` are linears that read it too and are never rounded. A division of the input can be
     folded into the norm before it (``norm``, a role) or into the rows of the linear ``source``; with
-    neither it has to run online. ``stream``: it reads the residual stream, directly or behind its norm.
-    ``block``: the module whose input it is, if every linear sees some of the tokens only.
+    neither it has to run online. The input is homogeneous of ``degree`` in the output of ``source``: 0 if
+    an activation is between them that no factor passes. ``stream``: it reads the residual stream, directly
+    or behind its norm. ``block``: the module whose input it is, if every linear sees some of the tokens only.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Site:
     readers: tuple[str, ...] = ()
     norm: str | None = None
     source: str | None = None
+    degree: int = 1
     stream: bool = False
     block: str = ""
 
@@ -71,7 +78,7 @@ class Site:
     @property
     def is_divisible(self) -> bool:
         """Whether a division of the input can be folded into the weights before it."""
-        return self.norm is not None or self.source is not None
+        return self.norm is not None or (self.source is not None and self.degree > 0)
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,16 @@ class Stored:
     """Place of a canonical tensor in the checkpoint.
 
     The tensor ``name``, or its rows of ``part`` if it holds those of ``parts`` (linears) one after
-    another; ``offset`` is added to the values read.
+    another, ``by_head``: head by head; ``transposed``: its columns instead of its rows. ``offset`` is
+    added to the values read. Without a name: a constant (1,), ``offset``.
     """
 
     name: str
     part: str = ""
     parts: tuple[str, ...] = ()
     offset: float = 0.0
+    by_head: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

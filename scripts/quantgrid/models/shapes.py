@@ -142,16 +142,17 @@ def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape
     its text decoder."""
     config = text_decoder(config, where=where)
     architecture = architecture_of(config, where)
-    config = {**FAMILIES[architecture].defaults, **config}
-    sizes = {name: _size(config, key, where) for name, key in _CONFIG_KEYS.items()}
-    kv_heads = (
-        _size(config, "num_key_value_heads", where) if config.get("num_key_value_heads") is not None else sizes["heads"]
-    )
-    head_dim = (
-        _size(config, "head_dim", where)
-        if config.get("head_dim") is not None
-        else sizes["hidden_size"] // sizes["heads"]
-    )
+    family = FAMILIES[architecture]
+    _require_only(family, config, f"{where}: {architecture}")
+    config = {**family.defaults, **config}
+    inner = family.keys.get("intermediate_size", "intermediate_size")
+    if family.inner is not None and config.get(inner) is None:
+        config[inner] = family.inner * _size(config, family.keys.get("hidden_size", "hidden_size"), where)
+    sizes = {name: _size(config, family.keys.get(key, key), where) for name, key in _CONFIG_KEYS.items()}
+    kv_key, dim_key = (family.keys.get(key, key) for key in ("num_key_value_heads", "head_dim"))
+    kv_heads = _size(config, kv_key, where) if config.get(kv_key) is not None else sizes["heads"]
+    head_dim = _size(config, dim_key, where) if config.get(dim_key) is not None else None
+    head_dim = sizes["hidden_size"] // sizes["heads"] if head_dim is None else head_dim
     if not head_dim or sizes["heads"] % kv_heads:
         raise ConfigError(
             f"{where}: {sizes['heads']} heads are not compatible with a hidden_size of {sizes['hidden_size']} "
@@ -159,6 +160,15 @@ def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape
         )
     sparse = _sparse_sizes(config, architecture, sizes["layers"], where)
     return ModelShape(architecture=architecture, kv_heads=kv_heads, head_dim=head_dim, **sizes, **sparse)
+
+
+def _require_only(family: Family, config: Mapping, named: str) -> None:
+    """Raise :class:`UnsupportedModel` for a value of a key under which the family has other parts."""
+    for key, (supported, obstacle) in family.only.items():
+        if (value := config.get(key, supported)) != supported:
+            raise UnsupportedModel(
+                f"{named} with {key}: {value!r:.40} has {obstacle}, not supported yet; accepted: {supported!r}"
+            )
 
 
 def _sparse_sizes(config: Mapping, architecture: str, layers: int, where: str) -> dict[str, Any]:

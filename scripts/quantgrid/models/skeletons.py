@@ -11,16 +11,23 @@ from torch import Tensor, nn
 
 from ..ground.errors import ConfigError
 from .canonical import canonicalize
+from .plans import END_ROLES
 
 
-def empty_model(config: Mapping[str, Any]) -> nn.Module:
-    """Canonical transformers decoder of this config, parameters on the meta device; buffers are real."""
+def empty_model(config: Mapping[str, Any], ends: Container[str] = ()) -> nn.Module:
+    """Canonical transformers decoder of this config, parameters on the meta device; buffers are real.
+
+    Its lm_head has a bias if there is one among the tensors ``ends`` (names).
+    """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = AutoConfig.for_model(**{"use_cache": False, **config})
     with init_empty_weights(include_buffers=False):
-        return canonicalize(AutoModelForCausalLM.from_config(settings))
+        model = canonicalize(AutoModelForCausalLM.from_config(settings))
+    if END_ROLES["lm_head_bias"] in ends and model.lm_head.bias is None:
+        model.lm_head.bias = nn.Parameter(torch.empty(model.lm_head.out_features, device="meta"))
+    return model
 
 
 def attention_of(model: nn.Module) -> str:
@@ -36,7 +43,7 @@ def skeleton(
     They are in ``dtype`` on ``device``, as are its buffers. Raises :class:`ConfigError`, naming
     ``where``, for a missing tensor.
     """
-    model = empty_model(config)
+    model = empty_model(config, ends)
     # empty parameters cannot be moved to a device
     layers, model.model.layers = model.model.layers, nn.ModuleList()
     fill(model, "", ends, dtype, device)

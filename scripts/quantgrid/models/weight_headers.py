@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..ground.errors import ConfigError
-from .multimodal import LAYOUTS, in_files, prefix_of
+from .multimodal import LAYOUTS, in_files, prefix_of, stored_name
 from .plans import END_ROLES, LAYER_PREFIX, Stored
-from .shapes import ModelShape, layer_tensors
+from .shapes import ModelShape
 
 # bytes; the header of a shard of thousands of tensors has some hundred thousand
 LONGEST_HEADER = 1 << 25
@@ -93,7 +93,9 @@ def verify_weights(
     _require_unquantized(tensors, where)
     prefix, read = prefix_of(config, where), set()
     for name, size in _wanted(shape, config):
-        name = in_files(name, prefix)
+        name = stored_name(name, shape.family, prefix, tensors)
+        if name in read:
+            continue
         read.add(name)
         if name not in tensors:
             raise ConfigError(f"{where}: the weights hold no tensor '{name}', which {shape.architecture} needs")
@@ -135,41 +137,56 @@ def remedy(method: str) -> str:
 
 def _is_ignored(name: str, shape: ModelShape, config: Mapping[str, Any], prefix: str) -> bool:
     """Whether the decoder does without tensor ``name`` of the files."""
-    patterns = [*IGNORED, *([LAYOUTS[prefix].ignored] if prefix else [])]
-    if shape.family.is_tied(config):
-        patterns.append(re.escape(in_files(END_ROLES["lm_head"], prefix)))
+    family = shape.family
+    patterns = [*IGNORED, *family.ignored, *([LAYOUTS[prefix].ignored] if prefix else [])]
+    if family.is_tied(config):
+        patterns.append(re.escape(in_files(family.in_files(END_ROLES["lm_head"]), prefix)))
     if re.fullmatch("|".join(patterns), name):
         return True
-    layer = re.match(re.escape(in_files(LAYER_PREFIX.partition("{")[0], prefix)) + r"(\d{1,9})\.", name)
+    layers = in_files(family.in_files(LAYER_PREFIX.partition("{")[0]), prefix)
+    layer = re.match(re.escape(layers) + r"(\d{1,9})\.", name)
     return layer is not None and 0 <= int(layer[1]) - shape.layers < (config.get(FURTHER_LAYERS) or 0)
 
 
 def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield (name in the checkpoint, size) of every tensor that a decoder needs.
+    """Yield (name in the checkpoint with canonical modules, size) of every tensor that a decoder needs.
 
-    A generator, because config.json may claim any number of layers.
+    A generator, because config.json may claim any number of layers. Tensors with several parts come up
+    more than once.
     """
-    family, hidden = shape.family, (shape.hidden_size,)
-    yield END_ROLES["embedding"], (shape.vocabulary, shape.hidden_size)
-    yield END_ROLES["final_norm"], hidden
-    if not family.is_tied(config):
-        yield END_ROLES["lm_head"], (shape.vocabulary, shape.hidden_size)
-    biased = family.biased(config)
+    yield from _wanted_ends(shape, config)
+    family, biased = shape.family, shape.family.biased(config)
     for layer in range(shape.layers):
-        names, plan, joined = layer_tensors(shape, layer), shape.plan(layer), set()
-        yield from ((names[norm], hidden) for norm in family.norms)
+        prefix, plan = LAYER_PREFIX.format(layer=layer), shape.plan(layer)
+        sizes = dict.fromkeys(
+            [f"{norm}{part}" for norm in family.norms for part in ("", "_bias")], (shape.hidden_size,)
+        )
+        sizes |= {reader: shape.linear_size(reader) for reader in plan.readers}
+        for linear in plan.linears:
+            sizes[linear] = shape.linear_size(linear)
+            sizes |= {f"{linear}_bias": sizes[linear][:1]} if linear in biased else {}
+        for role, size in sizes.items():
+            if role in plan.tensors:
+                place = plan.stored.get(plan.tensors[role], Stored(plan.tensors[role]))
+                yield prefix + place.name, _size_in_file(place, size, shape)
         for module, width in family.head_norms.items():
             size = shape.head_dim if width == "head" else shape.linear_size(width)[0]
-            yield f"{LAYER_PREFIX.format(layer=layer)}{module}.weight", (size,)
-        for reader in plan.readers:
-            place = plan.stored.get(plan.tensors[reader], Stored(plan.tensors[reader]))
-            yield LAYER_PREFIX.format(layer=layer) + place.name, shape.linear_size(reader)
-        for linear in plan.linears:
-            for role, size in ((linear, shape.linear_size(linear)), (f"{linear}_bias", shape.linear_size(linear)[:1])):
-                if role == linear or linear in biased:
-                    place = plan.stored.get(plan.tensors[role], Stored(plan.tensors[role]))
-                    if place.parts:
-                        size = (sum(shape.linear_size(part)[0] for part in place.parts), *size[1:])
-                    if place.name not in joined:
-                        yield LAYER_PREFIX.format(layer=layer) + place.name, size
-                    joined.add(place.name)
+            yield f"{prefix}{module}.weight", (size,)
+
+
+def _size_in_file(place: Stored, size: tuple[int, ...], shape: ModelShape) -> tuple[int, ...]:
+    """Size of the tensor at ``place``, for a part of this ``size``."""
+    if place.parts:
+        size = (sum(shape.linear_size(part)[0] for part in place.parts), *size[1:])
+    return size[::-1] if place.transposed else size
+
+
+def _wanted_ends(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """:func:`_wanted` of the tensors outside of the layers."""
+    family, table = shape.family, (shape.vocabulary, shape.hidden_size)
+    rows = (family.value(config, "max_position_embeddings") or 0) + (family.positions or 0)
+    sizes = {"embedding": table, "lm_head": table, "lm_head_bias": table[:1], "positions": (rows, shape.hidden_size)}
+    for role, name in END_ROLES.items():
+        place = family.ends.get(name)
+        if place is not None and place.name and not (role == "lm_head" and family.is_tied(config)):
+            yield place.name, sizes.get(role, table[1:])

@@ -58,10 +58,11 @@ class CheckpointContent:
         self.tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
 
     def add_ends(self, ends: Mapping[str, Tensor]) -> None:
-        """Add embedding and lm_head in bfloat16 and the final norm in float32; a tied lm_head is
-        omitted."""
+        """Add embedding and lm_head in bfloat16, what else is outside of the layers in float32; a tied
+        lm_head is omitted."""
         for role, tensor in ends.items():
-            self.add_plain({END_ROLES[role]: tensor}, torch.float32 if role == "final_norm" else torch.bfloat16)
+            dtype = torch.bfloat16 if role in ("embedding", "lm_head") else torch.float32
+            self.add_plain({END_ROLES[role]: tensor}, dtype)
         self.config = {**self.config, "tie_word_embeddings": "lm_head" not in ends}
 
     def add_site(self, layer: int, site: str, online: list[dict[str, Any]], rounding: Rounding | None) -> None:

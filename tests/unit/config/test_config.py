@@ -147,8 +147,8 @@ def edit_json(path: Path, **changes: Any) -> None:
             "models.tiny.path: .*holds no tokenizer; one of tokenizer.json",
         ),
         (
-            lambda folder: edit_json(folder / "config.json", architectures=["GPT2LMHeadModel"]),
-            "unknown architecture 'GPT2LMHeadModel'; supported: Llama",
+            lambda folder: edit_json(folder / "config.json", architectures=["XGLMForCausalLM"]),
+            "unknown architecture 'XGLMForCausalLM'; supported: Llama",
         ),
         (
             lambda folder: edit_json(folder / "config.json", architectures=["Qwen3MoeForCausalLM"]),

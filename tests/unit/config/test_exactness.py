@@ -80,6 +80,19 @@ def test_a_division_of_other_inputs_is_accepted():
     assert len(cells(of, shape={**LARGE, "architecture": BEHIND}, **transform("scaling", sites=sites))) == 2
 
 
+@pytest.mark.parametrize("family", ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "PhiForCausalLM", "Starcoder2ForCausalLM"])
+@pytest.mark.parametrize("name", DIVIDE)
+def test_a_division_that_an_activation_stops_is_refused_with_what_is_exact(family, name):
+    shape, of = {**LARGE, "architecture": family}, study(transforms=["t"])
+    sites = {"sites": ["attention_input", "down_input"]} if "sites" in TRANSFORMS[name].options else {}
+    divides = "down_input" in TRANSFORMS[name].divided_sites(sites)
+    if divides:
+        message = refusal(of, shape=shape, **transform(name, **sites))
+        assert f"divides the inputs of down_input, and no weights of a {family} can take" in message
+        assert len(cells(of, shape=shape, **transform(name, **sites, division="online"))) == 2
+    assert len(cells(of, shape={**shape, "architecture": "OPTForCausalLM"}, **transform(name, **sites))) == 2
+
+
 @pytest.mark.parametrize("family", NORMS)
 @pytest.mark.parametrize("name", ["none", "shifting", "block_hadamard", "reorder"])
 def test_other_transforms_are_accepted_behind_norms(family, name):

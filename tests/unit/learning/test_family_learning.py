@@ -21,7 +21,6 @@ from quantgrid.learning.network import Network
 from quantgrid.learning.trainables import learned_kinds
 from quantgrid.learning.training_context import TrainingContext
 from quantgrid.models.lm_head import head_of
-from quantgrid.models.plans import LINEARS
 from quantgrid.quantization.cached import Recipe, quantize_decoder
 from quantgrid.quantization.checkpoints import load_quantized, save_quantized
 from quantgrid.quantization.sequential import RunningLayer
@@ -49,6 +48,11 @@ CASES = [
     ("Exaone4ForCausalLM", "optimized_rotation_scaling"),
     ("Olmo3ForCausalLM", "optimized_scaling"),
     ("Olmo2ForCausalLM", "flatquant"),
+    ("OPTForCausalLM", "optimized_rotation"),
+    ("GPTNeoXForCausalLM", "optimized_rotation_scaling"),
+    ("StableLmForCausalLM", "optimized_rotation_scaling"),
+    ("StableLmForCausalLM", "flatquant"),
+    ("CohereForCausalLM", "optimized_rotation"),
 ]
 SELECTED = others_slow(CASES, lambda *case: case in CASES[:6])
 INT8 = schemes("int8")
@@ -66,7 +70,7 @@ class Rounded(RunningLayer):
     weights = False
 
     def __init__(self, module: nn.Module, layer: Any, roundings: Any, how: Any):
-        for linear in LINEARS if self.weights else ():
+        for linear in layer.plan.linears if self.weights else ():
             clipped = layer.clips[linear](layer.weights[linear]) if linear in layer.clips else layer.weights[linear]
             layer.weights[linear] = clipped.float().tanh().double()
         super().__init__(module, layer, {site: nn.Tanh() for site in layer.plan.sites}, how)

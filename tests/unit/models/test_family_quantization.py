@@ -19,7 +19,7 @@ from quantgrid.mitigations.methods.gptq import gptq
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.models.families import FAMILIES
 from quantgrid.models.lm_head import head_of
-from quantgrid.models.plans import LINEARS, Stored
+from quantgrid.models.plans import Stored
 from quantgrid.quantization.cached import Recipe, quantize_decoder
 from quantgrid.quantization.checkpoints import PackedCheckpoint, load_quantized, save_quantized
 from quantgrid.quantizer import fake_quantize
@@ -51,17 +51,28 @@ def own_model(folder: Path) -> nn.Module:
     return model
 
 
-def places(layer: nn.Module, name: str) -> dict[str, tuple[nn.Parameter, slice]]:
-    """Linear -> its weight in transformers' layer, and its rows there."""
-    plan, found, ends = FAMILIES[name].plan, {}, {}
-    for linear in LINEARS:
+def layers_of(model: nn.Module, name: str) -> nn.ModuleList:
+    """Decoder layers of transformers' own model."""
+    return model.get_submodule(FAMILIES[name].in_files("model.layers"))
+
+
+def weights(layer: nn.Module, made: FamilyModel) -> dict[str, Tensor]:
+    """Linear -> view of its weight (*rows, n) in transformers' layer."""
+    shape, found, ends = made.decoder.shape, {}, {}
+    plan, family = shape.plan(0), shape.family
+    for linear in plan.linears:
         tensor = plan.tensors[linear]
         place = plan.stored.get(tensor, Stored(tensor))
+        whole = layer.get_parameter(place.name).data
+        whole = whole.mT if family.transposed else whole
+        if place.parts and family.by_head:
+            found[linear] = whole.unflatten(0, (shape.heads, 3, -1))[:, place.parts.index(linear)]
+            continue
         start = ends.get(place.name, 0)
-        rows = {"q": 64, "k": 32, "v": 32, "o": 64, "gate": 96, "up": 96, "down": 64}[linear]
-        ends[place.name] = start + rows
-        found[linear] = layer.get_parameter(place.name), slice(start, start + rows)
-    assert sum(rows.stop - rows.start for _, rows in found.values()) == 448  # no row twice
+        ends[place.name] = start + shape.linear_size(linear)[0]
+        found[linear] = whole[start : ends[place.name]]
+    held = [module.weight for path, module in layer.named_modules() if hasattr(module, "weight")]
+    assert sum(map(Tensor.numel, found.values())) == sum(one.numel() for one in held if one.dim() == 2)  # no row twice
     return found
 
 
@@ -74,13 +85,13 @@ def agreement(found: nn.Module, wanted: Tensor, tokens: Tensor) -> Agreement:
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_rounded_weights_run_as_in_transformers_own_model(name, preset, granularity, family_model, tmp_path):
-    """Rounded here by one call on the tensors of the file, whole where the linears are joined: a row has
-    separate scales."""
+    """Rounded here in the tensors of the file."""
     made, schemes = family_model(name), schemes_of(preset, granularity)
     model = own_model(made.folder)
-    for layer in model.model.layers:
-        for weight in {weight for weight, _ in places(layer, name).values()}:
-            weight.data = fake_quantize(weight.data, schemes.weight)
+    for layer in layers_of(model, name):
+        for weight in weights(layer, made).values():
+            rounded = fake_quantize(weight.reshape(-1, weight.shape[-1]), schemes.weight)
+            weight.copy_(rounded.view(weight.shape))
     loaded = load_quantized(written(made, schemes, rtn, tmp_path, Transform()))
     wanted = model(made.tokens, use_cache=False).logits
     assert agreement(loaded, wanted, made.tokens).logits < ROUNDED
@@ -93,12 +104,12 @@ def test_gptq_runs_as_in_transformers_own_model(name, family_model, tmp_path):
     """Each linear is solved here by itself, on the second moment of its site."""
     made, wanted_scheme = family_model(name), scheme("int4")
     model = own_model(made.folder)
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(layers_of(model, name)):
         state = layer_state(made.decoder, index, str(made.statistics))
-        for linear, (weight, rows) in places(layer, name).items():
+        for linear, weight in weights(layer, made).items():
             site = state.statistics[state.plan.site_of[linear]]
-            solved = gptq(weight.data[rows], site, wanted_scheme)
-            weight.data[rows] = solved.weight()
+            solved = gptq(weight.reshape(-1, weight.shape[-1]), site, wanted_scheme)
+            weight.copy_(solved.weight().view(weight.shape))
     folder = written(made, CellSchemes(weight=wanted_scheme), gptq, tmp_path, Transform())
     wanted = model(made.tokens, use_cache=False).logits
     assert agreement(load_quantized(folder), wanted, made.tokens).logits < ROUNDED

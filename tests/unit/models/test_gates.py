@@ -51,10 +51,24 @@ DIVIDE = (
 )
 
 
+# transforms that divide the input of down, and families with an activation there that no factor passes
+DIVIDE_DOWN = (
+    "scaling",
+    "awq",
+    "outlier_suppression_plus",
+    "duquant",
+    "optimized_rotation_scaling",
+    "flatquant",
+)
+CURVED = ("GPT2LMHeadModel", "GPTNeoXForCausalLM", "PhiForCausalLM", "Starcoder2ForCausalLM")
+
+
 def is_refused(family: str, transform: str) -> bool:
     """Whether a transform has to be refused on a family unless it runs online."""
-    return (transform in ROTATE and family in BOTH_NORMS + ONLY_BEHIND) or (
-        transform in DIVIDE and family in ONLY_BEHIND
+    return (
+        (transform in ROTATE and family in BOTH_NORMS + ONLY_BEHIND)
+        or (transform in DIVIDE and family in ONLY_BEHIND)
+        or (transform in DIVIDE_DOWN and family in CURVED)
     )
 
 
@@ -166,6 +180,7 @@ WRONG_FOR_THE_MODEL: dict[str, tuple[str, dict[str, Any]]] = {
     "scale of the logits": ("GraniteForCausalLM", {"logits": {}}),
     "product for a quotient": ("GraniteForCausalLM", {"logits": {"multiply": "logits_scaling"}}),
     "softcap of the logits": ("Gemma2ForCausalLM", {"logits": {}}),
+    "a norm without its bias": ("Starcoder2ForCausalLM", {"norm_bias": False}),
     "half an offset": ("Gemma3ForCausalLM", {"gain_offset": 0.5}),
 }
 # what it cannot see, since streaming runs transformers' modules: a transform that relies on it shows it
@@ -187,6 +202,10 @@ WRONG_FOR_A_TRANSFORM: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"mlp_norm": "post_attention_layernorm", "post_attention_norm": "pre_feedforward_layernorm"},
     ),
     "gate for up": ("Phi3ForCausalLM", "scaling", {"joined": {**JOINED, "mlp.gate_up_proj": ("up", "gate")}}),
+    "LayerNorm for RMSNorm": ("OPTForCausalLM", "random_hadamard", {"centered": False}),
+    "blocks for heads": ("GPTNeoXForCausalLM", "random_hadamard", {"by_head": False}),
+    "a factor through GELU": ("GPTNeoXForCausalLM", "scaling", {"degree": 1}),
+    "a factor through a square": ("NemotronForCausalLM", "scaling", {"degree": 1}),
     "keys for values": ("Phi3ForCausalLM", "shifting", {"joined": {**JOINED, "self_attn.qkv_proj": ("q", "v", "k")}}),
 }
 

@@ -189,8 +189,8 @@ def test_local_checksum_and_shape_are_verified(folder, tmp_path):
         ),
         (lambda folder: edit_config(folder, num_local_experts=8), "mixture of experts"),
         (
-            lambda folder: edit_config(folder, architectures=["GPT2LMHeadModel"]),
-            "unknown architecture 'GPT2LMHeadModel'.*CONTRIBUTING.md",
+            lambda folder: edit_config(folder, architectures=["XGLMForCausalLM"]),
+            "unknown architecture 'XGLMForCausalLM'.*CONTRIBUTING.md",
         ),
         (
             lambda folder: edit_config(folder, intermediate_size=256),

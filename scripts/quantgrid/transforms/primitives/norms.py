@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...calibration.layers import DecoderLayer
 from ...inference.transform import Primitive
-from .rotate import absorb_norm
+from .stream import absorb_norm
 
 
 @dataclass

@@ -23,23 +23,9 @@ from ...inference.transform import Primitive, derived_seed
 from ...linalg.hadamard import apply_hadamard, random_orthogonal, random_signs
 from ...models.plans import kind_of
 from ...models.shapes import ModelShape
+from .stream import absorb_norm, center_ends, center_writers
 
 BLOCK = 512  # rows of an embedding rotated at a time
-
-
-def absorb_norm(layer: DecoderLayer, site: str) -> None:
-    """Move the gain of the norm before ``site``, if there is one, into its linears.
-
-    A channel of zero gain keeps zero statistics.
-    """
-    read = layer.plan.sites[site]
-    if read.norm is None:
-        return
-    gain = layer.weights[read.norm]
-    for linear in read.consumers:
-        layer.weights[linear] = layer.weights[linear] * gain
-    layer.weights[read.norm] = torch.ones_like(gain)
-    layer.map_input(site, torch.where(gain == 0, 0.0, 1 / gain))
 
 
 def rotate_online(layer: DecoderLayer, site: str, operation: Operation) -> None:
@@ -67,11 +53,11 @@ def _in_blocks(x: Tensor, rows: Rows) -> Tensor:
 class RotateResidual(Primitive):
     """R1 (QuaRot, SpinQuant): orthonormal change of basis of the residual stream.
 
-    Offline; unties the lm_head. ``kind``: ``hadamard`` (randomized, needs a reachable order) or
-    ``orthogonal`` (Haar, any size). ``online``: the stream keeps its basis, and the inputs that read
-    it are rotated online instead. That is exact behind norms whose output is added to the stream,
-    through which an offline rotation cannot pass. Behind another online operation the norm keeps its
-    gain.
+    Offline; unties the lm_head; a stream before LayerNorms loses its mean first. ``kind``: ``hadamard``
+    (randomized, needs a reachable order) or ``orthogonal`` (Haar, any size). ``online``: the stream keeps
+    its basis, and the inputs that read it are rotated online instead. That is exact behind norms whose
+    output is added to the stream, through which an offline rotation cannot pass. Behind another online
+    operation the norm keeps its gain.
     """
 
     kind: str
@@ -108,6 +94,7 @@ class RotateResidual(Primitive):
                 f"the residual stream of a {layer.shape.architecture} cannot be rotated offline: the norms "
                 f"{', '.join(layer.plan.post_norms)} stand before it; rotate online instead"
             )
+        center_writers(layer)
         for linear in layer.plan.writers:
             weights[linear] = rows(weights[linear].mT).mT
             if f"{linear}_bias" in weights:
@@ -126,9 +113,15 @@ class RotateResidual(Primitive):
         if self.online:
             return
         rows = self._rows(parameters)
-        head, gain = ends.get("lm_head", ends["embedding"]), ends["final_norm"]
+        head, gain, bias = ends.get("lm_head", ends["embedding"]), ends["final_norm"], ends.get("final_norm_bias")
+        if bias is not None:
+            ends["lm_head_bias"] = ends.get("lm_head_bias", 0.0) + head @ bias
+            ends["final_norm_bias"] = torch.zeros_like(bias)
         ends["lm_head"] = _in_blocks(head, lambda block: rows(block * gain))
-        ends["embedding"] = _in_blocks(ends["embedding"], rows)
+        center_ends(ends)
+        for role in ("embedding", "positions"):
+            if role in ends:
+                ends[role] = _in_blocks(ends[role], rows)
         ends["final_norm"] = torch.ones_like(ends["final_norm"])
 
 

@@ -56,8 +56,10 @@ class RotatePrincipal(RotateResidual):
             groups = [[linear] for linear in site.linears] if site.block else [site.linears]
             stacked = (torch.cat([layer.weights[linear] for linear in group]) * gain for group in groups)
             return sum(rows.mT @ rows for rows in stacked)
-        inverse = torch.where(gain == 0, 0.0, 1 / gain)
-        return layer.statistics[site.name].second_moment.double() * inverse * inverse.unsqueeze(-1)
+        inverse, statistics = torch.where(gain == 0, 0.0, 1 / gain), layer.statistics[site.name]
+        if (bias := layer.weights.get(f"{site.norm}_bias")) is not None:
+            statistics = statistics.shifted(bias)
+        return statistics.second_moment.double() * inverse * inverse.unsqueeze(-1)
 
     def _rows(self, parameters: dict[str, Tensor]) -> Rows:
         rotated = super()._rows(parameters)

@@ -2,7 +2,8 @@
 
 The division moves into the norm gain (``attention_input``, ``mlp_input``), into the rows of the value
 projection (``output_input``, one factor per KV channel, shared by the query heads of a group) or of
-the up projection (``down_input``, exact since SwiGLU is linear in ``up``).
+the up projection (``down_input``, exact since SwiGLU is linear in ``up``, ReLU of degree 1 and its
+square of degree 2).
 """
 
 from __future__ import annotations
@@ -36,12 +37,10 @@ def divide_input(layer: DecoderLayer, site: str, s: Tensor, online: bool = False
         layer.add_online(site, operation, lambda statistics: statistics.transformed(1 / columns))
         return
     layer.require_foldable(site)
-    if read.norm is not None:
-        weights[read.norm] = weights[read.norm] / s
-    else:
-        weights[read.source] = weights[read.source] / s.unsqueeze(-1)
-        if f"{read.source}_bias" in weights:
-            weights[f"{read.source}_bias"] = weights[f"{read.source}_bias"] / s
+    before, divisor = (read.norm, s) if read.norm is not None else (read.source, s ** (1 / read.degree))
+    weights[before] = weights[before] / divisor.view(-1, *[1] * (weights[before].dim() - 1))
+    if f"{before}_bias" in weights:
+        weights[f"{before}_bias"] = weights[f"{before}_bias"] / divisor
     layer.map_input(site, 1 / columns)
 
 

@@ -21,10 +21,10 @@ def subtract_input(layer: DecoderLayer, site: str, z: Tensor) -> None:
     """Fold x̃ = x - z at ``site``; ``z`` (n,), at ``output_input`` (KV heads x head_dim,)."""
     columns = widened(z, site, layer.shape)
     for linear in layer.plan.sites[site].linears:
-        _add_bias(layer, linear, layer.weights[linear] @ columns)
+        layer.add_bias(linear, layer.weights[linear] @ columns)
     if site == "output_input":
         layer.require_foldable(site)
-        _add_bias(layer, "v", -z)
+        layer.add_bias("v", -z)
         layer.shift_input(site, columns)
     else:
         layer.add_online(
@@ -41,11 +41,6 @@ def by_channel(values: Tensor, site: str, shape: ModelShape) -> Tensor:
         return values
     heads = values.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)).transpose(-3, -2)
     return heads.reshape(-1, shape.kv_heads * shape.head_dim)
-
-
-def _add_bias(layer: DecoderLayer, linear: str, change: Tensor) -> None:
-    before = layer.weights.get(f"{linear}_bias")
-    layer.weights[f"{linear}_bias"] = change if before is None else before + change
 
 
 @dataclass

@@ -27,6 +27,6 @@ def primitives(seed: int, basis: str, residual: str = "offline", **_training: ob
         else RotatePrincipal("hadamard", seed, "weights", online=online)
     )
     heads = RotateHeads(seed) if basis == "none" else RotateHeadsPrincipal(seed)
-    rotations = [R1, LearnedScale(None, ["output_input", "down_input"]), heads, RotateDown()]
+    rotations = [R1, LearnedScale(None, ["output_input", "down_input"], online=online), heads, RotateDown()]
     scale = LearnedScale(None, ["attention_input", "mlp_input"], online=online)
     return [*rotations, LearnedR1(online=online), LearnedR2(), scale]
