@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 CELL = ("model", "transform", "mitigation", "granularity", "format")
 # prefix of the reason in the log of a job with a failure as its result
 FAILED_RESULT = "the result is a failure: "
-QUANTIZING, EVALUATING = ("quantize_model", "train_mitigation"), ("evaluate_perplexity", "evaluate_tasks")
+QUANTIZING = ("quantize_model", "train_mitigation", "screen_cell")
+EVALUATING = ("evaluate_perplexity", "evaluate_tasks", "screen_cell")
 
 
 @dataclass(frozen=True)
