@@ -17,6 +17,7 @@ include: "workflow/rules/plan.smk"
 include: "workflow/rules/preparation.smk"
 include: "workflow/rules/quantization.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/racing.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/reporting.smk"
 include: "workflow/rules/overview.smk"
@@ -28,6 +29,8 @@ rule all:
     input:
         EVALUATIONS,
         PLAN.digests(EVALUATIONS),  # outputs without a record are recomputed
+        race_evaluations,
+        lambda w: PLAN.digests(race_evaluations(w)),
         CHECKPOINTS,
         EXPORTS,
         PLAN.digests(EXPORTS),
@@ -43,6 +46,7 @@ rule evaluations:
     """All evaluations of all cells, without tables, figures and the report."""
     input:
         EVALUATIONS,
+        race_evaluations,
         AWAITED,  # ancient inputs of cells: if one is made again, Snakemake plans no new cell without this
 
 

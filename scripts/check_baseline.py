@@ -13,12 +13,19 @@ def main() -> None:
         "calibrations", "evaluations", "measured", "result", several=("calibrations", "evaluations", "measured")
     )
     shared, mistakes = {}, []
-    windows = {path: token_windows.load(path)[0] for path in [*job.calibrations, *job.evaluations]}
-    for calibration, first in zip(job.spec["calibrations"], job.calibrations, strict=True):
-        for evaluation, second in zip(job.spec["evaluations"], job.evaluations, strict=True):
+    calibrations = {
+        corpus: token_windows.load(path)[0]
+        for corpus, path in zip(job.spec["calibrations"], job.calibrations, strict=True)
+    }
+    evaluations = {
+        corpus: token_windows.load(path, stop=count)[0]
+        for corpus, path, count in zip(job.spec["evaluations"], job.evaluations, job.spec["windows"], strict=True)
+    }
+    for calibration, first in calibrations.items():
+        for evaluation, second in evaluations.items():
             try:
                 shared[f"{calibration}, {evaluation}"] = token_windows.check_disjoint(
-                    windows[first], windows[second], (calibration, evaluation)
+                    first, second, (calibration, evaluation)
                 )
             except ConfigError as error:
                 mistakes.append(str(error))

@@ -1,5 +1,5 @@
-"""Measure perplexity of a packed checkpoint, loaded from disk into a running model, and its
-divergence from full precision."""
+"""Measure the loss of a packed checkpoint, loaded from disk into a running model, and its divergence
+from full precision on some windows of a corpus."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from quantgrid.calibration.streaming import streamed
 from quantgrid.corpora import token_windows
 from quantgrid.evaluation import protocols
 from quantgrid.evaluation.perplexity import evaluate
-from quantgrid.evaluation.significance import perplexity
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.ground.storage import read_tensors, write_json
 from quantgrid.inference.linear import compute_device, compute_dtype
@@ -31,23 +30,23 @@ def measured(job, windows, dtype, device) -> dict:
         lambda: DecoderFolder(job.model).head(dtype),
         job.spec["batch_size"],
         progress("layers"),
+        job.spec["shard"]["start"],
     )
-    value, error = perplexity(losses["negative_log_likelihood"])
-    return {"status": "ok", "perplexity": value, "stderr": error, "windows": losses, "attention": attention_of(model)}
+    return {"status": "ok", "windows": losses, "attention": attention_of(model)}
 
 
 def main() -> None:
     job = arguments("model", "checkpoint", "manifest", "windows", "reference", "result")
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
-    windows, corpus = token_windows.load(job.windows)
+    windows, corpus = token_windows.load(job.windows, **job.spec["shard"])
     device = compute_device(job.spec["compute"]["device"])
     dtype = compute_dtype(job.spec["compute"]["dtype"], device)
     about = {
         **record(job.spec, checkpoint=job.checkpoint, windows=job.windows, reference=job.reference),
         "corpus": corpus,
         "model": protocols.weights_of(job.model),
-        "protocol": protocols.of_perplexity(corpus, str(dtype).removeprefix("torch.")),
+        "dtype": str(dtype).removeprefix("torch."),
     }
     try:
         write_json(job.result, {**about, **measured(job, windows, dtype, device)})

@@ -1,5 +1,5 @@
-"""Compute the final hidden states of the unmodified model over a corpus, the reference for
-divergences."""
+"""Compute the final hidden states of the unmodified model over some windows of a corpus, the
+reference for divergences."""
 
 from quantgrid.calibration.streaming import FullPrecision, streamed
 from quantgrid.corpora import token_windows
@@ -18,7 +18,7 @@ def main() -> None:
     fit_allocator(shape_from_folder(job.model))
     device = compute_device(job.spec["compute"]["device"])
     model = streamed(FullPrecision(job.model, compute_dtype(job.spec["compute"]["dtype"], device), device))
-    windows, _ = token_windows.load(job.windows)
+    windows, _ = token_windows.load(job.windows, **job.spec["shard"])
     hidden = final_hidden(model, windows, job.spec["batch_size"], progress("layers"))
     write_each(
         job.reference, {"hidden": hidden}, {**record(job.spec, windows=job.windows), "attention": attention_of(model)}

@@ -13,7 +13,7 @@ from quantgrid.plan.pipeline import Plan
 from quantgrid.plan.steps import OUTPUTS
 
 TINY = "tests/data/tiny-llama"
-EVALUATIONS = ("evaluate_perplexity", "evaluate_tasks")
+EVALUATIONS = ("evaluate_perplexity", "merge_shards", "evaluate_tasks")
 EXPORTED = ("none", "rtn", "channel", "int4")
 Edit = Callable[[dict[str, Any]], Any]
 Steps = dict[tuple[str, ...], str]

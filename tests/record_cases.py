@@ -27,7 +27,7 @@ def mean_error(values: np.ndarray) -> float:
 
 
 def perplexity(cell: Cell, **protocol: Any) -> dict[str, Any]:
-    """The JSON of evaluate_perplexity."""
+    """The JSON of merge_shards."""
     windows = {"negative_log_likelihood": LOSSES[cell].tolist(), "kl_divergence": DIVERGENCES[cell].tolist()}
     corpus = {
         "corpus": "docs",

@@ -71,8 +71,10 @@ def prepare(options: argparse.Namespace, scratch: Path) -> Path:
     content = config_of(options)
     plan = Plan(configs.check(content))
     cells = {(cell.transform, cell.format): cell for cell in plan.cells}
+    first = plan.shards(CORPUS)[0]
     steps = {
-        name: plan.evaluate_perplexity(cells[transform, form], CORPUS) for name, (transform, form, _) in CASES.items()
+        name: plan.evaluate_perplexity(cells[transform, form], CORPUS, first)
+        for name, (transform, form, _) in CASES.items()
     }
     make(content, scratch, [path for step in steps.values() for path in step.inputs.values()], options.threads)
     paths = {name: dict(step.inputs) for name, step in steps.items()}

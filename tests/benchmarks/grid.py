@@ -107,7 +107,9 @@ def paths_of(plan: Plan, corpus: str) -> dict[str, str]:
     """Inputs of both sides: the model's folder, the windows of calibration and of evaluation, the
     hidden states of full precision."""
     model = plan.cells[0].model
-    calibrate, reference = plan.calibrate_model(model, "default"), plan.evaluate_reference(model, corpus)
+    calibrate = plan.calibrate_model(model, "default")
+    [shard] = plan.shards(corpus)
+    reference = plan.evaluate_reference(model, corpus, shard)
     return {
         "model": calibrate.inputs["model"],
         "windows": calibrate.inputs["windows"],
@@ -129,7 +131,7 @@ def own(options: argparse.Namespace, name: str, scratch: Path) -> tuple[Measured
     parts = [run(workflow(content, folder, options.threads, *wanted), 1, scratch / "log") for wanted in targets]
     losses = {}
     for cell in cells:
-        found = read_json(plan.evaluate_perplexity(cell, options.corpus).outputs["result"])
+        found = read_json(plan.merge_shards(cell, options.corpus).outputs["result"])
         losses[f"{cell.transform} {cell.mitigation}"] = statistics.mean(found["windows"]["negative_log_likelihood"])
     return Measured(parts[0].seconds, parts[1].seconds, max(part.peak_mb for part in parts), losses), shared
 

@@ -86,10 +86,9 @@ def main() -> None:
     head = deepcopy(head_of(model))
     quantize(model, options)
     quantized = time.perf_counter()
-    windows = load_file(options.evaluation)["windows"].long()
-    losses = evaluate(model, windows, load_file(options.reference)["hidden"], lambda: head, int(options.batch))[
-        "negative_log_likelihood"
-    ]
+    reference = load_file(options.reference)["hidden"]
+    windows = load_file(options.evaluation)["windows"][: len(reference)].long()
+    losses = evaluate(model, windows, reference, lambda: head, int(options.batch))["negative_log_likelihood"]
     print(
         json.dumps(
             {

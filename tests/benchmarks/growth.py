@@ -97,12 +97,13 @@ def steps() -> dict[str, Step]:
             }
         )
     )
+    [shard] = plan.shards("evaluation")
     rtn, gptq = (next(cell for cell in plan.cells if cell.mitigation == name) for name in study["mitigations"])
     return {
         CALIBRATE: plan.calibrate_model("llama", "default"),
         RTN: plan.quantize_model(rtn),
         GPTQ: plan.quantize_model(gptq),
-        EVALUATE: plan.evaluate_perplexity(gptq, "evaluation"),
+        EVALUATE: plan.evaluate_perplexity(gptq, "evaluation", shard),
     }
 
 

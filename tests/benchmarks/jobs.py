@@ -76,12 +76,13 @@ def prepare(folder: Path) -> dict[str, Case]:
     }
     plan = Plan(configs.check(content))
     cell = next(cell for cell in plan.cells if cell.quantized)
+    [shard] = plan.shards(CORPUS)
     steps = (
         plan.fit_transform(cell),
         plan.quantize_model(cell),
         plan.calibrate_model(cell.model, "default"),
-        plan.evaluate_reference(cell.model, CORPUS),
-        plan.evaluate_perplexity(cell, CORPUS),
+        plan.evaluate_reference(cell.model, CORPUS, shard),
+        plan.evaluate_perplexity(cell, CORPUS, shard),
         plan.evaluate_tasks(cell, TASKS),
     )
     make(content, folder, [path for step in steps for path in step.inputs.values()], 2)

@@ -174,15 +174,16 @@ def resident_mb(process: int) -> float:
 def steps_of(plan: Plan) -> list[Step]:
     """The jobs of the quantized cell, each after what it reads."""
     [cell] = [cell for cell in plan.cells if cell.quantized]
+    [shard] = plan.shards("evaluation")
     return [
         plan.fetch_model("synthetic"),
         plan.tokenize_corpus("synthetic", "calibration"),
-        plan.tokenize_corpus("synthetic", "evaluation"),
+        plan.tokenize_all("synthetic", "evaluation"),
         plan.calibrate_model("synthetic", "default"),
         plan.fit_transform(cell),
-        plan.evaluate_reference("synthetic", "evaluation"),
+        plan.evaluate_reference("synthetic", "evaluation", shard),
         plan.quantize_model(cell),
-        plan.evaluate_perplexity(cell, "evaluation"),
+        plan.evaluate_perplexity(cell, "evaluation", shard),
     ]
 
 

@@ -130,17 +130,18 @@ def steps_of(plan: Plan) -> list[Step]:
     """The jobs of all quantized cells, each after what it reads; of those in ``FITTED`` only the fit."""
     quantized = [cell for cell in plan.cells if cell.quantized]
     cells = [cell for cell in quantized if cell.transform in RECIPES]
+    [shard] = plan.shards("evaluation")
     return [
         plan.fetch_model("synthetic"),
         plan.tokenize_corpus("synthetic", "calibration"),
-        plan.tokenize_corpus("synthetic", "evaluation"),
+        plan.tokenize_all("synthetic", "evaluation"),
         plan.gate_model("synthetic"),
         plan.calibrate_model("synthetic", "default"),
-        plan.evaluate_reference("synthetic", "evaluation"),
+        plan.evaluate_reference("synthetic", "evaluation", shard),
         *(plan.fit_transform(cell) for cell in quantized),
         *(plan.gate_transform(cell.model, cell.transform) for cell in cells),
         *(plan.quantize_model(cell) for cell in cells),
-        *(plan.evaluate_perplexity(cell, "evaluation") for cell in cells),
+        *(plan.evaluate_perplexity(cell, "evaluation", shard) for cell in cells),
     ]
 
 

@@ -63,10 +63,11 @@ DAMAGES: dict[str, tuple[Damage, ...]] = {
     "calibration/*/*/*/statistics.safetensors": (header_bit, data_bit, exponent_bit, truncated, emptied),
     "transforms/*/smoothquant/*/*/transform.safetensors": (header_bit, data_bit, exponent_bit, exchanged),
     "transforms/*/learned/*/*/losses.csv": (number, without_a_row, emptied),
-    "references/*/*/*.safetensors": (data_bit, exponent_bit, truncated),
+    "references/*/*/*/*.safetensors": (data_bit, exponent_bit, truncated),
     f"quantized/{CELL}/*/model.safetensors": (header_bit, data_bit, exponent_bit, exchanged),
     f"quantized/{CELL}/*/quantgrid.json": (number, without_a_key, failed, exchanged, appended),
     f"evaluations/{CELL}/error/*.json": (number, not_a_number, without_a_key, failed),
+    f"evaluations/{CELL}/perplexity/docs/*/*.json": (number, failed, exchanged),
     f"evaluations/{CELL}/perplexity/docs/*.json": (number, not_a_number, failed, emptied, exchanged),
     f"evaluations/{CELL}/residual_error/docs/*.json": (number, exchanged),
     "checks/*.json": (emptied, truncated, appended),
@@ -90,7 +91,7 @@ DAMAGES: dict[str, tuple[Damage, ...]] = {
     "pareto.pdf": (truncated,),
     "report.html": (truncated,),
     "digests/calibrate_model/*/*/*.json": (emptied, any_bit, without_a_key, exchanged),
-    f"digests/evaluate_perplexity/{CELL}/docs/*.json": (truncated, number, exchanged),
+    f"digests/merge_shards/{CELL}/docs/*.json": (truncated, number, exchanged),
     "digests/check_baseline/*.json": (emptied, exchanged),
 }
 CASES = [(pattern, damage) for pattern, damages in DAMAGES.items() for damage in damages]
@@ -278,7 +279,7 @@ def test_a_run_ends_with_the_file_the_report_is_there_and_a_repair_leads_back_to
     output = run.checkout.run("smoke", ok=False)
     assert f"collect_study: {evaluation}: " in output and "Traceback" not in output
     page = Path(RESULTS, "report.partial.html").read_text()
-    assert f"{evaluation}: " in page and "not what evaluate_perplexity wrote" in page
+    assert f"{evaluation}: " in page and "not what merge_shards wrote" in page
     statistics.write_bytes(data_bit(statistics.read_bytes(), random.Random(1)))
     check.write_bytes(b"")
     for file in Path(RESULTS).glob(f"quantized/{CELL}/*/*"):

@@ -118,6 +118,7 @@ def cells(labels: set[str], *names: str, tasks: bool = False) -> Plan:
     return {
         "quantize_model": labels,
         "evaluate_perplexity": labels,
+        "merge_shards": labels,
         **deep,
         **({"evaluate_tasks": {"none/rtn/int4"}} if tasks else {}),
         **studies(*names),
@@ -180,6 +181,7 @@ EDITS: dict[str, tuple[Callable[[dict], Any], Plan]] = {
             **checked(),
             **cells(QUANTIZED, *ALL, tasks=True),
             "evaluate_perplexity": QUANTIZED | {FULL},
+            "merge_shards": QUANTIZED | {FULL},
             "evaluate_tasks": {"none/rtn/int4", FULL},
         },
     ),
@@ -201,6 +203,7 @@ EDITS: dict[str, tuple[Callable[[dict], Any], Plan]] = {
             "tokenize_corpus": {"docs"},
             "evaluate_reference": {"docs"},
             "evaluate_perplexity": QUANTIZED | {FULL},
+            "merge_shards": QUANTIZED | {FULL},
             "measure_residual_error": DEEP,
             "plot_residual_error": {""},
             **checked(),

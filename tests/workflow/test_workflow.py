@@ -243,7 +243,10 @@ def test_an_edited_alpha_reruns_the_cells_with_scaling_only(smoke: Checkout):
     smoke.write_config(config)
     jobs = smoke.planned("edited")
     assert (
-        cells_of(jobs, "quantize_model") == cells_of(jobs, "evaluate_perplexity") == {("smoothquant", "gptq", "int4")}
+        cells_of(jobs, "quantize_model")
+        == cells_of(jobs, "evaluate_perplexity")
+        == cells_of(jobs, "merge_shards")
+        == {("smoothquant", "gptq", "int4")}
     )
     assert {w["transform"] for rule, w in jobs if rule == "fit_transform"} == {"smoothquant"}
     assert {w["study"] for rule, w in jobs if "study" in w} == {"methods"}
@@ -313,6 +316,7 @@ def test_one_table_by_itself(smoke: Checkout, tmp_path: Path):
         "quantize_model",
         "evaluate_reference",
         "evaluate_perplexity",
+        "merge_shards",
         "evaluate_tasks",
         "check_baseline",
         "collect_study",

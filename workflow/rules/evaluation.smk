@@ -1,14 +1,14 @@
-# Per (model, corpus): the output of the unmodified model. Per model: its baseline check.
-# Per cell: perplexity and divergence, residual-stream error, and zero-shot tasks.
+# Per (model, corpus, shard): the output of the unmodified model. Per model: its baseline check.
+# Per cell: perplexity and divergence in shards of windows, residual-stream error, and zero-shot tasks.
 
 
 rule evaluate_reference:
-    """Final hidden states of the unmodified model on one corpus, the reference for every cell of the model."""
+    """Final hidden states of the unmodified model on windows of a corpus, the reference for every cell of the model."""
     input:
         unpack(PLAN.inputs("evaluate_reference")),
     output:
-        reference=f"{RESULTS}/references/{{model}}/{{corpus}}/{{key}}.safetensors",
-        digest=f"{RESULTS}/digests/evaluate_reference/{{model}}/{{corpus}}/{{key}}.json",
+        reference=f"{RESULTS}/references/{{model}}/{{corpus}}/{{shard}}/{{key}}.safetensors",
+        digest=f"{RESULTS}/digests/evaluate_reference/{{model}}/{{corpus}}/{{shard}}/{{key}}.json",
     log:
         **PLAN.logs("evaluate_reference"),
     priority: 10  # frees the disk space of evaluated checkpoints
@@ -67,12 +67,12 @@ rule gate_model:
 
 
 rule evaluate_perplexity:
-    """Perplexity of one cell on one corpus, and its KL divergence to full precision, token by token."""
+    """Losses of one cell on windows of a corpus, and its KL divergence to full precision, token by token."""
     input:
         unpack(PLAN.inputs("evaluate_perplexity")),
     output:
-        result=f"{RESULTS}/evaluations/{CELL}/perplexity/{{corpus}}/{{key}}.json",
-        digest=f"{RESULTS}/digests/evaluate_perplexity/{CELL}/{{corpus}}/{{key}}.json",
+        result=f"{RESULTS}/evaluations/{CELL}/perplexity/{{corpus}}/{{shard}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/evaluate_perplexity/{CELL}/{{corpus}}/{{shard}}/{{key}}.json",
     log:
         **PLAN.logs("evaluate_perplexity"),
     priority: 10  # frees the disk space of evaluated checkpoints
@@ -86,6 +86,24 @@ rule evaluate_perplexity:
         batch_size=PLAN.parameter("evaluate_perplexity", "batch_size"),
     shell:
         command("evaluate_perplexity", "model checkpoint manifest windows reference")
+
+
+rule merge_shards:
+    """Perplexity of one cell on one corpus, and its KL divergence to full precision: the shards in their order."""
+    input:
+        unpack(PLAN.inputs("merge_shards")),
+    output:
+        result=f"{RESULTS}/evaluations/{CELL}/perplexity/{{corpus}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/merge_shards/{CELL}/{{corpus}}/{{key}}.json",
+    log:
+        PLAN.log("merge_shards"),
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        spec=PLAN.spec("merge_shards"),
+    shell:
+        command("merge_shards", "shards")
 
 
 rule measure_residual_error:

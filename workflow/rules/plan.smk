@@ -168,6 +168,8 @@ wildcard_constraints:
     granularity="[^/]+",
     format="[^/]+",
     corpus="[^/]+",
+    shard="[0-9]+-([0-9]+|all)",
+    look="[0-9]+",
     calibration="[^/]+",
     target="[^/]+",
     to="[^/]+",

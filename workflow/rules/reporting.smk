@@ -5,13 +5,14 @@
 rule collect_study:
     """Records of one study: a row for every cell, metric and data set; and the samples behind the means."""
     input:
-        evaluations=lambda w: PLAN.study_inputs(w.study),
+        evaluations=lambda w: evaluations_of(w.study),
+        decisions=lambda w: last_decisions(w.study),
         # Not ancient, unlike the check of a cell: Snakemake plans the jobs behind an ancient input of a
         # job that reruns only if another path leads to them.
         baseline_checks=lambda w: CHECKS.of_study(CHECKS.pattern, w.study),
         gates=lambda w: [gate.outputs["result"] for gate in PLAN.study_gates(w.study)],
         digests=lambda w: [
-            *PLAN.digests(PLAN.study_inputs(w.study)),
+            *PLAN.digests([*evaluations_of(w.study), *last_decisions(w.study)]),
             *CHECKS.of_study(CHECKS.digest, w.study),
             *(gate.digest for gate in PLAN.study_gates(w.study)),
         ],
@@ -27,7 +28,7 @@ rule collect_study:
     params:
         spec=lambda w: PLAN.study_spec(w.study),
     shell:
-        command("collect_study", verify="baseline_checks gates", first="{input.evaluations[0]:q}")
+        command("collect_study", "decisions", verify="baseline_checks gates", first="{input.evaluations[0]:q}")
 
 
 rule collect_results:

@@ -104,7 +104,7 @@ def _leaks(config: Mapping[str, Any]) -> Iterator[str]:
         name
         for asked in (config["evaluate"], *(study.get("evaluate", {}) for study in config["studies"].values()))
         for name in asked.get("perplexity", [])
-    }
+    } | {study["race"]["windows"] for study in config["studies"].values() if "race" in study}
     for calibration, entry in config["calibrations"].items():
         for name in sorted(evaluated):
             if text(name) == text(entry["corpus"]):

@@ -18,6 +18,7 @@ from ..schemes.granularity import Granularity
 from .cell_checks import check_cell
 from .cells import AXES, FULL_PRECISION, Cell, baseline
 from .entries import entry_names, preset
+from .races import candidates
 
 
 def expand_studies(config: Mapping[str, Any]) -> list[Cell]:
@@ -27,8 +28,8 @@ def expand_studies(config: Mapping[str, Any]) -> list[Cell]:
 
 
 def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
-    """Expand one study into distinct cells, its baselines first; raises :class:`ConfigError` for an
-    invalid cell."""
+    """Expand one study into distinct cells, its baselines first, and of a study with a race only its
+    candidates; raises :class:`ConfigError` for an invalid cell."""
     study = config["studies"][name]
     where = f"studies.{name}"
     blocks = [study, *({**study, **part} for part in study.get("also", []))]
@@ -44,7 +45,8 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
         )
     for cell in found:
         check_cell(config, cell, where)
-    return list(dict.fromkeys([*(baseline(model) for model in dict.fromkeys(cell.model for cell in found)), *found]))
+    kept = candidates(config, study["race"], found, f"{where}.race") if "race" in study else list(found)
+    return list(dict.fromkeys([*(baseline(model) for model in dict.fromkeys(cell.model for cell in kept)), *kept]))
 
 
 def _product(config: Mapping[str, Any], block: Mapping[str, Any], where: str) -> Iterator[Cell]:

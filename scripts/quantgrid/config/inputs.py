@@ -78,7 +78,10 @@ def _tokenized(config: Mapping[str, Any]) -> dict[str, list[str]]:
     for study in config["studies"].values():
         asked = grid.asked(config, study)
         for block in (study, *({**study, **part} for part in study.get("also", ()))):
-            corpora = dict.fromkeys([*_calibrated_on(config, block), *asked["perplexity"], *asked["residual_error"]])
+            raced = [block["race"]["windows"]] if "race" in block else []
+            corpora = dict.fromkeys(
+                [*_calibrated_on(config, block), *asked["perplexity"], *asked["residual_error"], *raced]
+            )
             for model in block.get("models", ()):
                 found.setdefault(model, {}).update(corpora)
     return {model: list(corpora) for model, corpora in found.items()}

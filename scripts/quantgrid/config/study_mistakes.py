@@ -11,6 +11,7 @@ from ..ground.old_names import OLD_STUDIES
 from . import entries, grid, registry, shown_transforms, study_defaults
 from .cells import Cell
 from .mistakes import collected
+from .races import race_mistakes
 
 
 def require_study(study: str, studies: Iterable[str], where: str) -> None:
@@ -27,6 +28,8 @@ def require_study(study: str, studies: Iterable[str], where: str) -> None:
 
 def study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     """List mistakes in studies, after :func:`.entry_mistakes.name_mistakes` has found none."""
+    for name in (name for name, study in config["studies"].items() if "race" in study):
+        yield from race_mistakes(config, name, grid.asked(config, config["studies"][name]))
     yield from collected(lambda: _check_trainings(config, grid.expand_studies(config)))
     for name in config["studies"]:
         yield from collected(

@@ -18,6 +18,7 @@ from . import grid, inputs, paths, study_defaults
 from .entry_mistakes import name_mistakes, path_mistakes
 from .exports import export_mistakes
 from .mistakes import refuse
+from .races import race_defaults
 from .schema_mistakes import schema_mistakes
 from .study_mistakes import study_mistakes
 from .task_presets import expanded
@@ -32,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "formats": {},
     "tasks": {},
     "compute": {"device": "auto", "dtype": "auto"},
-    "evaluation": {"batch_size": 8, "task_limit": None, "residual_error_windows": 4},
+    "evaluation": {"batch_size": 8, "task_limit": None, "residual_error_windows": 4, "shard_windows": 32},
     "evaluate": {"perplexity": [], "tasks": [], "residual_error": []},
     "exports": [],
     "report": {"title": "quantgrid", "distributions": []},
@@ -84,6 +85,8 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
         study["figure"] = study_defaults.figure_defaults(study.get("figure", {}))
         if "compare" in study:
             study["compare"] = study_defaults.compare_defaults(study["compare"], grid.asked(config, study))
+        if "race" in study:
+            study["race"] = race_defaults(study["race"])
         study.setdefault("title", name.replace("_", " "))
     threads = config["threads"]
     config["threads"] = {

@@ -12,10 +12,10 @@
 The documents are joined by ``join`` (a blank line), tokenized as one stream and cut into
 ``windows`` non-overlapping windows of ``window`` tokens, the perplexity protocol of GPTQ (arXiv
 2210.17323) and of the paper. Keys of every entry: source, join, window, windows (absent: all),
-selection (sequential | random), add_bos, beyond_positions (accepts windows longer than the model's
-positions). Files and data sets also have: skip_null (drops records with a null field), render:
-chat_template (the field holds messages for the model's chat template). A value that is not a text
-is refused with its location.
+selection (sequential | random), skip_windows (windows left out before the first), add_bos,
+beyond_positions (accepts windows longer than the model's positions). Files and data sets also have:
+skip_null (drops records with a null field), render: chat_template (the field holds messages for the
+model's chat template). A value that is not a text is refused with its location.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ground.errors import ConfigError, unknown_name
-from ..ground.storage import read_metadata, read_tensors, write_tensors
+from ..ground.storage import open_tensors, read_metadata, write_tensors
 from ..models.folders import positions_in, require_positions
 from . import library_docs
 from .documents import CHAT, read_hub, read_local
@@ -123,16 +123,31 @@ def starts(tokens: int, window: int, count: int | None, selection: str, seed: in
         if not ((isinstance(value, int) and value > 0) or (key == "windows" and value is None)):
             raise ConfigError(f"{where}.{key}: {value!r} is not a whole number above 0")
     available = tokens // window
-    if available < (count or 1):
-        raise ConfigError(
-            f"{where}: its {tokens} tokens make {available} windows of {window}, but {count or 1} are requested; "
-            f"set windows to at most {available}, or use a shorter window or a longer corpus"
-        )
+    _require(count or 1, available, tokens, window, where)
     if selection == "sequential":
         return [slot * window for slot in range(count or available)]
     drawn = random.Random(seed)
     phase = drawn.randint(0, tokens - available * window)
     return [phase + slot * window for slot in drawn.sample(range(available), available)[:count]]
+
+
+def _require(count: int, available: int, tokens: int, window: int, where: str) -> None:
+    """Raise :class:`ConfigError` if ``count`` windows of ``window`` are not ``available`` in
+    ``tokens``."""
+    if available < count:
+        raise ConfigError(
+            f"{where}: its {tokens} tokens make {available} windows of {window}, but {count} are requested; "
+            f"set windows to at most {available}, or use a shorter window or a longer corpus"
+        )
+
+
+def _begins(entry: Mapping[str, Any], tokens: int, stride: int, selection: str, seed: int, where: str) -> list[int]:
+    """First positions of the windows of an entry, behind those that it skips."""
+    count, skipped = entry.get("windows"), entry.get("skip_windows", 0)
+    if not skipped:
+        return starts(tokens, stride, count, selection, seed, where)
+    found = starts(tokens, stride, skipped + (count or 1), selection, seed, where)
+    return (found if count else starts(tokens, stride, None, selection, seed, where))[skipped:]
 
 
 def tokenize(
@@ -159,7 +174,7 @@ def tokenize(
     require_known([*ids, *([] if bos is None else [bos])], tokenizer, tokenizer_folder, where)
     window, selection = entry.get("window", WINDOW), entry.get("selection", "sequential")
     stride = window - (bos is not None) if isinstance(window, int) else window
-    begins = starts(len(ids), stride, entry.get("windows"), selection, seed, where)
+    begins = _begins(entry, len(ids), stride, selection, seed, where)
     stream = torch.tensor(ids, dtype=torch.int64)
     windows = torch.stack([stream[begin : begin + stride] for begin in begins])
     if bos is not None:
@@ -173,6 +188,7 @@ def tokenize(
         "positions": positions,
         "selection": selection,
         "seed": seed,
+        **({"skip_windows": entry["skip_windows"]} if entry.get("skip_windows") else {}),
         "add_bos": bos is not None,
         "bos_token_id": bos,
         "tokenizer_sha256": tokenizer_sha256(tokenizer_folder),
@@ -209,9 +225,21 @@ def save(path: str | Path, windows: torch.Tensor, info: Mapping[str, Any]) -> No
     write_tensors(path, {"windows": windows.to(torch.int32)}, info)
 
 
-def load(path: str | Path) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Read the (windows, info) written by :func:`save`; windows int64 [windows, window]."""
-    return read_tensors(path)["windows"].long(), read_metadata(path)
+def load(path: str | Path, start: int = 0, stop: int | None = None) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Read the (windows, info) written by :func:`save`; windows int64 [windows, window].
+
+    Windows are those from ``start`` up to ``stop`` (None: all); :class:`ConfigError` if there are
+    fewer than ``stop``.
+    """
+    info = read_metadata(path)
+    with open_tensors(path) as file:
+        held = file.get_slice("windows")
+        available, window = held.get_shape()
+        if stop is not None:
+            stride = info.get("stride", window)
+            tokens, where = info.get("tokens", available * stride), f"corpora.{info.get('corpus', path)}"
+            _require(stop, available, tokens, stride, where)
+        return held[start:stop].long(), info
 
 
 def _run_hashes(windows: torch.Tensor, run: int) -> torch.Tensor:

@@ -73,12 +73,14 @@ def evaluate(
     reference_head: Callable[[], Head],
     batch_size: int,
     progress: Callable[[Iterable], Iterable] = iter,
+    first: int = 0,
 ) -> dict[str, list[float]]:
     """Per-window ``negative_log_likelihood`` and ``kl_divergence`` of ``model`` on ``windows``.
 
     ``windows`` is (count, window); ``reference`` (count, window, d) are the final hidden states of
     the unmodified model. ``reference_head`` returns its head and is called once all decoder
-    layers are done. Raises :class:`NumericalFailure` if the model's output is not finite.
+    layers are done. ``first`` is the number of the first window in the corpus. Raises
+    :class:`NumericalFailure` if the model's output is not finite.
     """
     hidden, head = final_states(model, windows, batch_size, progress), head_of(model)
     wanted_head = reference_head().to(hidden.device, hidden.dtype)
@@ -87,7 +89,7 @@ def evaluate(
         wanted = reference[number].to(hidden.device, hidden.dtype)
         loss, divergence = window_losses(hidden[number], head, tokens, (wanted, wanted_head))
         if not (loss < float("inf") and divergence < float("inf")):
-            raise NumericalFailure(f"perplexity: the loss of window {number} is NaN or infinite")
+            raise NumericalFailure(f"perplexity: the loss of window {first + number} is NaN or infinite")
         found["negative_log_likelihood"].append(loss)
         found["kl_divergence"].append(divergence)
     return found

@@ -40,6 +40,8 @@ def of_perplexity(corpus: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         found["bos_token_id"] = corpus.get("bos_token_id")
     if corpus.get("selection") == "random":
         found["seed"] = corpus.get("seed")
+    if corpus.get("skip_windows"):
+        found["skip_windows"] = corpus["skip_windows"]
     return found
 
 

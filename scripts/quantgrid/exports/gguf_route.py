@@ -48,7 +48,7 @@ def write(request: Request, folder: Path) -> Written:
 
 def verify(request: Request, folder: Path) -> GGUFChecked:
     """Check of the file in ``folder`` against the cell."""
-    windows, _ = token_windows.load(request.windows)
+    windows, _ = token_windows.load(request.windows, stop=request.about.get("windows"))
     (path,) = folder.glob("*.gguf")
     return check_gguf(path, request.cell, request.model, windows, request.verdict)
 

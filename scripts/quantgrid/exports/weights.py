@@ -45,7 +45,7 @@ def write(request: Request, folder: Path) -> Written:
 
 def verify(request: Request, folder: Path) -> Checked:
     """Check of the files in ``folder`` against the cell."""
-    windows, _ = token_windows.load(request.windows)
+    windows, _ = token_windows.load(request.windows, stop=request.about.get("windows"))
     loader = _loader(request, folder)
     return check(folder, request.checkpoint, request.manifest, windows, loader, request.verdict, request.dtype)
 

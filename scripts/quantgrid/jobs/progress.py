@@ -16,7 +16,12 @@ CELL = ("model", "transform", "mitigation", "granularity", "format")
 # prefix of the reason in the log of a job with a failure as its result
 FAILED_RESULT = "the result is a failure: "
 # Rules whose time depends on the method of an axis.
-METHOD_OF = {"quantize_model": "mitigation", "train_mitigation": "mitigation", "fit_transform": "transform"}
+METHOD_OF = {
+    "quantize_model": "mitigation",
+    "train_mitigation": "mitigation",
+    "screen_cell": "mitigation",
+    "fit_transform": "transform",
+}
 JobKey = tuple[str, frozenset]  # rule and wildcards
 Group = tuple[str, ...]  # rule, model, method: jobs whose predictions are wrong by about one factor
 _PREDICTED: dict[JobKey, float] = {}

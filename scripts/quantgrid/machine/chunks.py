@@ -10,6 +10,11 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 UNSHARED_TOKENS = 1024  # the same for requests whose logits are computed at every position
 
 
+def windows_per_batch(batch_size: int | str) -> int:
+    """Return the windows of a corpus in one forward pass, for a ``batch_size`` of the config."""
+    return WINDOWS_PER_BATCH if isinstance(batch_size, str) else batch_size
+
+
 def batch_tokens(device: str) -> int:
     """Return the tokens in a batch of task requests on a type of device."""
     return BATCH_TOKENS["cpu" if device == "cpu" else "cuda"]

@@ -19,6 +19,7 @@ MIB = 2**20
 PIECE = 1024  # tokens, or one window, of a training in one forward pass (learning/objectives.py)
 # bytes that the layers of a training may keep for the backward pass (learning/network.py)
 KEPT = 1 << 32
+SCREENED = ("decompose_model", "propagate_model", "evaluate_perplexity")  # parts of a first look of a race
 WHOLE = 1 << 33  # bytes of float32 weights up to which the model gate runs the whole model
 
 
@@ -85,11 +86,14 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
         "evaluate_perplexity": max(
             running, 1.5 * ends + 2 * hidden + chunk + gaps
         ),  # layers, then the lm_heads and final states of both models
+        "merge_shards": 0,
+        "decide_race": 0,
         "evaluate_tasks": 1.5 * weights + logits,
         "measure_residual_error": 2 * running,
         "export_model": 2 * weights + hidden + 2 * logits,  # the exported model of the check, in float32
-    }[job]
-    return START + int(needed / MIB)
+    }
+    needed["screen_cell"] = max(needed[part] for part in SCREENED)
+    return START + int(needed[job] / MIB)
 
 
 def disk_bytes(job: str, shape: ModelShape, tokens: int = 0) -> int:
@@ -104,7 +108,7 @@ def disk_bytes(job: str, shape: ModelShape, tokens: int = 0) -> int:
             "fetch_model": 2 * parameters(shape),
             "convert_model": 4 * parameters(shape),
             "calibrate_model": 4 * shape.layers * layer_moments(shape),
-            **dict.fromkeys(("quantize_model", "decompose_model", "propagate_model"), 2 * packed),
+            **dict.fromkeys(("quantize_model", "decompose_model", "propagate_model", "screen_cell"), 2 * packed),
             "train_mitigation": packed,
             "export_model": 2 * parameters(shape),  # dense weights are the largest target
             "evaluate_reference": 4 * tokens * shape.hidden_size,

@@ -53,14 +53,15 @@ class BaselineChecks:
         return {model: list(names) for model, names in found.items()}
 
     def evaluated(self, model: str) -> list[str]:
-        """List the corpora on which perplexity of a model is measured."""
+        """List the corpora on which perplexity of a model is measured, or its cells are raced."""
         config, plan = self.plan.config, self.plan
         studies = [
             config["studies"][study]
             for study, cells in plan.studies.items()
             if any(cell.model == model for cell in cells)
         ]
-        return list(dict.fromkeys(corpus for study in studies for corpus in grid.asked(config, study)["perplexity"]))
+        asked = [corpus for study in studies for corpus in grid.asked(config, study)["perplexity"]]
+        return list(dict.fromkeys([*asked, *(study["race"]["windows"] for study in studies if "race" in study)]))
 
     def published(self, model: str) -> dict[str, float]:
         """Map the corpora of a model's evaluations to the published full-precision perplexity."""
@@ -74,18 +75,16 @@ class BaselineChecks:
         """List the windows of both kinds of corpora, the full-precision perplexities with a
         published value, and the records of their content."""
 
-        def windows(corpora: list[str]) -> list[str]:
-            return [self.plan.tokenize_corpus(model, corpus).outputs["windows"] for corpus in corpora]
-
-        measured = [
-            self.plan.evaluate_perplexity(baseline(model), corpus).outputs["result"] for corpus in self.published(model)
-        ]
+        plan = self.plan
+        measured = [plan.merge_shards(baseline(model), corpus).outputs["result"] for corpus in self.published(model)]
         found = {
-            "calibrations": windows(self.calibrated[model]),
-            "evaluations": windows(self.evaluated(model)),
+            "calibrations": [
+                plan.tokenize_corpus(model, corpus).outputs["windows"] for corpus in self.calibrated[model]
+            ],
+            "evaluations": [plan.tokenize_all(model, corpus).outputs["windows"] for corpus in self.evaluated(model)],
             "measured": measured,
         }
-        return {**found, "digests": self.plan.digests(path for paths in found.values() for path in paths)}
+        return {**found, "digests": plan.digests(path for paths in found.values() for path in paths)}
 
     def spec(self, model: str) -> str:
         """Build the specification of ``check_baseline`` as canonical JSON; names are in the order
@@ -95,6 +94,7 @@ class BaselineChecks:
                 "model": model,
                 "calibrations": self.calibrated[model],
                 "evaluations": self.evaluated(model),
+                "windows": [self.plan.windows(corpus) for corpus in self.evaluated(model)],
                 "published": list(self.published(model).items()),
                 "code": code_hash("check_baseline"),
             }

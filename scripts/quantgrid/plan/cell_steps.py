@@ -21,7 +21,6 @@ from ..models.folders import folder_of
 from ..schemes.granularities import searched
 from .rule_lookups import RuleLookUps
 from .steps import COMPUTING, DIGESTS, GATES, OUTPUTS, Step, once
-from .workload import windows_per_batch
 
 
 class CellSteps(RuleLookUps):
@@ -38,6 +37,7 @@ class CellSteps(RuleLookUps):
         self.steps: dict[str, dict[frozenset, Step]] = {rule: {} for rule in OUTPUTS}
         self._known: dict[tuple, Step] = {}
         self.records: dict[str, str] = {}  # output of a step -> record of its content
+        self.made_by: dict[str, tuple[Step, str]] = {}  # output of a step -> the step, name of the output
         self.given: dict[tuple, Any] = {}
 
     def _step(
@@ -81,6 +81,7 @@ class CellSteps(RuleLookUps):
                 tuple(dict.fromkeys(step.digest for step, _ in reads.values())),
             )
             self.records |= dict.fromkeys(step.outputs.values(), step.digest)
+            self.made_by |= {path: (step, name) for name, path in step.outputs.items()}
             self._known[known] = self.steps[rule][frozenset(wildcards.items())] = step
         return self._known[known]
 
@@ -95,7 +96,16 @@ class CellSteps(RuleLookUps):
 
     @once
     def tokenize_corpus(self, model: str, corpus: str) -> Step:
+        return self._tokenize(model, corpus, without_note(self.config["corpora"][corpus]))
+
+    @once
+    def tokenize_all(self, model: str, corpus: str) -> Step:
+        """Plan the tokenization of a corpus into all of its windows, of which evaluations take the
+        first: more windows of an evaluation change no key."""
         entry = without_note(self.config["corpora"][corpus])
+        return self._tokenize(model, corpus, {key: value for key, value in entry.items() if key != "windows"})
+
+    def _tokenize(self, model: str, corpus: str, entry: Mapping[str, Any]) -> Step:
         found: dict[str, Any] = {}
         if entry["source"] == "builtin":
             found = {"python": platform.python_version()}
@@ -208,6 +218,13 @@ class CellSteps(RuleLookUps):
         modules = {"mitigation": method.module, "propagation": registry.SEQUENTIAL}
         return self._step("quantize_model", spec, reads, modules, ("torch", "transformers"), **cell.axes)
 
+    def trains(self, cell: Cell) -> str:
+        """Return what the mitigation of a cell trains: ``scales``, ``weights`` or nothing
+        (empty)."""
+        return registry.method(
+            "mitigations", entries.entry(self.config, "mitigations", cell.mitigation)["method"]
+        ).training
+
     def _train_mitigation(
         self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method
     ) -> Step:
@@ -227,73 +244,4 @@ class CellSteps(RuleLookUps):
         }
         return self._step(
             "train_mitigation", spec, reads, {"mitigation": method.module}, ("torch", "transformers"), **cell.axes
-        )
-
-    @once
-    def evaluate_reference(self, model: str, corpus: str) -> Step:
-        return self._step(
-            "evaluate_reference",
-            {"batch_size": windows_per_batch(self.config)},
-            {"model": (self.fetch_model(model), "folder"), "windows": (self.tokenize_corpus(model, corpus), "windows")},
-            packages=("torch", "transformers"),
-            model=model,
-            corpus=corpus,
-        )
-
-    @once
-    def evaluate_perplexity(self, cell: Cell, corpus: str) -> Step:
-        quantized = self.quantize_model(cell)
-        return self._step(
-            "evaluate_perplexity",
-            {"batch_size": windows_per_batch(self.config)},
-            {
-                "model": (self.fetch_model(cell.model), "folder"),
-                "checkpoint": (quantized, "checkpoint"),
-                "manifest": (quantized, "manifest"),
-                "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
-                "reference": (self.evaluate_reference(cell.model, corpus), "reference"),
-            },
-            packages=("torch", "transformers"),
-            corpus=corpus,
-            **cell.axes,  # type: ignore[arg-type]
-        )
-
-    @once
-    def evaluate_tasks(self, cell: Cell, tasks: tuple[str, ...]) -> Step:
-        quantized = self.quantize_model(cell)
-        asked = {name: without_note(self.config["tasks"][name]) for name in tasks}
-        found: dict[str, Any] = {
-            name: fingerprint(entry["path"]) for name, entry in asked.items() if entry["source"] == "local"
-        }
-        found |= {name: platform.python_version() for name, entry in asked.items() if entry["source"] == "builtin"}
-        how = {key: value for key, value in self.config["evaluation"].items() if key != "residual_error_windows"}
-        spec = {"tasks": asked, "sources": found, "evaluation": how, "seed": self.config["seed"]}
-        return self._step(
-            "evaluate_tasks",
-            spec,
-            {
-                "model": (self.fetch_model(cell.model), "folder"),
-                "checkpoint": (quantized, "checkpoint"),
-                "manifest": (quantized, "manifest"),
-            },
-            packages=("torch", "transformers", "lm_eval", "datasets"),
-            **cell.axes,  # type: ignore[arg-type]
-        )
-
-    @once
-    def measure_residual_error(self, cell: Cell, corpus: str) -> Step:
-        quantized = self.quantize_model(cell)
-        return self._step(
-            "measure_residual_error",
-            {"windows": self.config["evaluation"]["residual_error_windows"]},
-            {
-                "model": (self.fetch_model(cell.model), "folder"),
-                "transform": (self.fit_transform(cell), "transform"),
-                "checkpoint": (quantized, "checkpoint"),
-                "manifest": (quantized, "manifest"),
-                "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
-            },
-            packages=("torch", "transformers"),
-            corpus=corpus,
-            **cell.axes,  # type: ignore[arg-type]
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import entries, registry
@@ -49,6 +49,7 @@ LONGEST = 2000  # hours beyond which a machine is not worth mentioning
 SIDE_BY_SIDE = 2  # packed checkpoints on disk at a time, unless all are kept
 # Timeout of a job in minutes: PATIENCE x its estimate, clamped to [SHORTEST, LONGEST_JOB].
 PATIENCE, SHORTEST, LONGEST_JOB = 6, 60, 24 * 60
+INSTANT = ("merge_shards", "decide_race")  # jobs of the driver without torch
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Estimate:
             "train_mitigation": self._trained_mitigation,
             "evaluate_reference": self._forward,
             "evaluate_perplexity": self._perplexity,
+            "screen_cell": self._first_look,
             "evaluate_tasks": self._tasks,
             "measure_residual_error": self._residual_error,
             "export_model": self._export,
@@ -127,7 +129,8 @@ class Estimate:
 
     def seconds(self, step: Step, machine: Machine) -> float:
         """Compute the wall time of one job alone on ``machine``, in seconds."""
-        return machine.start + sum(operations / getattr(machine, rate) for rate, operations in self.work(step))
+        start = 0.0 if step.rule in INSTANT else machine.start
+        return start + sum(operations / getattr(machine, rate) for rate, operations in self.work(step))
 
     def seconds_of(self, rule: str, wildcards: Mapping[str, str], machine: Machine) -> float:
         """Compute the wall time of any job of a run in seconds: a step, a job of the reports, or a target
@@ -183,17 +186,21 @@ class Estimate:
             yield "solver", 2 * tokens * shape.layers * layer_moments(shape)
 
     def _forward(self, step: Step) -> Iterator[tuple[str, float]]:
-        yield (
-            "products",
-            2 * active_weights(self._shape(step)) * tokens_of(self.config["corpora"][step.wildcards["corpus"]]),
-        )
+        yield "products", 2 * active_weights(self._shape(step)) * self._tokens(step)
 
     def _perplexity(self, step: Step) -> Iterator[tuple[str, float]]:
         yield from self._forward(step)
-        yield (
-            "products",
-            4 * ends_of(self._shape(step)) * tokens_of(self.config["corpora"][step.wildcards["corpus"]]),
-        )  # the lm_head twice, quantized and full-precision
+        # the lm_head twice, quantized and full-precision
+        yield "products", 4 * ends_of(self._shape(step)) * self._tokens(step)
+
+    def _first_look(self, step: Step) -> Iterator[tuple[str, float]]:
+        for rule in ("quantize_model", "evaluate_perplexity"):
+            yield from self.work(replace(step, rule=rule, spec=step.spec[rule]))
+
+    def _tokens(self, step: Step) -> int:
+        """Count the tokens of the shard of an evaluation."""
+        entry, shard = self.config["corpora"][step.wildcards["corpus"]], step.spec["shard"]
+        return tokens_of(entry) if shard["stop"] is None else (shard["stop"] - shard["start"]) * entry["window"]
 
     def _tasks(self, step: Step) -> Iterator[tuple[str, float]]:
         thousands = sum(
@@ -229,9 +236,7 @@ class Estimate:
             shape = self._shape(step)
             found["calibration"] += 4 * shape.layers * layer_moments(shape)
         for step in self.steps["evaluate_reference"]:
-            found["references"] += (
-                2 * self._shape(step).hidden_size * tokens_of(self.config["corpora"][step.wildcards["corpus"]])
-            )
+            found["references"] += 2 * self._shape(step).hidden_size * self._tokens(step)
         made = [*self.steps["quantize_model"], *self.steps["train_mitigation"]]
         sizes = sorted(0.6 * weights_of(self._shape(step)) + 4 * ends_of(self._shape(step)) for step in made)
         kept = sizes if self.config["keep_checkpoints"] else sizes[-SIDE_BY_SIDE:]

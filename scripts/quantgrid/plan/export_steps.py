@@ -13,12 +13,12 @@ from ..config import entries, grid
 from ..config.cells import AXES, Cell, baseline
 from ..config.exports import Export, cell_name, exports
 from ..exports.targets import target_of
-from .gate_steps import GateSteps
+from .race_steps import RaceSteps
 from .steps import Step, once
 
 
-class ExportSteps(GateSteps):
-    """Cells of a plan, their gates and the exports that the config asks for."""
+class ExportSteps(RaceSteps):
+    """Cells of a plan, their gates, their races and the exports that the config asks for."""
 
     @cached_property
     def exports(self) -> list[Export]:
@@ -34,22 +34,24 @@ class ExportSteps(GateSteps):
         """Plan an export; the cell and full precision are evaluated on the corpus of its check, if a
         study of the cell measures perplexity."""
         cell, quantized, corpus = export.cell, self.quantize_model(export.cell), self._measured_on(export.cell)
-        windows = corpus or self._gate_corpus
+        windows = (
+            self.tokenize_all(cell.model, corpus) if corpus else self.tokenize_corpus(cell.model, self._gate_corpus)
+        )
         reads = {
             "model": (self.fetch_model(cell.model), "folder"),
             "checkpoint": (quantized, "checkpoint"),
             "manifest": (quantized, "manifest"),
-            "windows": (self.tokenize_corpus(cell.model, windows), "windows"),
+            "windows": (windows, "windows"),
         }
         if corpus:
-            reads["measured"] = (self.evaluate_perplexity(cell, corpus), "result")
-            reads["baseline"] = (self.evaluate_perplexity(baseline(cell.model), corpus), "result")
+            reads["measured"] = (self.merge_shards(cell, corpus), "result")
+            reads["baseline"] = (self.merge_shards(baseline(cell.model), corpus), "result")
         return self._step(
             "export_model",
             {
                 "to": export.target,
                 "flags": list(export.flags),
-                "about": {"name": export.name, **self._about(cell, windows)},
+                "about": {"name": export.name, **self._about(cell, corpus or self._gate_corpus)},
             },
             reads,
             {"target": f"exports.{target_of(export.target).route}"},
@@ -88,6 +90,7 @@ class ExportSteps(GateSteps):
             },
             "calibration": calibrations,
             "corpus": corpus,
+            "windows": self.windows(corpus),
             "key": self.quantize_model(cell).key,
         }
 

@@ -1,11 +1,13 @@
 """Plan of a whole config: cells, their steps, specifications of reports. Standard library
 only.
 
-The rules of the workflow look up their steps here, by key; :mod:`.cell_steps` defines the steps.
+The rules of the workflow look up their steps here, by key; :mod:`.cell_steps` and
+:mod:`.evaluation_steps` define the steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ..config import entries, grid, registry, shown_transforms
@@ -21,15 +23,26 @@ SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_st
 class Plan(ExportSteps):
     """All cells of one validated config, with their steps and the files made from them."""
 
+    def evaluations(self, study: str, finalists: Collection[Cell] = ()) -> dict[Cell, dict[str, str]]:
+        """Map cell -> evaluation -> path of its JSON, for all evaluations of a study; of the
+        candidates of a race only ``finalists`` have more than their errors."""
+        found = self.possible_evaluations(study)
+        raced = {cell for race in self.raced.get(study, ()) for cell in race.candidates}
+        return {
+            cell: paths if cell not in raced or cell in finalists else {"error": paths["error"]}
+            for cell, paths in found.items()
+        }
+
     @once
-    def evaluations(self, study: str) -> dict[Cell, dict[str, str]]:
-        """Map cell -> evaluation -> path of its JSON, for all evaluations of a study."""
+    def possible_evaluations(self, study: str) -> dict[Cell, dict[str, str]]:
+        """Map cell -> evaluation -> path of its JSON, as if all candidates of a race were finalists."""
         asked = grid.asked(self.config, self.config["studies"][study])
+        errors = {cell: self.measured(race, cell) for race in self.raced.get(study, ()) for cell in race.candidates}
         found: dict[Cell, dict[str, str]] = {}
         for cell in self.studies[study]:
-            found[cell] = {"error": self.quantize_model(cell).outputs["error"]}
+            found[cell] = {"error": errors.get(cell) or self.quantize_model(cell).outputs["error"]}
             for corpus in asked["perplexity"]:
-                found[cell][f"perplexity.{corpus}"] = self.evaluate_perplexity(cell, corpus).outputs["result"]
+                found[cell][f"perplexity.{corpus}"] = self.merge_shards(cell, corpus).outputs["result"]
             if asked["tasks"]:
                 found[cell]["tasks"] = self.evaluate_tasks(cell, tuple(asked["tasks"])).outputs["result"]
             if cell.quantized:
@@ -44,6 +57,8 @@ class Plan(ExportSteps):
         to the rules."""
         for cell in self.cells:
             self.gates(cell)
+        for race in (race for races in self.raced.values() for race in races):
+            self.decisions(race)
         return list(
             dict.fromkeys(
                 path for study in self.studies for paths in self.evaluations(study).values() for path in paths.values()
@@ -86,13 +101,6 @@ class Plan(ExportSteps):
             if self.trains(cell)
         }
 
-    def trains(self, cell: Cell) -> str:
-        """Return what the mitigation of a cell trains: ``scales``, ``weights`` or nothing
-        (empty)."""
-        return registry.method(
-            "mitigations", entries.entry(self.config, "mitigations", cell.mitigation)["method"]
-        ).training
-
     def distributions(self) -> dict[str, list[str]]:
         """Map each model to the paths of the distributions of the transforms in
         ``report.distributions``; empty without that key, and without mixtures of experts: the figures
@@ -106,9 +114,10 @@ class Plan(ExportSteps):
 
     # -- reporting ---------------------------------------------------------------------------------
 
-    def study_inputs(self, study: str) -> list[str]:
-        """List the paths of all evaluations of a study."""
-        return list(dict.fromkeys(path for paths in self.evaluations(study).values() for path in paths.values()))
+    def study_inputs(self, study: str, finalists: Collection[Cell] = ()) -> list[str]:
+        """List the paths of all evaluations of a study (:meth:`evaluations`)."""
+        found = self.evaluations(study, finalists)
+        return list(dict.fromkeys(path for paths in found.values() for path in paths.values()))
 
     def study_spec(self, study: str) -> str:
         """Build the specification of ``collect_study`` as canonical JSON: the study and the part of

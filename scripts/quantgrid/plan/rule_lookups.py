@@ -10,7 +10,7 @@ from ..config import entries
 from ..ground.provenance import canonical
 from ..machine.memory import memory_mb
 from . import workload
-from .steps import DIGESTS, OPTIONAL_INPUTS, Step, job_pattern, outputs_of
+from .steps import DIGESTS, GATHERED, OPTIONAL_INPUTS, Step, job_pattern, outputs_of
 
 
 class RuleLookUps:
@@ -44,12 +44,14 @@ class RuleLookUps:
 
     def inputs(self, rule: str) -> Callable[[Any], Mapping[str, Any]]:
         """Input function of a rule: wildcards -> named paths, with ``digests`` among them; an input
-        that a step does not use is an empty list."""
+        that a step does not use is an empty list, and the inputs of a rule in ``GATHERED`` are one
+        list."""
         without: dict[str, list[str]] = {name: [] for name in OPTIONAL_INPUTS.get(rule, ())}
 
         def named(wildcards: Any) -> Mapping[str, Any]:
             step = self.steps[rule][frozenset(wildcards.items())]
-            return {**without, **step.inputs, "digests": step.digests}
+            inputs = {GATHERED[rule]: list(step.inputs.values())} if rule in GATHERED else step.inputs
+            return {**without, **inputs, "digests": step.digests}
 
         return named
 

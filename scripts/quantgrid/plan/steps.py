@@ -33,8 +33,14 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "losses": f"trained/{CELL_PATH}/{{key}}/losses.csv",
         "error": f"evaluations/{CELL_PATH}/training/{{key}}.json",
     },
-    "evaluate_reference": {"reference": "references/{model}/{corpus}/{key}.safetensors"},
-    "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
+    "evaluate_reference": {"reference": "references/{model}/{corpus}/{shard}/{key}.safetensors"},
+    "evaluate_perplexity": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{shard}}/{{key}}.json"},
+    "merge_shards": {"result": f"evaluations/{CELL_PATH}/perplexity/{{corpus}}/{{key}}.json"},
+    "screen_cell": {
+        "result": f"evaluations/{CELL_PATH}/screened/{{corpus}}/{{shard}}/{{key}}.json",
+        "error": f"evaluations/{CELL_PATH}/screening/{{corpus}}/{{shard}}/{{key}}.json",
+    },
+    "decide_race": {"decision": "races/{study}/{model}/{look}/{key}.json"},
     "evaluate_tasks": {"result": f"evaluations/{CELL_PATH}/tasks/{{key}}.json"},
     "measure_residual_error": {"result": f"evaluations/{CELL_PATH}/residual_error/{{corpus}}/{{key}}.json"},
     "export_model": {"folder": f"exports/{CELL_PATH}/{{to}}/{{key}}"},
@@ -58,15 +64,19 @@ REPORTS: dict[
     "build_report": {"report": "report.html"},
 }
 COMPUTING = tuple(
-    rule for rule in OUTPUTS if rule not in ("fetch_model", "tokenize_corpus")
+    rule
+    for rule in OUTPUTS
+    if rule not in ("fetch_model", "tokenize_corpus", "merge_shards", "screen_cell", "decide_race")
 )  # have a device, a dtype and threads
 # decide whether cells are computed, not their results: their key covers what they read, not how they compare it
 GATES = ("gate_model", "gate_transform")
 OPTIONAL_INPUTS = {
     "fit_transform": ("statistics", "windows"),
     "quantize_model": ("statistics", "windows"),
+    "screen_cell": ("statistics", "windows"),
     "export_model": ("measured", "baseline"),
 }
+GATHERED = {"merge_shards": "shards"}  # one list of all inputs, by the name of its option
 
 
 @dataclass(frozen=True)

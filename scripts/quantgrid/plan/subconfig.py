@@ -45,6 +45,7 @@ def of_study(config: Mapping[str, Any], study: str, cells: Iterable[Cell]) -> di
         *wanted["perplexity"],
         *wanted["residual_error"],
         *(given["corpus"] for given in part["calibrations"].values()),
+        *([entry["race"]["windows"]] if "race" in entry else []),
     }
     part |= {
         "corpora": {name: part["corpora"][name] for name in read},

@@ -7,29 +7,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import entries, registry
-from ..machine.chunks import AUTO, WINDOWS_PER_BATCH
+from ..machine.chunks import windows_per_batch
+from .shards import shards
 
 WINDOWS = 256  # assumed of a corpus that takes all of its windows
 GATED = 2 * 128  # tokens of a gate (scripts/gate_model.py)
 
 
-def windows_per_batch(config: Mapping[str, Any]) -> int:
-    """Return the windows of a corpus in one forward pass."""
-    given = config["evaluation"]["batch_size"]
-    return WINDOWS_PER_BATCH if given == AUTO else given
-
-
 def size(config: Mapping[str, Any], rule: str) -> dict[str, int]:
-    """Count ``tokens`` in the largest corpus, as far as ``rule`` reads it, and in a ``batch`` of
-    its windows."""
+    """Count ``tokens`` in the largest corpus, as far as a job of ``rule`` reads it, and in a
+    ``batch`` of its windows."""
     if rule in ("gate_model", "gate_transform"):
         return {"tokens": GATED, "batch": GATED}
-    most = config["evaluation"]["residual_error_windows"] if rule == "measure_residual_error" else float("inf")
-    sizes = [(min(entry.get("windows", WINDOWS), most), entry["window"]) for entry in config["corpora"].values()]
+    corpora = config["corpora"].values()
     return {
-        "tokens": max(count * length for count, length in sizes),
-        "batch": windows_per_batch(config) * max(length for _, length in sizes),
+        "tokens": max(_windows_read(config, rule, entry) * entry["window"] for entry in corpora),
+        "batch": windows_per_batch(config["evaluation"]["batch_size"]) * max(entry["window"] for entry in corpora),
     }
+
+
+def _windows_read(config: Mapping[str, Any], rule: str, entry: Mapping[str, Any]) -> int:
+    """Count the windows of a corpus that a job of ``rule`` holds, its largest shard where it has
+    shards."""
+    how, windows = config["evaluation"], entry.get("windows", WINDOWS)
+    if rule in ("evaluate_reference", "evaluate_perplexity", "screen_cell"):
+        found = shards(entry.get("windows"), how["shard_windows"], windows_per_batch(how["batch_size"]))
+        return max(shard.size or WINDOWS for shard in found)
+    return min(windows, how["residual_error_windows"]) if rule == "measure_residual_error" else windows
 
 
 def kind(config: Mapping[str, Any], rule: str, wildcards: Any) -> str:

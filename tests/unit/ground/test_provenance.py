@@ -100,15 +100,23 @@ def test_an_edit_of_a_mitigation_reruns_the_cells_that_use_it(changed, unchanged
     assert found == {
         step
         for step in unchanged
-        if rules({step}) <= {"quantize_model", "evaluate_perplexity"} and users & set(step.split("/"))
+        if rules({step}) <= {"quantize_model", "evaluate_perplexity", "merge_shards"} and users & set(step.split("/"))
     }
-    assert rules(found) == {"quantize_model", "evaluate_perplexity"} and not any("/rtn/" in step for step in found)
+    assert rules(found) == {"quantize_model", "evaluate_perplexity", "merge_shards"} and not any(
+        "/rtn/" in step for step in found
+    )
 
 
 def test_an_edit_of_a_transform_reruns_its_cells(changed):
     found = changed("transforms/primitives/scale")
     assert all("scaling" in step.split("/") for step in found)
-    assert rules(found) == {"fit_transform", "gate_transform", "quantize_model", "evaluate_perplexity"}
+    assert rules(found) == {
+        "fit_transform",
+        "gate_transform",
+        "quantize_model",
+        "evaluate_perplexity",
+        "merge_shards",
+    }
 
 
 def test_an_edit_of_the_tokenization_reruns_all_that_reads_tokens(changed, unchanged):
@@ -134,6 +142,8 @@ def test_what_a_specification_carries_and_what_only_reports_change_no_key(change
             "config/validation",
             "config/study_defaults",
             "plan/cell_steps",
+            "plan/evaluation_steps",
+            "plan/shards",
             "plan/pipeline",
             "ground/code_digests",
             "ground/provenance",

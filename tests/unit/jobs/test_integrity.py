@@ -57,19 +57,17 @@ def model(root: Path) -> Path:
 
 def test_every_rule_of_the_workflow_records_what_it_writes():
     text = "".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
-    rules = re.findall(r"^ *rule (\w+):", text, re.MULTILINE)
+    rules = re.findall(r"^ *(?:rule|checkpoint) (\w+):", text, re.MULTILINE)
     assert sorted(rules) == sorted({**OUTPUTS, **REPORTS}) == sorted(DIGESTS)
     assert all(text.count(f'        digest=f"{{RESULTS}}/digests/{rule}/') == 1 for rule in rules)
 
 
 def test_the_place_of_a_file_names_its_job():
     origin = origin_of("/elsewhere/results/evaluations/m/none/rtn/channel/int4/perplexity/error/0123456789.json")
-    assert (origin.rule, origin.root) == ("evaluate_perplexity", "/elsewhere/results") and dict(origin.axes)[
+    assert (origin.rule, origin.root) == ("merge_shards", "/elsewhere/results") and dict(origin.axes)[
         "corpus"
     ] == "error"
-    assert (
-        origin.record == "/elsewhere/results/digests/evaluate_perplexity/m/none/rtn/channel/int4/error/0123456789.json"
-    )
+    assert origin.record == "/elsewhere/results/digests/merge_shards/m/none/rtn/channel/int4/error/0123456789.json"
     assert origin_of("results.csv").record == "digests/collect_results/all.json"
     assert origin_of("results/comparisons/claims.csv").rule == "compare_study", (
         "a study may be called as a file of the run"

@@ -52,7 +52,7 @@ def test_threads_of_every_job_are_those_of_the_config(
     cell = next(cell for cell in plan.cells if cell.quantized)
     (tmp_path / "sitecustomize.py").write_text(CUSTOMIZE.format(file=str(tmp_path / "noted")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    checkout.run("smoke", *options, plan.evaluate_perplexity(cell, "docs").outputs["result"])
+    checkout.run("smoke", *options, plan.merge_shards(cell, "docs").outputs["result"])
     noted = [json.loads(line) for line in (tmp_path / "noted").read_text().splitlines()]
     wanted = {f"{rule}.py": plan.threads(rule) for rule in RULES}
     noted = [(name, *rest) for name, *rest in noted if name in wanted]

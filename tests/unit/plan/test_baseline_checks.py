@@ -155,7 +155,13 @@ def windows(folder: Path, name: str, tokens: torch.Tensor) -> str:
 
 def run_check(folder: Path, calibration: torch.Tensor, evaluation: torch.Tensor, perplexity: float) -> Done:
     write_json(folder / "measured.json", measured(perplexity))
-    spec = {"model": "m", "calibrations": ["text"], "evaluations": ["docs"], "published": [["docs", 9.76]]}
+    spec = {
+        "model": "m",
+        "calibrations": ["text"],
+        "evaluations": ["docs"],
+        "windows": [16],
+        "published": [["docs", 9.76]],
+    }
     paths = {
         "calibrations": windows(folder, "text", calibration),
         "evaluations": windows(folder, "docs", evaluation),

@@ -64,6 +64,7 @@ def test_forward_passes_count_two_operations_per_weight_and_token():
         "quantize_model": 2,
         "evaluate_reference": 1,
         "evaluate_perplexity": 2,
+        "merge_shards": 2,
     }
     assert operations(found, UNIT, "calibrate_model") == pytest.approx(2 * LINEARS * 640)
     assert operations(found, UNIT, "evaluate_reference") == pytest.approx(2 * LINEARS * 320)
@@ -135,6 +136,6 @@ def test_limits_of_jobs_are_some_times_their_estimate_between_an_hour_and_a_day(
 def test_the_text_names_cells_jobs_hours_and_disk():
     said = estimates.text(estimate().plan)
     assert said.startswith(
-        "1 models, 1 studies, 2 cells, 11 jobs before the reports\nabout 6 minutes on one A100-class GPU ("
+        "1 models, 1 studies, 2 cells, 13 jobs before the reports\nabout 6 minutes on one A100-class GPU ("
     )
     assert "2 CPU cores" in said and "GB of disk" in said and "a factor of two either way" in said

@@ -23,13 +23,14 @@ def test_an_export_reads_the_cell_its_model_and_what_its_card_shows():
         "model": found.fetch_model("tiny").outputs["folder"],
         "checkpoint": quantized.outputs["checkpoint"],
         "manifest": quantized.outputs["manifest"],
-        "windows": found.tokenize_corpus("tiny", "docs").outputs["windows"],
-        "measured": found.evaluate_perplexity(CELL, "docs").outputs["result"],
-        "baseline": found.evaluate_perplexity(baseline("tiny"), "docs").outputs["result"],
+        "windows": found.tokenize_all("tiny", "docs").outputs["windows"],
+        "measured": found.merge_shards(CELL, "docs").outputs["result"],
+        "baseline": found.merge_shards(baseline("tiny"), "docs").outputs["result"],
     }
     assert found.all_exports() == [f"results/exports/{CELL.path}/compressed-tensors/{step.key}"]
     about = step.spec["about"]
     assert (about["cell"], about["key"], about["corpus"]) == ("/".join(EXPORTED), quantized.key, "docs")
+    assert about["windows"] == content()["corpora"]["docs"]["windows"]
     assert about["entry"] == {"source": "local", "path": content()["models"]["tiny"]["path"]}
     assert about["calibration"]["default"]["corpus"] == "text"
     assert about["config"]["corpora"] == {name: content()["corpora"][name] for name in ("text", "docs")}

@@ -27,11 +27,13 @@ from quantgrid.ground import provenance
 from quantgrid.ground.places import LIBRARY, ROOT, SCRIPTS
 from quantgrid.ground.provenance import canonical
 from quantgrid.plan import pipeline
-from quantgrid.plan.steps import OUTPUTS, Step
+from quantgrid.plan.steps import GATHERED, OUTPUTS, Step
 from quantgrid.schemes import presets
 
 DATA = ROOT / "tests" / "data"
-NOT_RUN = {"evaluate_tasks"}  # lm-eval takes seconds to import; its modules are executed below
+# lm-eval takes seconds to import, its modules are executed below; a first look of a race runs two scripts
+# of other rules, and a decision plans
+NOT_RUN = {"evaluate_tasks", "screen_cell", "decide_race"}
 CONFIG = {
     "seed": 3,
     "compute": {"device": "cpu", "dtype": "float32"},
@@ -114,7 +116,11 @@ def run(step: Step, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, bytes]
     outputs = {name: str(folder / step.rule / step.key / Path(path).name) for name, path in step.outputs.items()}
     for path in outputs.values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    words = [word for name, path in {**step.inputs, **outputs}.items() for word in (f"--{name}", path)]
+    inputs = {f"--{name}": [path] for name, path in step.inputs.items()}
+    if step.rule in GATHERED:
+        inputs = {f"--{GATHERED[step.rule]}": list(step.inputs.values())}
+    words = [word for name, paths in inputs.items() for word in (name, *paths)]
+    words += [word for name, path in outputs.items() for word in (f"--{name}", path)]
     patch.setattr(sys, "argv", [step.rule, "--spec", canonical(step.spec), *words])
     importlib.import_module(step.rule).main()
     written = [

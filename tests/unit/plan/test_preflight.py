@@ -79,6 +79,7 @@ def test_every_rule_is_there_with_its_largest_model():
         "quantize_model",
         "evaluate_reference",
         "evaluate_perplexity",
+        "merge_shards",
     }
     assert {found[job].model for job in ("fetch_model", "calibrate_model", "quantize_model")} == {"deep"}
     shape = plan_shape(30)

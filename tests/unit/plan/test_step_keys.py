@@ -17,6 +17,7 @@ from quantgrid.ground.places import ROOT
 from quantgrid.plan.steps import COMPUTING, OUTPUTS
 
 pytestmark = pytest.mark.usefixtures("in_the_repository")
+RACED = {"screen_cell", "decide_race"}  # no study of these tests has a race: test_race_steps.py
 
 
 # -- what an edit changes --------------------------------------------------------------------------
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("in_the_repository")
 
 def test_every_rule_has_steps_and_every_path_one_key():
     found = unedited()
-    assert rules(found) == set(OUTPUTS) and len(set(found.values())) == len(found)
+    assert rules(found) == set(OUTPUTS) - RACED and len(set(found.values())) == len(found)
     assert all(re.fullmatch("[0-9a-f]{10}", key) for key in found.values())
 
 
@@ -113,7 +114,7 @@ def test_presentation_and_notes_change_no_key(edit):
 
 def test_the_seed_changes_all_that_draws_and_what_reads_it_but_not_the_model():
     found = changed(lambda config: config.update(seed=4))
-    assert rules(found) == set(OUTPUTS) - {"fetch_model"}
+    assert rules(found) == set(OUTPUTS) - {"fetch_model"} - RACED
     kept = ("none", "rotation-s0", "rotation-s1")  # have their own seeds, or none
     assert all_of("fit_transform") - found == {("fit_transform", "tiny", name, "any") for name in kept}
     assert all_of("quantize_model") - found == {("quantize_model", "tiny", name, "none", "-", "bf16") for name in kept}
@@ -125,6 +126,7 @@ def test_the_window_of_a_corpus_changes_what_reads_that_corpus():
         "tokenize_corpus",
         "evaluate_reference",
         "evaluate_perplexity",
+        "merge_shards",
     }
     calibrated = changed(lambda config: config["corpora"]["short"].update(window=48))
     assert calibrated == {("tokenize_corpus", "tiny", "short"), ("calibrate_model", "tiny", "other")} | naming("solved")
@@ -162,7 +164,7 @@ def test_the_batch_size_changes_evaluations_only(edit):
 @pytest.mark.parametrize("edit", [lambda c: c.update(threads=2), lambda c: c["compute"].update(dtype="float64")])
 def test_the_arithmetic_changes_all_that_computes(edit):
     """The gate of a model reads no step that computes, so that its path stays."""
-    assert rules(changed(edit)) == set(OUTPUTS) - {"fetch_model", "tokenize_corpus", "gate_model"}
+    assert rules(changed(edit)) == set(OUTPUTS) - {"fetch_model", "tokenize_corpus", "gate_model"} - RACED
 
 
 @pytest.mark.parametrize("rule", COMPUTING)
@@ -183,6 +185,7 @@ def test_threads_of_a_rule_are_its_own(rule, default):
 def test_threads_of_a_rule_change_its_steps_and_what_reads_them():
     assert rules(changed(lambda c: c.update(threads={"evaluate_perplexity": 2}))) == {
         "evaluate_perplexity",
+        "merge_shards",
         "export_model",
     }
     trained = rules(changed(lambda c: c.update(threads={"train_mitigation": 2})))

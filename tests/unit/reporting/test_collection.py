@@ -154,7 +154,7 @@ def test_a_missing_file_is_named_unless_it_may_be_missing_and_a_damaged_one_alwa
     )
     paths = {FULL: {"perplexity.docs": place.format("none")}, RTN: {"perplexity.docs": place.format("rtn")}}
     write_json(place.format("none"), perplexity(FULL))
-    write_record("evaluate_perplexity", [place.format("none")])
+    write_record("merge_shards", [place.format("none")])
     with pytest.raises(
         ConfigError,
         match=r"rtn.*0123456789\.json: this evaluation is not there; the code may have changed .* run it again",
@@ -169,7 +169,7 @@ def test_a_missing_file_is_named_unless_it_may_be_missing_and_a_damaged_one_alwa
     )  # another cell's, record and all
     with pytest.raises(
         ConfigError,
-        match=r"rtn.*0123456789\.json: evaluate_perplexity left no record of its content .*; delete it and run again",
+        match=r"rtn.*0123456789\.json: merge_shards left no record of its content .*; delete it and run again",
     ):
         collection.read_evaluations(paths, missing_allowed=True)
     Path(place.format("none")).write_text("{")

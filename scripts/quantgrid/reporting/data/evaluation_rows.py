@@ -19,6 +19,8 @@ from ...learning import outcomes
 UNITS = {
     "negative_log_likelihood": "nats/token",
     "kl_divergence": "nats/token",
+    "race_kl_divergence": "nats/token",
+    "race_negative_log_likelihood": "nats/token",
     "bits_per_weight": "bits",
     "stored_bits_per_weight": "bits",
     "weight_sqnr_db": "dB",
@@ -64,6 +66,7 @@ def cell_rows(
             "perplexity": perplexity_rows,
             "tasks": task_rows,
             "residual_error": residual_error_rows,
+            "race": race_rows,
         }[kind]
         yield from ({**common, "unit": UNITS.get(row["metric"], ""), **row} for row in rows(content, other, dataset))
 
@@ -93,6 +96,15 @@ def perplexity_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None,
                 losses, other["windows"]["negative_log_likelihood"]
             )
         yield row
+
+
+def race_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
+    """Mean loss of a candidate on its windows of a race; no other candidate need have as many."""
+    yield {
+        **{name: content[name] for name in ("metric", "value", "stderr", "count")},
+        "dataset": dataset,
+        "protocol": canonical(content["protocol"]),
+    }
 
 
 def residual_error_rows(content: Mapping[str, Any], other: Mapping[str, Any] | None, dataset: str) -> Iterator[Row]:
