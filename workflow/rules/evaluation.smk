@@ -96,7 +96,7 @@ rule merge_shards:
         result=f"{RESULTS}/evaluations/{CELL}/perplexity/{{corpus}}/{{key}}.json",
         digest=f"{RESULTS}/digests/merge_shards/{CELL}/{{corpus}}/{{key}}.json",
     log:
-        PLAN.log("merge_shards"),
+        **PLAN.logs("merge_shards"),
     localrule: True
     conda:
         ENVIRONMENT

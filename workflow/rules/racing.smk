@@ -62,9 +62,7 @@ rule screen_cell:
         error=f"{RESULTS}/evaluations/{CELL}/screening/{{corpus}}/{{shard}}/{{key}}.json",
         digest=f"{RESULTS}/digests/screen_cell/{CELL}/{{corpus}}/{{shard}}/{{key}}.json",
     log:
-        PLAN.log("screen_cell"),
-    benchmark:
-        PLAN.benchmark("screen_cell")
+        **PLAN.logs("screen_cell"),
     conda:
         ENVIRONMENT
     threads: max(map(PLAN.threads, ("quantize_model", "evaluate_perplexity")))
@@ -89,7 +87,7 @@ checkpoint decide_race:
         decision=f"{RESULTS}/races/{{study}}/{{model}}/{{look}}/{{key}}.json",
         digest=f"{RESULTS}/digests/decide_race/{{study}}/{{model}}/{{look}}/{{key}}.json",
     log:
-        PLAN.log("decide_race"),
+        **PLAN.logs("decide_race"),
     priority: 20  # checkpoints stay on disk until the last decision
     localrule: True
     conda:
