@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...config.cells import AXES
+from ...config.cells import AXES, MIXED
 from ...ground.errors import ConfigError, unknown_name
 from ...jobs.integrity import verify
+from ..data.allocations import BETTER, confirmed
 from ..data.collection import read
 from ..data.paired import LEVEL, estimate, holm
 from ..data.starts import MEANING, WORDS
@@ -34,6 +35,7 @@ ORDER = (
     "indistinguishable",
     "cell",
     "start_kept",
+    "replaces",
     *AXES.values(),
 )
 
@@ -58,6 +60,7 @@ def recommend(records: pd.DataFrame, items: pd.DataFrame, model: str, bits: floa
     ``difference`` is the difference of losses to the best cell (nats per token, paired by window)
     with its 95 % bootstrap interval; a cell is indistinguishable from the best unless the interval
     excludes zero and the Holm-adjusted p-value over the candidates is below 0.05.
+    Allocations are left out unless they are shown to be better than the best uniform scheme (:func:`confirmed_only`).
     :class:`ConfigError` for an unknown model or corpus, and if no cell is within the limit.
     """
     if model not in set(records.model):
@@ -76,11 +79,33 @@ def recommend(records: pd.DataFrame, items: pd.DataFrame, model: str, bits: floa
             f"BITS: no cell of '{model}' has at most {bits:g} {BITS.replace('_', ' ')}; the smallest "
             f"has {own.bits.min():.4g}"
         )
+    found, replaced = confirmed_only(found, items)
     stderr = records[(records.metric == "perplexity") & (records.dataset == found.dataset[0])].set_index("cell").stderr
     found["stderr"], found["rank"] = found.cell.map(stderr), found.index + 1
     found["relative"] = found.perplexity / full.iloc[0] if len(full) else float("nan")
     found["recipe"] = [recipe(row) for row in found.itertuples()]
-    return compared(found, items)[list(ORDER)]
+    return compared(found, items).assign(replaces=found.cell.map(replaced).fillna(""))[list(ORDER)]
+
+
+def confirmed_only(found: pd.DataFrame, items: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """``found`` without allocations whose divergence is not shown to be below that of the best uniform scheme
+    of the same transform and mitigation, and cell of that scheme -> recipes that it replaces.
+
+    Divergences are paired by window. An allocation without a uniform cell to compare with stays.
+    """
+    measured = (items.metric == "kl_divergence") & (items.dataset == found.dataset.iloc[0])
+    kept = items[measured & items.cell.isin(found.cell)]
+    windows = {cell: part.sort_values("item").value.to_numpy() for cell, part in kept.groupby("cell")}
+    dropped, replaced = [], {}
+    for row in found[found.granularity == MIXED].itertuples():
+        alike = (found.transform == row.transform) & (found.mitigation == row.mitigation) & (found.granularity != MIXED)
+        uniform = {cell: windows[cell].mean() for cell in found[alike].cell if cell in windows}
+        best = min(uniform, key=uniform.__getitem__, default=None)
+        if best is None or confirmed(*estimate([windows[row.cell] - windows[best]])) == BETTER:
+            continue
+        dropped.append(row.cell)
+        replaced[best] = ", ".join(filter(None, [replaced.get(best, ""), row.format]))
+    return found[~found.cell.isin(dropped)].reset_index(drop=True), replaced
 
 
 def compared(found: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
@@ -139,6 +164,11 @@ def text(found: pd.DataFrame, title: str, top: int) -> str:
     note = f"* the best, or not distinguishable from it (paired by window, Holm over {len(found) - 1} comparisons)"
     starts = [f"{WORDS}: {MEANING}"] if found.head(top).start_kept.any() else []
     legend = [LEGEND] if "served" in found else []
+    legend += [
+        f"{row.recipe} is in the place of {row.replaces}: the paired test of divergences does not tell them apart."
+        for row in found.head(top).itertuples()
+        if row.replaces
+    ]
     return "\n".join([title, body, note, *legend, *starts, cheapest(found)])
 
 

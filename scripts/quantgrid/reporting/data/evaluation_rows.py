@@ -19,6 +19,7 @@ from ...learning import outcomes
 UNITS = {
     "negative_log_likelihood": "nats/token",
     "kl_divergence": "nats/token",
+    "predicted_kl_divergence": "nats/token",
     "bits_per_weight": "bits",
     "stored_bits_per_weight": "bits",
     "weight_sqnr_db": "dB",

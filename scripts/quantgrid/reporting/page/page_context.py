@@ -15,7 +15,7 @@ from ...evaluation.protocols import described
 from ...jobs.integrity import sound
 from ...models.shapes import all_weights
 from ..claims import served
-from ..data import collection, published
+from ..data import allocations, collection, published
 from ..data.evaluation_rows import cell_key, measured_tasks
 from ..figures import distributions, number_lines, pareto, residual_error
 from ..tables import comparisons
@@ -86,6 +86,7 @@ def context(
         "corpora": corpora,
         "training": trained(config),
         "served": served.recipes(config),
+        "allocated": allocations.lines(config, evaluations),
         "config": dict(config),
         "versions": dict(versions),
         "benchmarks": list(benchmarks),
