@@ -15,11 +15,12 @@ from typing import Any
 from ..exports.server_families import require_one_family
 from ..ground.errors import ConfigError
 from ..models.shapes import ModelShape
+from ..quantization.linear_groups import LINEAR
 from ..schemes.presets import PRESETS
 from ..schemes.quant_scheme import QuantScheme
 from . import entries
 from .cells import MIXED, Cell
-from .entries import ANY, BITS, DIVERGENCE, LINEAR
+from .entries import ANY, BITS, DIVERGENCE
 
 _OTHER = ("preset", "weight", "activation", "key_value", "linears")  # keys of a format with one scheme
 

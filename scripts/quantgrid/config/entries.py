@@ -11,13 +11,13 @@ from .. import schemes
 from ..ground.errors import ConfigError, unknown_name
 from ..models.folders import shape_of
 from ..models.shapes import ModelShape
+from ..quantization.linear_groups import FUSED
 from ..schemes.granularities import cell_schemes
 from ..schemes.granularity import Granularity
 from . import registry
 from .cells import AXES, MIXED, Cell
 from .methods import Method
 
-FUSED, LINEAR = "fused", "linear"  # groups of linears with one scheme
 DIVERGENCE, BITS = "divergence", "bits"  # objectives of an allocation
 ANY = "any"  # target without limits
 ALLOCATION: dict[str, Any] = {

@@ -19,7 +19,6 @@ from scipy.sparse import coo_array, vstack
 
 from ..ground.errors import NumericalFailure
 
-DIVERGENCE, BITS = "divergence", "bits"  # objectives: what is minimized; the other is limited
 GAP = 1e-4  # relative distance to the optimum at which the solver stops
 FRONT = 13  # budgets of the front of predicted divergence against bits
 _SCALE = 1e6  # of objectives and limits, far above the solver's absolute tolerances
