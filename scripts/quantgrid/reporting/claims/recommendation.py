@@ -84,7 +84,8 @@ def recommend(records: pd.DataFrame, items: pd.DataFrame, model: str, bits: floa
     found["stderr"], found["rank"] = found.cell.map(stderr), found.index + 1
     found["relative"] = found.perplexity / full.iloc[0] if len(full) else float("nan")
     found["recipe"] = [recipe(row) for row in found.itertuples()]
-    return compared(found, items).assign(replaces=found.cell.map(replaced).fillna(""))[list(ORDER)]
+    found["replaces"] = [replaced.get(cell, "") for cell in found.cell]
+    return compared(found, items)[list(ORDER)]
 
 
 def confirmed_only(found: pd.DataFrame, items: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -98,7 +99,8 @@ def confirmed_only(found: pd.DataFrame, items: pd.DataFrame) -> tuple[pd.DataFra
     windows = {cell: part.sort_values("item").value.to_numpy() for cell, part in kept.groupby("cell")}
     dropped, replaced = [], {}
     for row in found[found.granularity == MIXED].itertuples():
-        alike = (found.transform == row.transform) & (found.mitigation == row.mitigation) & (found.granularity != MIXED)
+        alike = (found["transform"] == row.transform) & (found["mitigation"] == row.mitigation)
+        alike &= found["granularity"] != MIXED
         uniform = {cell: windows[cell].mean() for cell in found[alike].cell if cell in windows}
         best = min(uniform, key=uniform.__getitem__, default=None)
         if best is None or confirmed(*estimate([windows[row.cell] - windows[best]])) == BETTER:
