@@ -14,6 +14,7 @@ from quantgrid.config.grid import expand_studies, study_cells
 from quantgrid.ground.places import ROOT
 
 COUNTS = {
+    "allocations": (44, {"budgets": 22, "choices": 28}, (2, 2, 12)),
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among
     # the quantized cells)
     "config": (
