@@ -30,6 +30,7 @@ RESULT_FILES = (
     "pareto.*",
     "number-lines.*",
     "residual-error.*",
+    "allocations.*",
 )
 WARM = ["--warm"] * (sys.platform == "linux")  # the start that takes least time, where there is one
 LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)

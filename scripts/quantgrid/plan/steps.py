@@ -57,6 +57,7 @@ REPORTS: dict[
     "plot_number_lines": {suffix: f"number-lines.{suffix}" for suffix in FIGURE},
     "plot_losses": {suffix: f"learning.{suffix}" for suffix in FIGURE},
     "plot_residual_error": {suffix: f"residual-error.{suffix}" for suffix in FIGURE},
+    "plot_allocations": {suffix: f"allocations.{suffix}" for suffix in FIGURE},
     "plot_distributions": {suffix: f"distributions/{{model}}/{{figure}}.{suffix}" for suffix in FIGURE},
     "build_report": {"report": "report.html"},
 }
