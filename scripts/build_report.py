@@ -26,12 +26,13 @@ def main() -> None:
         "pareto",
         "lines",
         "residual_error",
+        "allocations",
         "report",
-        optional=("losses", "distributions", "residual_error"),
+        optional=("losses", "distributions", "residual_error", "allocations"),
         several=("studies", "samples", "figures", "distributions"),
     )
     config, base = job.spec["config"], Path(job.report).parent
-    for figure in filter(None, [*job.figures, job.pareto, job.lines, job.residual_error]):
+    for figure in filter(None, [*job.figures, job.pareto, job.lines, job.residual_error, job.allocations]):
         # the page embeds the CSV; object storage delivers only the files that a job requests
         if (numbers := Path(figure).with_suffix(".csv")).is_file():
             verify(numbers)
@@ -54,7 +55,7 @@ def main() -> None:
     context |= answer(collection.read(job.results), joined(job.samples), config, plan, base)
     context |= {
         "claims": findings.read(job.claims),
-        "overview": page_context.overview(job.pareto, job.lines, job.residual_error, base),
+        "overview": page_context.overview(job.pareto, job.lines, job.residual_error, base, job.allocations),
     }
     write_text(job.report, report.build(sections, context))
     (base / "report.partial.html").unlink(missing_ok=True)

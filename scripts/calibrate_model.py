@@ -23,13 +23,19 @@ def store(found: dict[str, SiteStatistics], put: Callable[[str, Tensor], None]) 
             put(name, tensor)
 
 
+def half_of(windows: Tensor, half: str) -> Tensor:
+    """The ``first`` or ``second`` half of the windows, or all of them."""
+    middle = len(windows) // 2
+    return {"": windows, "first": windows[:middle], "second": windows[middle:]}[half]
+
+
 def main() -> None:
     job = arguments("model", "windows", "statistics")
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
     device = compute_device(job.spec["compute"]["device"])
     model = streamed(FullPrecision(job.model, compute_dtype(job.spec["compute"]["dtype"], device), device))
-    windows, _ = token_windows.load(job.windows)
+    windows = half_of(token_windows.load(job.windows)[0], job.spec.get("half", ""))
     samples, seed, skip_first = job.spec["samples"], job.spec["seed"], job.spec["skip_first"]
     everyone = job.spec["experts"] == "all"
     announced = kept_tensors(shape_from_folder(job.model), windows, samples, seed, skip_first)

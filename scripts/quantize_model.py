@@ -1,13 +1,15 @@
 """Fold the transform, quantize every linear, write the packed checkpoint and the errors of its
 layers."""
 
+from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import NumericalFailure
-from quantgrid.ground.storage import blake3_of, write_json
+from quantgrid.ground.storage import blake3_of, read_json, write_json
 from quantgrid.ground.tensor_files import TensorSpool
 from quantgrid.inference.linear import compute_device, compute_dtype
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
@@ -20,10 +22,25 @@ from quantgrid.schemes.cell_schemes import CellSchemes
 from quantgrid.transforms.files import load_transform
 
 
-def recipe(job) -> Recipe:
-    schemes, wanted = CellSchemes.from_dict(job.spec["schemes"]), job.spec["mitigation"]
+def allocation(job) -> dict[str, Any]:
+    """Allocation of an allocated cell, with what it predicts; empty for other cells."""
+    if not job.allocation:
+        return {}
+    found, rank = read_json(job.allocation), job.spec["rank"]
+    if found["status"] == "failed":
+        raise NumericalFailure(found["reason"])
+    if rank > len(found["allocations"]):
+        raise NumericalFailure(
+            f"only {len(found['allocations'])} allocations are within the limit; this is number {rank}"
+        )
+    own = found["allocations"][rank - 1]
+    return {**own, **{name: found[name] for name in ("allocate", "uniform", "front")}, "rank": rank}
+
+
+def recipe(job, chosen: Mapping[str, str]) -> Recipe:
+    schemes, wanted = CellSchemes.from_dict(job.spec["schemes"]).allocated(chosen), job.spec["mitigation"]
     module = import_module(f"quantgrid.{job.spec['modules']['mitigation']}")
-    mitigation = partial(getattr(module, wanted["method"]), **wanted["options"]) if schemes.weight else None
+    mitigation = partial(getattr(module, wanted["method"]), **wanted["options"]) if schemes.weights else None
     return Recipe(load_transform(job.transform), schemes, mitigation, job.statistics)
 
 
@@ -33,14 +50,14 @@ def fingerprint(job, about) -> dict:
     return {"spec": job.spec, "inputs": about["inputs"], "model": blake3_of(Path(job.model, "provenance.json"))}
 
 
-def quantized(job, about) -> Quantized:
+def quantized(job, about, chosen: Mapping[str, str]) -> Quantized:
     """Quantize from cached statistics, or sequentially, with each layer's inputs taken from the
     quantized layers before it. Packed layers are stored on disk until all are done; sequentially,
     an interrupted job goes on behind the last of them."""
     folder = Path(job.checkpoint).parent
     if "propagation" not in job.spec:
         packed = TensorSpool(folder)
-        return quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"), packed)
+        return quantize_decoder(DecoderFolder(job.model), recipe(job, chosen), progress("quantizing linears"), packed)
     sequential = import_module(
         f"quantgrid.{job.spec['modules']['propagation']}"
     )  # not an import statement, so that only cells that use it depend on it
@@ -50,7 +67,7 @@ def quantized(job, about) -> Quantized:
     )
     state = sequential.SequentialState(folder, fingerprint(job, about))
     return sequential.quantize_sequentially(
-        DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"), state
+        DecoderFolder(job.model), recipe(job, chosen), how, progress("quantizing layers"), state
     )
 
 
@@ -60,27 +77,32 @@ def main() -> None:
         "transform",
         "statistics",
         "windows",
+        "allocation",
         "checkpoint",
         "manifest",
         "error",
-        optional=("statistics", "windows"),
+        optional=("statistics", "windows", "allocation"),
     )
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
-    about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
+    read = ("transform", "statistics", "windows", "allocation")
+    about = record(job.spec, **{name: getattr(job, name) for name in read})
     about["trainings"] = outcomes.of_transform(job.transform)
     try:
-        done = quantized(job, about)
+        bits = allocation(job)
+        done = quantized(job, about, bits.get("schemes", {}))
+        predicted = {"predicted_kl_divergence": bits["predicted_kl"]} if bits else {}
         write_json(
             job.error,
             {
                 **about,
                 "status": "ok",
-                "summary": done.summary(),
+                "summary": {**done.summary(), **predicted},
                 "linears": done.errors,
                 "details": done.details,
                 "choices": done.choices,
                 "propagation": "sequential" if "propagation" in job.spec else "cached",
+                **({"allocation": bits} if bits else {}),
             },
         )
         save_quantized(done.content, job.checkpoint, job.manifest, about)

@@ -30,6 +30,7 @@ RESULT_FILES = (
     "pareto.*",
     "number-lines.*",
     "residual-error.*",
+    "allocations.*",
 )
 LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 

@@ -20,7 +20,7 @@ Steps = dict[tuple[str, ...], str]
 
 
 def content() -> dict[str, Any]:
-    """A config of two studies on one model: every kind of step, two corpora, two calibrations, two
+    """A config of three studies on one model: every kind of step, two corpora, two calibrations, two
     tasks."""
     common = {"models": ["tiny"], "granularities": ["channel"]}
     return {
@@ -47,7 +47,10 @@ def content() -> dict[str, Any]:
             "solved": {"method": "gptq", "damping": 0.01, "calibration": "other"},
             "tuned": {"method": "tune_scales", "steps": 3},
         },
-        "formats": {"int4-mse": {"preset": "int4", "weight": {"range": "mse"}}},
+        "formats": {
+            "int4-mse": {"preset": "int4", "weight": {"range": "mse"}},
+            "shared": {"allocate": {"budget": 6, "schemes": ["w4a16", "w8a16 channel"]}},
+        },
         "tasks": {
             "cloze": {"source": "builtin", "kind": "cloze", "items": 8},
             "true": {"source": "builtin", "kind": "continuation", "items": 8},
@@ -70,9 +73,18 @@ def content() -> dict[str, Any]:
                 "mitigations": ["rtn"],
                 "formats": ["int4", "int4-mse"],
                 "title": "Formats",
-                "also": [{"mitigations": ["tuned"], "formats": ["int4"]}],
+                "also": [
+                    {"mitigations": ["tuned"], "formats": ["int4"]},
+                ],
                 "evaluate": {"perplexity": ["docs", "more"], "tasks": ["cloze", "true"], "residual_error": ["docs"]},
                 "figure": {"dataset": "docs"},
+            },
+            "bits": {
+                **common,
+                "transforms": ["none"],
+                "mitigations": ["rtn"],
+                "granularities": ["native"],
+                "formats": ["shared"],
             },
         },
     }

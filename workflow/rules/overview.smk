@@ -133,3 +133,28 @@ if RESIDUAL_ERRORS:
             spec=PLAN.reporting_spec("plot_residual_error"),
         shell:
             command("plot_residual_error", "measured")
+
+
+if ALLOCATIONS:
+
+    rule plot_allocations:
+        """Figure of divergence against stored bits of allocations, with the predicted front and the uniform schemes."""
+        input:
+            allocated=ALLOCATIONS,
+            results=f"{RESULTS}/results.csv",
+            digests=[*PLAN.digests(ALLOCATIONS), PLAN.digest("collect_results")],
+        output:
+            png=f"{RESULTS}/allocations.png",
+            pdf=f"{RESULTS}/allocations.pdf",
+            svg=f"{RESULTS}/allocations.svg",
+            csv=f"{RESULTS}/allocations.csv",
+            digest=f"{RESULTS}/digests/plot_allocations/all.json",
+        log:
+            **PLAN.logs("plot_allocations"),
+        localrule: True
+        conda:
+            ENVIRONMENT
+        params:
+            spec=PLAN.reporting_spec("plot_allocations"),
+        shell:
+            command("plot_allocations", "allocated results")

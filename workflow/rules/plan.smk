@@ -62,9 +62,11 @@ AWAITED = list(
 LOSSES = list(PLAN.trainings().values())
 DISTRIBUTIONS = PLAN.distributions()
 RESIDUAL_ERRORS = PLAN.residual_errors()
+ALLOCATIONS = PLAN.allocations()
 # Content records of the files shown in the report.
 REPORTED = [PLAN.digest(rule) for rule in ("collect_results", "evaluate_claims", "plot_pareto", "plot_number_lines")]
 REPORTED += [PLAN.digest("plot_losses")] * bool(LOSSES) + [PLAN.digest("plot_residual_error")] * bool(RESIDUAL_ERRORS)
+REPORTED += [PLAN.digest("plot_allocations")] * bool(ALLOCATIONS)
 REPORTED += [PLAN.digest("plot_distributions").format(model=model) for model in DISTRIBUTIONS]
 REPORTED += [
     PLAN.digest(rule).format(study=study)

@@ -65,3 +65,26 @@ rule calibrate_model:
         skip_first=PLAN.parameter("calibrate_model", "skip_first"),
     shell:
         command("calibrate_model", "model windows")
+
+
+rule measure_sensitivity:
+    """Mean squared gradient of the output of every linear, for tokens drawn from the model, layer by layer."""
+    input:
+        unpack(PLAN.inputs("measure_sensitivity")),
+    output:
+        sensitivities=f"{RESULTS}/sensitivities/{{model}}/{{calibration}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/measure_sensitivity/{{model}}/{{calibration}}/{{key}}.json",
+    log:
+        **PLAN.logs("measure_sensitivity"),
+    cache: CACHE
+    conda:
+        ENVIRONMENT
+    threads: PLAN.threads("measure_sensitivity")
+    resources:
+        **limits("measure_sensitivity"),
+    params:
+        spec=PLAN.spec("measure_sensitivity"),
+        skip_first=PLAN.parameter("measure_sensitivity", "skip_first"),
+        windows=PLAN.parameter("measure_sensitivity", "windows"),
+    shell:
+        command("measure_sensitivity", "model windows")

@@ -68,6 +68,49 @@ rule measure_distributions:
         command("measure_distributions", "model transform statistics")
 
 
+rule measure_schemes:
+    """Output error of every linear under every candidate scheme of an allocation, on held-out statistics."""
+    input:
+        unpack(PLAN.inputs("measure_schemes")),
+    output:
+        errors=f"{RESULTS}/schemes/{{model}}/{{transform}}/{{mitigation}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/measure_schemes/{{model}}/{{transform}}/{{mitigation}}/{{key}}.json",
+    log:
+        **PLAN.logs("measure_schemes"),
+    conda:
+        ENVIRONMENT
+    threads: PLAN.threads("measure_schemes")
+    resources:
+        **limits("measure_schemes"),
+    params:
+        spec=PLAN.spec("measure_schemes"),
+        transform="{transform}",
+        mitigation=PLAN.parameter("measure_schemes", "mitigation"),
+    shell:
+        command("measure_schemes", "model transform statistics held_out")
+
+
+rule allocate_bits:
+    """One scheme for every group of linears: the smallest predicted divergence within a number of stored bits."""
+    input:
+        unpack(PLAN.inputs("allocate_bits")),
+    output:
+        allocation=f"{RESULTS}/allocations/{{model}}/{{transform}}/{{mitigation}}/{{format}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/allocate_bits/{{model}}/{{transform}}/{{mitigation}}/{{format}}/{{key}}.json",
+    log:
+        **PLAN.logs("allocate_bits"),
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        **limits("allocate_bits"),
+    params:
+        spec=PLAN.spec("allocate_bits"),
+        allocate=PLAN.parameter("allocate_bits", "allocate"),
+    shell:
+        command("allocate_bits", "model sensitivities errors")
+
+
 rule quantize_model:
     """Quantization error mitigation (step 2 of arXiv 2507.17417): transform folded, every linear rounded."""
     input:
@@ -95,7 +138,7 @@ rule quantize_model:
         granularity="{granularity}",
         format="{format}",
     shell:
-        command("quantize_model", "model transform statistics windows", verify="baseline_check gates")
+        command("quantize_model", "model transform statistics windows allocation", verify="baseline_check gates")
 
 
 rule train_mitigation:

@@ -148,6 +148,7 @@ rule build_report:
         pareto=f"{RESULTS}/pareto.svg",
         lines=f"{RESULTS}/number-lines.svg",
         residual_error=f"{RESULTS}/residual-error.svg" if RESIDUAL_ERRORS else [],
+        allocations=f"{RESULTS}/allocations.svg" if ALLOCATIONS else [],
         digests=REPORTED,
     output:
         report=f"{RESULTS}/report.html",
@@ -162,6 +163,6 @@ rule build_report:
     shell:
         command(
             "build_report",
-            "results studies samples figures losses distributions claims pareto lines residual_error",
+            "results studies samples figures losses distributions claims pareto lines residual_error allocations",
             verify="comparisons",
         )

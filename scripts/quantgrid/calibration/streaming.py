@@ -70,7 +70,13 @@ class StreamedLayers(nn.ModuleList):
         self.fill = fill
 
     def __iter__(self) -> Iterator[nn.Module]:
-        for index, layer in enumerate(self.children()):
+        return self._loaded(enumerate(self.children()))
+
+    def __reversed__(self) -> Iterator[nn.Module]:
+        return self._loaded(reversed([*enumerate(self.children())]))
+
+    def _loaded(self, layers: Iterable[tuple[int, nn.Module]]) -> Iterator[nn.Module]:
+        for index, layer in layers:
             self.fill(index, layer)
             try:
                 yield layer

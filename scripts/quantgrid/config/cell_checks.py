@@ -14,7 +14,7 @@ from ..models.plans import SITES
 from ..models.shapes import ModelShape
 from ..schemes.granularity import Granularity
 from ..schemes.number_formats import SCALE_FORMATS
-from . import entries, registry
+from . import allocations, entries, registry
 from .cells import FULL_PRECISION, Cell
 from .exactness import require_exact, require_one_router
 from .methods import Option
@@ -36,6 +36,8 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
         )
     if cell.format != FULL_PRECISION:
         _check_granularity(config, cell, entries.shape(config, cell.model), where)
+        if allocations.is_allocated(config, cell):
+            allocations.check_cell(config, cell, where)
         _check_training(config, cell, method, where)
         _check_shared_scales(config, cell, method, where)
 
@@ -135,8 +137,8 @@ def _check_training(config: Mapping[str, Any], cell: Cell, method: registry.Meth
 def _check_shared_scales(config: Mapping[str, Any], cell: Cell, method: registry.Method, where: str) -> None:
     """Reject a mitigation that computes the global scale of every linear by itself under a format
     that shares it by site."""
-    weight = entries.resolved_schemes(config, cell)["weight"]
-    if weight is not None and weight["global_scale"] == "site" and not method.shares_scales:
+    shared = any(weight["global_scale"] == "site" for weight in _weights(entries.resolved_schemes(config, cell)))
+    if shared and not method.shares_scales:
         sharing = ", ".join(name for name, other in registry.METHODS["mitigations"].items() if other.shares_scales)
         raise ConfigError(
             f"{where}: format '{cell.format}' shares a global scale among the linears of a site (global_scale: site), "
@@ -155,7 +157,8 @@ def _check_width(method: registry.Method, sizes: ModelShape, cell: Cell, where: 
 
 
 def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape, where: str) -> None:
-    block = schemes.PRESETS[entries.preset(config, cell.format)]["block"]
+    allocated = allocations.is_allocated(config, cell)
+    block = None if allocated else schemes.PRESETS[entries.preset(config, cell.format)]["block"]
     if block and cell.granularity != (own := str(Granularity.of_block(block))):
         raise ConfigError(
             f"{where}: format '{cell.format}' has blocks of {block} by definition, so granularity '{cell.granularity}' "
@@ -186,11 +189,16 @@ def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape,
         )
 
 
+def _weights(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Schemes that weights of a cell may have."""
+    return [found["weight"]] if found["weight"] else [*found.get("candidates", {}).values()]
+
+
 def _groups(found: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
     """Yield (tensor, site, group size) of every grouped scheme of weights and activations."""
     read = [site for site, linears in SITES.items() if {*linears} & {*found.get("linears", linears)}]
     of_site = {
-        "weight": dict.fromkeys(read, [found["weight"]] if found["weight"] else []),
+        "weight": dict.fromkeys(read, _weights(found)),
         "activation": found["activation"],
     }
     yield from (

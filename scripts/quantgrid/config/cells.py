@@ -15,6 +15,7 @@ AXES = {
     "formats": "format",
 }
 FULL_PRECISION = "bf16"
+MIXED = "mixed"  # granularity of a cell whose linears have several schemes
 
 
 @dataclass(frozen=True, order=True)

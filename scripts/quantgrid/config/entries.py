@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -11,22 +11,45 @@ from .. import schemes
 from ..ground.errors import ConfigError, unknown_name
 from ..models.folders import shape_of
 from ..models.shapes import ModelShape
+from ..quantization.linear_groups import FUSED
 from ..schemes.granularities import cell_schemes
 from ..schemes.granularity import Granularity
 from . import registry
-from .cells import AXES, Cell
+from .cells import AXES, MIXED, Cell
+from .methods import Method
+
+DIVERGENCE, BITS = "divergence", "bits"  # objectives of an allocation
+ANY = "any"  # target without limits
+ALLOCATION: dict[str, Any] = {
+    "budget": None,
+    "divergence": None,
+    "groups": FUSED,
+    "target": ANY,
+    "objective": DIVERGENCE,
+    "alternatives": 1,
+    "rank": 1,
+}
 
 
 def entry(config: Mapping[str, Any], axis: str, name: str) -> dict[str, Any]:
     """Return the config entry of a name; a method or preset used by its name needs no entry, a
     seeded name gets its seed."""
     entries = config.get(axis, {})
-    base, _, seed = name.rpartition("-s")
-    if name not in entries and base in entries and name in expanded_names(config, axis, base):
-        return {**{key: value for key, value in entries[base].items() if key != "seeds"}, "seed": int(seed)}
+    for mark in ("-s", "-a"):
+        base, _, number = name.rpartition(mark)
+        if name not in entries and base in entries and name in expanded_names(config, axis, base):
+            return _variant(entries[base], int(number))
     if axis == "formats":
-        return {"preset": name, **entries.get(name, {})}
+        given = entries.get(name, {})
+        return dict(given) if "allocate" in given else {"preset": name, **given}
     return dict(entries.get(name) or registry.PUBLISHED[axis].get(name) or {"method": name})
+
+
+def _variant(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Entry of one seed, or of one alternative of an allocation."""
+    if "allocate" in entry:
+        return {**entry, "allocate": {**entry["allocate"], "rank": number}}
+    return {**{key: value for key, value in entry.items() if key != "seeds"}, "seed": number}
 
 
 def without_note(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,8 +58,7 @@ def without_note(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entry_names(config: Mapping[str, Any], axis: str, given: str, where: str) -> list[str]:
-    """Resolve ``given``, at the config key ``where``, to names of entries: itself, or one per seed
-    if its entry lists ``seeds``."""
+    """Resolve ``given``, at the config key ``where``, to names of entries (:func:`expanded_names`)."""
     names = expanded_names(config, axis, given)
     if names != [given]:
         return names
@@ -51,15 +73,26 @@ def entry_names(config: Mapping[str, Any], axis: str, given: str, where: str) ->
 
 
 def expanded_names(config: Mapping[str, Any], axis: str, given: str) -> list[str]:
-    """List the names of an entry: its key, or one name per seed if it lists ``seeds``."""
-    seeds = (config.get(axis, {}).get(given) or {}).get("seeds")
-    return [given] if seeds is None else [f"{given}-s{seed}" for seed in seeds]
+    """List the names of an entry: its key, one name per seed if it lists ``seeds``, or one per
+    alternative of an allocation."""
+    entry = config.get(axis, {}).get(given) or {}
+    if count := (entry.get("allocate") or {}).get("alternatives"):
+        return [f"{given}-a{rank}" for rank in range(1, count + 1)]
+    return [f"{given}-s{seed}" for seed in entry["seeds"]] if "seeds" in entry else [given]
 
 
 def known_names(config: Mapping[str, Any], axis: str) -> set[str]:
     """List the names accepted on ``axis``: entries of the config, and names that need no entry."""
     builtin: Any = {"formats": schemes.PRESETS, **registry.METHODS}.get(axis, ())
     return {*config.get(axis, {}), *builtin, *registry.PUBLISHED.get(axis, ())}
+
+
+def resolved(config: Mapping[str, Any], axis: str, name: str) -> tuple[Method, dict[str, Any]]:
+    """Method of a name on the axis ``transforms`` or ``mitigations``, and its options with their defaults."""
+    given = entry(config, axis, name)
+    given.pop("calibration", None)
+    method = registry.method(axis, given["method"])
+    return method, method.resolve(given, f"{axis}.{name}")["options"]
 
 
 def preset(config: Mapping[str, Any], name: str) -> str:
@@ -85,14 +118,70 @@ def resolved_schemes(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     filled in."""
     if not cell.quantized:
         return {"weight": None, "activation": {}, "key_value": None}
+    given = entry(config, "formats", cell.format)
+    if "allocate" in given:
+        return _allocated(config, given["allocate"], f"formats.{cell.format}")
     return _schemes(
-        json.dumps(entry(config, "formats", cell.format)),
+        json.dumps(given),
         cell.granularity,
         f"formats.{cell.format}",
         shape(config, cell.model).head_dim,
     )
 
 
+def allocation(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of ``allocate`` of a format entry with their defaults."""
+    return {**ALLOCATION, **given}
+
+
+def candidates(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, tuple[str, str]]:
+    """Candidates of an allocation: name (``w4a16 group-64``) -> format and granularity.
+
+    :class:`ConfigError` for an unknown format or granularity.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for number, text in enumerate(given["schemes"]):
+        format, _, granularity = text.partition(" ")
+        key = f"{where}.allocate.schemes.{number}"
+        if "allocate" in entry(config, "formats", format):
+            raise ConfigError(f"{key}: format '{format}' is itself an allocation; name formats with one scheme")
+        (format,) = entry_names(config, "formats", format, key)
+        found[text] = format, settled(config, (granularity or "native").strip(), format)
+        Granularity.parse(found[text][1], key)
+    return found
+
+
+def candidate_formats(config: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """Formats that the allocations among the formats ``names`` choose from."""
+    given = [(name, entry(config, "formats", name)) for name in names]
+    found = [candidates(config, item["allocate"], f"formats.{name}") for name, item in given if "allocate" in item]
+    return {format for several in found for format, _ in several.values()}
+
+
+def schemes_at(config: Mapping[str, Any], format: str, granularity: str) -> dict[str, Any]:
+    """Schemes of a format with one scheme at a granularity, without a model."""
+    return _schemes(json.dumps(entry(config, "formats", format)), granularity, f"formats.{format}", None)
+
+
+def _allocated(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Schemes of a cell whose linears get one of several candidates."""
+    found = {
+        name: schemes_at(config, format, granularity)["weight"]
+        for name, (format, granularity) in candidates(config, given, where).items()
+    }
+    tied = allocation(given)["groups"] == FUSED
+    return {"weight": None, "activation": {}, "key_value": None, "candidates": found, "tied": tied}
+
+
+def settled(config: Mapping[str, Any], granularity: str, format: str) -> str:
+    """Replace ``native`` by the block of the format, one scale per channel, or the schemes of an allocation."""
+    if granularity != "native":
+        return granularity
+    if "allocate" in entry(config, "formats", format):
+        return MIXED
+    return str(Granularity.of_block(schemes.PRESETS[preset(config, format)]["block"]))
+
+
 @cache
-def _schemes(entry: str, granularity: str, where: str, head_dim: int) -> dict[str, Any]:
+def _schemes(entry: str, granularity: str, where: str, head_dim: int | None) -> dict[str, Any]:
     return cell_schemes(json.loads(entry), granularity, where, head_dim)

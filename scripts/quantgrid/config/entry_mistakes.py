@@ -10,7 +10,7 @@ from .. import schemes
 from ..ground.errors import ConfigError, unknown_name
 from ..schemes.granularities import cell_schemes
 from ..schemes.granularity import Granularity
-from . import entries, grid, inputs, paths, registry, shown_transforms
+from . import allocations, entries, grid, inputs, paths, registry, shown_transforms
 from .cells import AXES, FULL_PRECISION
 from .mistakes import collected
 from .task_presets import TASK_PRESETS
@@ -41,7 +41,7 @@ def name_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
         for name, entry in config[axis].items():
             yield from collected(lambda axis=axis, name=name, entry=entry: _check_method(config, axis, name, entry))
     for name, entry in config["formats"].items():
-        yield from collected(lambda name=name, entry=entry: _check_format(name, entry))
+        yield from collected(lambda name=name, entry=entry: _check_format(config, name, entry))
     for name, model in config["models"].items():
         yield from collected(lambda name=name, model=model: entries.shape(config, name))
         for corpus in model.get("published", {}):
@@ -133,7 +133,10 @@ def _check_method(config: Mapping[str, Any], axis: str, name: str, entry: Mappin
         )
 
 
-def _check_format(name: str, entry: Mapping[str, Any]) -> None:
+def _check_format(config: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> None:
+    if "allocate" in entry:
+        allocations.check_entry(config, name, entry)
+        return
     where, preset = f"formats.{name}", entry["preset"]
     if preset not in schemes.PRESETS:
         raise ConfigError(f"{where}.preset: {unknown_name('preset', preset, schemes.PRESETS)}")

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..ground.errors import ConfigError, unknown_name
-from . import grid
+from . import entries, grid
 from .cells import AXES, Cell
 from .mistakes import collected
 from .planned_features import planned_verdict
@@ -107,8 +107,7 @@ def _cell(config: Mapping[str, Any], entry: Mapping[str, Any], where: str, cells
 
 def _has(config: Mapping[str, Any], cell: Cell, stated: Mapping[str, str]) -> bool:
     return all(
-        getattr(cell, axis)
-        == (grid.settled_granularity(config, value, cell.format) if axis == "granularity" else value)
+        getattr(cell, axis) == (entries.settled(config, value, cell.format) if axis == "granularity" else value)
         for axis, value in stated.items()
     )
 

@@ -2,7 +2,8 @@
 
 A study is a named sub-grid: the product of its axes, plus the products under ``also`` (each states
 only the axes that differ), minus the cells that ``exclude`` matches, plus the full-precision
-baseline of its models. Standard library only; this module reads no weights.
+baseline of its models, plus the uniform cells that its allocations are compared with. Standard library
+only; this module reads no weights.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from .. import schemes
 from ..ground.errors import ConfigError
-from ..schemes.granularity import Granularity
+from .allocations import uniform_cells
 from .cell_checks import check_cell
 from .cells import AXES, FULL_PRECISION, Cell, baseline
-from .entries import entry_names, preset
+from .entries import entry_names, settled
 from .races import candidates
 
 
@@ -43,6 +43,9 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
             f"{where}: the study has no cells; give each of {', '.join(AXES)} at least one value that "
             "'exclude' does not remove"
         )
+    for cell in [*found]:
+        check_cell(config, cell, where)
+        found |= dict.fromkeys(uniform_cells(config, cell))
     for cell in found:
         check_cell(config, cell, where)
     kept = candidates(config, study["race"], found, f"{where}.race") if "race" in study else list(found)
@@ -82,14 +85,7 @@ def _settle(config: Mapping[str, Any], cell: Cell) -> Cell:
     one scale per channel."""
     if cell.format == FULL_PRECISION:
         return Cell(cell.model, cell.transform, "none", "-", cell.format)
-    return replace(cell, granularity=settled_granularity(config, cell.granularity, cell.format))
-
-
-def settled_granularity(config: Mapping[str, Any], granularity: str, format: str) -> str:
-    """Replace ``native`` by the block of the format, or one scale per channel."""
-    if granularity != "native":
-        return granularity
-    return str(Granularity.of_block(schemes.PRESETS[preset(config, format)]["block"]))
+    return replace(cell, granularity=settled(config, cell.granularity, cell.format))
 
 
 def _matches(config: Mapping[str, Any], cell: Cell, pattern: Mapping[str, Any], where: str) -> bool:
@@ -98,7 +94,7 @@ def _matches(config: Mapping[str, Any], cell: Cell, pattern: Mapping[str, Any], 
         axis = next(plural for plural, singular in AXES.items() if singular == key)
         values = [name for value in _listed(wanted) for name in entry_names(config, axis, value, f"{where}.exclude")]
         if axis == "granularities":
-            values = [settled_granularity(config, name, cell.format) for name in values]
+            values = [settled(config, name, cell.format) for name in values]
         if getattr(cell, key) not in values:
             return False
     return True

@@ -149,7 +149,8 @@ class Method:
     sites whose inputs it divides (those of the option ``sites`` if it has one). ``online`` lists the
     operations that stay at run time, ``shifts`` names the option with the sites that it centres;
     ``clips``, in the form of ``calibrated``: it limits activations that are rounded. ``keeps_outliers``:
-    a mitigation that keeps weights in 16 bits.
+    a mitigation that keeps weights in 16 bits. ``reads_statistics``: a mitigation whose weights depend on
+    calibration statistics.
     """
 
     module: str
@@ -178,6 +179,7 @@ class Method:
     shifts: str = ""
     clips: bool | Mapping[str, tuple[Any, ...]] = False
     keeps_outliers: bool = False
+    reads_statistics: bool = True
 
     def rotates_stream(self, options: Mapping[str, Any]) -> bool:
         """Check whether it rotates the residual stream itself with these resolved ``options``."""

@@ -45,8 +45,10 @@ def _on(*bases: str) -> dict[str, Option]:
 
 
 MITIGATIONS: dict[str, Method] = {
-    "none": Method("mitigations.methods.none", "nothing is quantized; for the format bf16 only"),
-    "rtn": Method("mitigations.methods.rtn", "round to nearest", RANGE, shares_scales=True),
+    "none": Method(
+        "mitigations.methods.none", "nothing is quantized; for the format bf16 only", reads_statistics=False
+    ),
+    "rtn": Method("mitigations.methods.rtn", "round to nearest", RANGE, shares_scales=True, reads_statistics=False),
     "gptq": Method(
         "mitigations.methods.gptq",
         "GPTQ: rounding errors offset by the columns not yet rounded",

@@ -16,7 +16,7 @@ from ..exports.verdicts import Verdict
 from ..models.plans import SITES
 from ..models.shapes import ModelShape
 from ..schemes.cell_schemes import CellSchemes
-from . import entries, registry
+from . import entries
 from .cells import Cell
 from .methods import STREAM, STREAM_SITES, Method
 
@@ -32,19 +32,20 @@ def planned_verdict(config: Mapping[str, Any], cell: Cell, target: str, flags: C
 def planned_features(config: Mapping[str, Any], cell: Cell) -> Features:
     """Features of a valid cell."""
     shape, schemes = entries.shape(config, cell.model), CellSchemes.from_dict(entries.resolved_schemes(config, cell))
-    transform, options = _resolved(config, "transforms", cell.transform)
-    mitigation, chosen = _resolved(config, "mitigations", cell.mitigation)
+    transform, options = entries.resolved(config, "transforms", cell.transform)
+    mitigation, chosen = entries.resolved(config, "mitigations", cell.mitigation)
     has_term = "branch_input" in chosen and chosen["rank"] != 0
-    weight = schemes.weight
+    weights = schemes.weights
     return Features(
         shape,
         schemes,
         online_operations(transform, options, shape),
-        frozenset({chosen["branch_input"]} if has_term and weight is not None else ()),
-        mitigation.keeps_outliers and chosen["rank"] != 0 and weight is not None,
+        frozenset({chosen["branch_input"]} if has_term and weights else ()),
+        mitigation.keeps_outliers and chosen["rank"] != 0 and bool(weights),
         _biased(transform, options, shape),
         bool(transform.clips_activations(options) and any(schemes.activation.values())),
-        weight is not None and weight.global_scale == "site",
+        any(weight.global_scale == "site" for weight in weights)
+        and all(weight.global_scale in ("none", "site") for weight in weights),
     )
 
 
@@ -77,10 +78,3 @@ def _biased(transform: Method, options: Mapping[str, Any], shape: ModelShape) ->
     sites = shifted_sites(transform, options)
     found = [linear for site in sites for linear in (*SITES[site], *(("v",) if site == "output_input" else ()))]
     return tuple(linear for linear in dict.fromkeys(found) if linear in shape.family.linears and linear not in own)
-
-
-def _resolved(config: Mapping[str, Any], axis: str, name: str) -> tuple[Method, dict[str, Any]]:
-    entry = entries.entry(config, axis, name)
-    entry.pop("calibration", None)
-    method = registry.method(axis, entry["method"])
-    return method, method.resolve(entry, f"{axis}.{name}")["options"]

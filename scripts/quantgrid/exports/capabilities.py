@@ -88,6 +88,14 @@ def judge_side_terms(found: Findings, features: Features) -> None:
     lose_key_values(found, features)
 
 
+def refuse_several_schemes(found: Findings, features: Features) -> None:
+    """Refuse an allocation, for a target with one scheme for all linears."""
+    if features.schemes.candidates:
+        found.refuse(
+            "the linears of the cell have several schemes", "TO=compressed-tensors, or a format with one scheme"
+        )
+
+
 def lose_key_values(found: Findings, features: Features) -> None:
     """Name the rounding of keys and values as lost, if the cell has it."""
     cache = features.schemes.key_value
@@ -129,8 +137,9 @@ def judge_order(found: Findings, features: Features) -> None:
 
 def judge_joined(found: Findings, features: Features) -> None:
     """Refuse global scales that differ in one linear of the architecture, for a target of codes."""
-    weight, family = features.schemes.weight, features.shape.family
-    if weight is not None and weight.global_scale != "none" and family.joined and not features.shares_global_scale:
+    family = features.shape.family
+    scaled = any(weight.global_scale != "none" for weight in features.schemes.weights)
+    if scaled and family.joined and not features.shares_global_scale:
         found.refuse(
             f"one linear of {features.shape.architecture} holds several of the cell, with a global scale each",
             "weight: {global_scale: site}, as in nvfp4_served",

@@ -69,11 +69,10 @@ def _yaml(content: Mapping[str, Any]) -> str:
 
 
 def _scheme_tags(request: Request) -> list[str]:
-    weight, inputs = request.features.schemes.weight, _inputs(request)
-    if weight is None:
-        return []
-    bits = [scheme.element_format.bits for scheme in inputs]
-    return [f"w{weight.element_format.bits}a{max(bits) if bits else 16}", weight.element]
+    weights, bits = request.features.schemes.weights, [scheme.element_format.bits for scheme in _inputs(request)]
+    inputs = max(bits) if bits else 16
+    sizes = dict.fromkeys(f"w{weight.element_format.bits}a{inputs}" for weight in weights)
+    return [*sizes, *dict.fromkeys(weight.element for weight in weights)]
 
 
 def _inputs(request: Request) -> list[QuantScheme]:
@@ -111,10 +110,11 @@ def scheme_text(scheme: QuantScheme, row: str) -> str:
 def _rounded(request: Request, written: Written) -> Iterable[str]:
     schemes = request.features.schemes
     kept = ", ".join(linear for linear in LINEARS if linear not in schemes.linears)
-    if schemes.weight is None:
+    if not schemes.weights:
         yield "no weight is rounded"
     else:
-        yield f"weights of {', '.join(schemes.linears)}: {scheme_text(schemes.weight, 'output channel')}"
+        texts = " or ".join(scheme_text(weight, "output channel") for weight in schemes.weights)
+        yield f"weights of {', '.join(schemes.linears)}: {texts}"
         yield f"{written.bits_per_weight:.3f} bits per weight of these linears in the cell, scales included"
     for scheme in _inputs(request):
         yield f"their inputs: {scheme_text(scheme, 'token')}"

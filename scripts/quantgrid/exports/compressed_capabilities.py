@@ -7,6 +7,8 @@ compared element by element; vLLM's rules are read from its source.
 
 from __future__ import annotations
 
+from itertools import product
+
 from ..models.plans import LINEARS, SITE_OF
 from ..schemes.quant_scheme import QuantScheme
 from .capabilities import (
@@ -40,11 +42,13 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     judge_biases(found, features)
     judge_joined(found, features)
     _judge_online(found, features, flags)
-    if features.schemes.weight is None:
+    weights = features.schemes.weights
+    if not weights:
         _refuse_full_precision(found, features)
         return found.verdict()
     inputs = activation_schemes(features)
-    _judge_weight(found, features, [*inputs], dtype)
+    for weight in weights:
+        _judge_weight(found, features, weight, [*inputs], dtype)
     for scheme, where in inputs.items():
         judge_input(found, where, scheme)
     _judge_low_rank(found, features)
@@ -53,14 +57,14 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     judge_order(found, features)
     _judge_served(found, features, dtype)
     pairs = [*inputs, *([None] if _has_unrounded_inputs(features) else [])]
-    if not features.schemes.weight.symmetric and None in pairs and inputs:
+    if not all(weight.symmetric for weight in weights) and None in pairs and inputs:
         found.refuse(
             "asymmetric weights load only dequantized where their input is not rounded, and that drops the rounding of "
             "the other inputs",
             "weight: {symmetric: true}",
         )
-    for activation in pairs if not found.refusals else ():
-        _judge_vllm(found, features, activation)
+    for weight, activation in product(weights, pairs) if not found.refusals else ():
+        _judge_vllm(found, weight, activation)
     return found.verdict()
 
 
@@ -77,9 +81,9 @@ def _refuse_full_precision(found: Findings, features: Features) -> None:
         found.refuse("the cell rounds no weights", "TO=dense")
 
 
-def _judge_weight(found: Findings, features: Features, inputs: list[QuantScheme], dtype: str) -> None:
-    weight = features.schemes.weight
-    assert weight is not None
+def _judge_weight(
+    found: Findings, features: Features, weight: QuantScheme, inputs: list[QuantScheme], dtype: str
+) -> None:
     name = weight_format(weight, inputs[0] if inputs else None)
     if name is None:
         found.refuse(
@@ -174,8 +178,7 @@ def _judge_low_rank(found: Findings, features: Features) -> None:
             f"low-rank terms of the parts of one linear of {features.shape.architecture} make no adapter",
             "the same mitigation without low-rank terms",
         )
-    weight = features.schemes.weight
-    if weight is not None and weight_format(weight, None) not in BLOCK_FORMATS:
+    if any(weight_format(weight, None) not in BLOCK_FORMATS for weight in features.schemes.weights):
         found.check_dtype = "float32"  # PEFT computes adapters in float32
     else:
         found.bound("PEFT computes low-rank terms in float32", SCALE_KL)
@@ -189,6 +192,13 @@ def _judge_linears(found: Findings, features: Features, dtype: str) -> None:
         if is_partial(linears, parts):
             found.refuse(
                 f"{module} holds {', '.join(parts)}, of which the cell rounds some", f"linears: with all of {parts}"
+            )
+    if not features.schemes.tied:
+        found.exclude(VLLM, "needs q, k, v in one scheme, and gate, up (groups: fused)")
+        if features.shape.family.joined:
+            found.refuse(
+                f"one linear of {features.shape.architecture} holds several of the cell, in several schemes",
+                "groups: fused",
             )
     if any(is_partial(linears, parts) for parts in (("q", "k", "v"), ("gate", "up"))):
         found.exclude(VLLM, "needs q, k, v in one scheme, and gate, up")
@@ -213,9 +223,7 @@ def _judge_served(found: Findings, features: Features, dtype: str) -> None:
         found.bound_served(f"{start}PEFT computes low-rank terms in float32, the cell in {dtype}", SCALE_KL)
 
 
-def _judge_vllm(found: Findings, features: Features, activation: QuantScheme | None) -> None:
-    weight = features.schemes.weight
-    assert weight is not None
+def _judge_vllm(found: Findings, weight: QuantScheme, activation: QuantScheme | None) -> None:
     name = weight_format(weight, activation)
     if name in (PACKED, INTEGER):
         _judge_integer_kernels(found, weight, activation)

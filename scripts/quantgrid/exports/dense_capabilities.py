@@ -31,10 +31,10 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     refuse_activations(found, features)
     judge_float16(found, dtype)
     judge_order(found, features)
-    weight = features.schemes.weight
-    if weight is not None:
+    weights = features.schemes.weights
+    if weights:
         found.notes.append(f"weights have the size of {dtype}: the folder is as large as an unquantized model")
-        exact = weight.scale_format == "e8m0" and weight.scale_rule != "four_thirds"
+        exact = all(weight.scale_format == "e8m0" and weight.scale_rule != "four_thirds" for weight in weights)
         if not exact and dtype != "float32":
             found.bound(f"dequantized weights are rounded to {dtype}", SCALE_KL)
     if features.shape.family.gain_offset and dtype != "float32":

@@ -106,7 +106,7 @@ def _declared(cell: PackedCell, model: GGUFModel) -> Iterator[_Declared]:
             if role not in plan.linears:
                 yield _unrounded(gguf_name(shape, f"{name}.weight"), sizes[f"{name}.weight"])
                 continue
-            yield from _declared_linear(cell, role, gguf_name(shape, f"{name}.weight"))
+            yield from _declared_linear(cell, layer, role, gguf_name(shape, f"{name}.weight"))
             if f"{name}.bias" in sizes:
                 require_read_bias(shape, role, name)
                 yield _unrounded(gguf_name(shape, f"{name}.bias"), sizes[f"{name}.bias"])
@@ -116,8 +116,8 @@ def _unrounded(name: str, size: tuple[int, ...]) -> _Declared:
     return _Declared(name, "F32", size) if len(size) == 1 else _Declared(name, UNROUNDED, (*size[:-1], 2 * size[-1]))
 
 
-def _declared_linear(cell: PackedCell, role: str, name: str) -> Iterator[_Declared]:
-    size, block = cell.shape.linear_size(role), block_for(cell.checkpoint.weight_scheme(role), name)
+def _declared_linear(cell: PackedCell, layer: int, role: str, name: str) -> Iterator[_Declared]:
+    size, block = cell.shape.linear_size(role), block_for(cell.checkpoint.weight_scheme(layer, role), name)
     if block is None:
         yield _unrounded(name, size)
         return

@@ -14,6 +14,7 @@ from .capabilities import (
     judge_side_terms,
     refuse_activations,
     refuse_online,
+    refuse_several_schemes,
 )
 from .features import Features
 from .verdicts import Verdict
@@ -109,6 +110,7 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
     """Verdict on a cell as one file: quantized blocks, all other matrices in ``dtype`` (bfloat16)."""
     found, architecture = Findings(TARGET, loaders=[LLAMA_CPP]), features.shape.architecture
     judge_side_terms(found, features)
+    refuse_several_schemes(found, features)
     refuse_activations(found, features)
     refuse_online(found, features)
     if features.branch_inputs:
@@ -117,9 +119,9 @@ def judge(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
         found.refuse(f"{architecture} has no mapping to GGUF here", f"a model of {', '.join(ARCHITECTURES)}")
     else:
         _judge_biases(found, features)
-    if features.schemes.weight is not None:
+    for weight in features.schemes.weights[:1]:
         found.bound(ROUNDED_INPUTS, 0.0)  # of llama.cpp; the weights in the file have a bound that follows
-        _judge_weight(found, features, features.schemes.weight)
+        _judge_weight(found, features, weight)
     return found.verdict()
 
 

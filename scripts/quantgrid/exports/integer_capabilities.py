@@ -15,6 +15,7 @@ from .capabilities import (
     judge_side_terms,
     refuse_activations,
     refuse_online,
+    refuse_several_schemes,
 )
 from .features import Features
 from .verdicts import Verdict
@@ -40,6 +41,7 @@ def judge_awq(features: Features, dtype: str, flags: frozenset[str]) -> Verdict:
 def _judge(target: str, features: Features, dtype: str) -> Verdict:
     found = Findings(target, loaders=["gptqmodel", VLLM], check_dtype="float16")
     judge_side_terms(found, features)
+    refuse_several_schemes(found, features)
     judge_biases(found, features)
     judge_joined(found, features)
     refuse_online(found, features)
@@ -58,10 +60,10 @@ def _judge(target: str, features: Features, dtype: str) -> Verdict:
 
 
 def _judge_weight(found: Findings, target: str, features: Features) -> None:
-    weight = features.schemes.weight
-    if weight is None:
+    if not features.schemes.weights:
         found.refuse("the cell rounds no weights", "TO=dense")
         return
+    weight = features.schemes.weights[0]
     element, accepted = weight.element_format, BITS[target]
     if element.kind != "integer" or element.bits not in accepted:
         found.refuse(

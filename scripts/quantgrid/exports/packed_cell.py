@@ -26,7 +26,7 @@ from ..models.shapes import ModelShape
 from ..quantization.checkpoints import PackedCheckpoint
 from ..quantization.packed_linears import PARAMETERS, PackedLinear, take_linear
 from ..quantizer.tensors import QuantizedTensor
-from ..schemes.cell_schemes import CellSchemes, KeyValueScheme
+from ..schemes.cell_schemes import CellSchemes
 from ..schemes.quant_scheme import QuantScheme
 from .features import Features
 
@@ -105,18 +105,12 @@ class PackedCell:
     @cached_property
     def schemes(self) -> CellSchemes:
         """Schemes of the cell; activations by site, as calibrated."""
-        stored = self.about["schemes"]
         activations: dict[str, list[QuantScheme]] = {}
         for name, fields in self.about["activations"].items():
             scheme, found = QuantScheme.from_dict(fields), activations.setdefault(site_kind(name), [])
             if scheme not in found:
                 found.append(scheme)
-        return CellSchemes(
-            QuantScheme.from_dict(stored["weight"]) if stored["weight"] else None,
-            activations,
-            KeyValueScheme.from_dict(stored["key_value"]) if stored["key_value"] else None,
-            tuple(self.about["rounded"]),
-        )
+        return replace(self.checkpoint.schemes, activation=activations)
 
     @cached_property
     def online(self) -> dict[str, list[dict[str, Any]]]:
@@ -162,7 +156,7 @@ class PackedCell:
 
     def shares_global_scale(self) -> bool:
         """Check whether the rounded linears of each site have one global scale for the weights."""
-        if self.schemes.weight is None or self.schemes.weight.global_scale not in ("tensor", "site"):
+        if not any(scheme.global_scale in ("tensor", "site") for scheme in self.schemes.weights):
             return False
         for index in range(self.shape.layers):
             prefix, plan = LAYER_PREFIX.format(layer=index), self.shape.plan(index)
@@ -192,7 +186,7 @@ class PackedCell:
         parts: dict[str, list[tuple[str, PackedLinear]]] = {}
         for role in plan.linears:
             name = prefix + plan.modules[role]
-            linear = take_linear(name, self.about, tensors, self.checkpoint.weight_scheme(role))
+            linear = take_linear(name, self.about, tensors, self.checkpoint.weight_scheme(index, role))
             place = plan.stored.get(f"{plan.modules[role]}.weight")
             whole = name if place is None else prefix + place.name.removesuffix(".weight")
             parts.setdefault(whole, []).append((role, linear))

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..ground.storage import replacing
 from .integrity import files_of
 
-CACHED_RULES = ("fetch_model", "tokenize_corpus", "calibrate_model", "fit_transform")
+CACHED_RULES = ("fetch_model", "tokenize_corpus", "calibrate_model", "measure_sensitivity", "fit_transform")
 
 
 def detach(outputs: Iterable[str | Path]) -> None:

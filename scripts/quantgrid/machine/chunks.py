@@ -18,3 +18,6 @@ def windows_per_batch(batch_size: int | str) -> int:
 def batch_tokens(device: str) -> int:
     """Return the tokens in a batch of task requests on a type of device."""
     return BATCH_TOKENS["cpu" if device == "cpu" else "cuda"]
+
+
+HELD = 1 << 31  # bytes of layer inputs that one sweep of a measurement of sensitivities keeps

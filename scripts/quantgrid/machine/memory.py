@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..models.plans import SITES
 from ..models.shapes import ModelShape, all_weights, held_moments, layer_moments, layer_weights
-from .chunks import CHUNK
+from .chunks import CHUNK, HELD
 from .malloc import LARGE, gives_back, layer_bytes
 
 START = 700  # MiB: Python, torch and transformers
@@ -73,12 +73,18 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
         "convert_model": weights,
         "tokenize_corpus": 0,
         "calibrate_model": running + 8 * moments + 16 * widest,
+        "measure_sensitivity": running
+        + min(HELD, (shape.layers + 2) * hidden)
+        + batch * kept_bytes(shape) / shape.layers
+        + 5 * 4 * CHUNK * shape.vocabulary,
         "fit_transform": 3 * layer,
         "learn_transform": 3 * weights + backward,
         "gate_model": min(weights, WHOLE + ends) + running + 2 * logits,
         "gate_transform": 3 * layer + 1.5 * ends + running + 2 * logits,
         "measure_distributions": 2 * layer,
         "quantize_model": max(together, 2.5 * layer, ends) + gaps,
+        "measure_schemes": 2 * max(together, 4 * layer) + gaps,
+        "allocate_bits": 0,
         "decompose_model": max(together, 4 * layer, ends) + gaps,
         "propagate_model": max(together, 4.5 * layer) + ends + 2 * hidden + gaps,
         "train_mitigation": 8 * weights + 2 * logits,

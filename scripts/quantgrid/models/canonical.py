@@ -110,6 +110,12 @@ class Expert(nn.Module):
         return self.down_proj(self.inner(x))
 
 
+def routed_rows(chosen: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+    """(places, tokens) of the rows that ``expert`` computes, in their order; ``chosen`` (tokens, k)."""
+    places, tokens = torch.where(chosen.mT == expert)
+    return places, tokens
+
+
 class ExpertList(nn.ModuleList):
     """The routed experts of a layer: separate linears in place of one tensor for all."""
 
@@ -117,7 +123,7 @@ class ExpertList(nn.ModuleList):
         """Sum of the chosen experts for ``hidden_states`` (tokens, d); index and weights (tokens, k)."""
         found = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self):
-            places, tokens = torch.where(top_k_index.mT == number)
+            places, tokens = routed_rows(top_k_index, number)
             if len(tokens):
                 output = expert(hidden_states[tokens]) * top_k_weights[tokens, places, None]
                 found.index_add_(0, tokens, output.to(found.dtype))

@@ -123,9 +123,12 @@ class CellSteps(RuleLookUps):
         )
 
     @once
-    def calibrate_model(self, model: str, calibration: str) -> Step:
+    def calibrate_model(self, model: str, calibration: str, half: str = "") -> Step:
+        """Plan the statistics of a calibration; ``half`` (``first``, ``second``): of half of its windows."""
         entry = self.config["calibrations"][calibration]
         how = {name: entry[name] for name in ("samples", "skip_first", "experts")} | {"seed": self.config["seed"]}
+        if half:
+            how["half"] = half
         return self._step(
             "calibrate_model",
             how,

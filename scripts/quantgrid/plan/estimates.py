@@ -112,7 +112,9 @@ class Estimate:
         """Compute (rate of a machine, operations) of one job."""
         return {
             "calibrate_model": self._calibration,
+            "measure_sensitivity": self._sensitivities,
             "fit_transform": self._training,
+            "measure_schemes": self._solving,
             "quantize_model": self._quantization,
             "train_mitigation": self._trained_mitigation,
             "evaluate_reference": self._forward,
@@ -154,6 +156,16 @@ class Estimate:
         )
         yield "products", 2 * active_weights(shape) * tokens
         yield "solver", 2 * tokens * shape.layers * layer_moments(shape)
+
+    def _sensitivities(self, step: Step) -> Iterator[tuple[str, float]]:
+        """Count two forward passes and one backward pass to the inputs, on some of the calibration windows."""
+        entry = self.config["corpora"][self.config["calibrations"][step.wildcards["calibration"]]["corpus"]]
+        tokens = min(tokens_of(entry), step.spec["windows"] * entry["window"])
+        yield "products", 2 * (3 * active_weights(self._shape(step)) + 2 * ends_of(self._shape(step))) * tokens
+
+    def _solving(self, step: Step) -> Iterator[tuple[str, float]]:
+        for rate, operations in self._quantization(step):
+            yield rate, operations * len(step.spec["schemes"]["candidates"])
 
     def _training(self, step: Step) -> Iterator[tuple[str, float]]:
         options = step.spec["transform"]["options"]

@@ -11,13 +11,13 @@ from functools import cached_property
 from ..config import entries, grid
 from ..config.cells import Cell
 from ..machine.memory import WHOLE, parameters
-from .evaluation_steps import EvaluationSteps
+from .allocation_steps import AllocationSteps
 from .steps import Step, once
 
 FEW = 2  # decoder layers that the model gate runs of a model larger than ``WHOLE``
 
 
-class GateSteps(EvaluationSteps):
+class GateSteps(AllocationSteps):
     """Cells of a plan and their gates, one for each model and one for each model and transform."""
 
     @cached_property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ..config import entries, grid, registry, shown_transforms
+from ..config import allocations, entries, grid, registry, shown_transforms
 from ..config.cells import AXES, Cell
 from ..ground.provenance import canonical, code_hash, digest, versions
 from . import subconfig
@@ -83,6 +83,14 @@ class Plan(ExportSteps):
                 if name.startswith("residual_error.")
             )
         )
+
+    def allocations(self) -> list[str]:
+        """List the paths of the errors of all allocated cells."""
+        return [
+            self.quantize_model(cell).outputs["error"]
+            for cell in self.cells
+            if allocations.is_allocated(self.config, cell)
+        ]
 
     def trainings(self) -> dict[str, str]:
         """Map the name of each training to the path of its losses, for learned transforms and

@@ -15,6 +15,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "fetch_model": {"folder": "models/{model}/{key}"},
     "tokenize_corpus": {"windows": "corpora/{model}/{corpus}/{key}.safetensors"},
     "calibrate_model": {"statistics": "calibration/{model}/{calibration}/{key}/statistics.safetensors"},
+    "measure_sensitivity": {"sensitivities": "sensitivities/{model}/{calibration}/{key}.json"},
     "fit_transform": {
         "transform": "transforms/{model}/{transform}/{target}/{key}/transform.safetensors",
         "losses": "transforms/{model}/{transform}/{target}/{key}/losses.csv",
@@ -22,6 +23,8 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "gate_model": {"result": "gates/{model}/{key}.json"},
     "gate_transform": {"result": "gates/{model}/{transform}/{key}.json"},
     "measure_distributions": {"distribution": "distributions/{model}/{transform}/{target}/{key}.json"},
+    "measure_schemes": {"errors": "schemes/{model}/{transform}/{mitigation}/{key}.json"},
+    "allocate_bits": {"allocation": "allocations/{model}/{transform}/{mitigation}/{format}/{key}.json"},
     "quantize_model": {
         "checkpoint": f"quantized/{CELL_PATH}/{{key}}/model.safetensors",
         "manifest": f"quantized/{CELL_PATH}/{{key}}/quantgrid.json",
@@ -60,19 +63,21 @@ REPORTS: dict[
     "plot_number_lines": {suffix: f"number-lines.{suffix}" for suffix in FIGURE},
     "plot_losses": {suffix: f"learning.{suffix}" for suffix in FIGURE},
     "plot_residual_error": {suffix: f"residual-error.{suffix}" for suffix in FIGURE},
+    "plot_allocations": {suffix: f"allocations.{suffix}" for suffix in FIGURE},
     "plot_distributions": {suffix: f"distributions/{{model}}/{{figure}}.{suffix}" for suffix in FIGURE},
     "build_report": {"report": "report.html"},
 }
 COMPUTING = tuple(
     rule
     for rule in OUTPUTS
-    if rule not in ("fetch_model", "tokenize_corpus", "merge_shards", "screen_cell", "decide_race")
+    if rule not in ("fetch_model", "tokenize_corpus", "merge_shards", "screen_cell", "decide_race", "allocate_bits")
 )  # have a device, a dtype and threads
 # decide whether cells are computed, not their results: their key covers what they read, not how they compare it
 GATES = ("gate_model", "gate_transform")
 OPTIONAL_INPUTS = {
     "fit_transform": ("statistics", "windows"),
-    "quantize_model": ("statistics", "windows"),
+    "measure_schemes": ("held_out",),
+    "quantize_model": ("statistics", "windows", "allocation"),
     "screen_cell": ("statistics", "windows"),
     "export_model": ("measured", "baseline"),
 }

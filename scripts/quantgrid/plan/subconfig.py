@@ -35,6 +35,8 @@ def of_study(config: Mapping[str, Any], study: str, cells: Iterable[Cell]) -> di
             used = {getattr(cell, singular) for cell in cells} | {
                 name for named, name, _ in grid.names_in(entry) if named == axis
             }
+            if axis == "formats":
+                used |= entries.candidate_formats(config, used)
             part[axis] = {
                 name: given
                 for name, given in part[axis].items()

@@ -120,23 +120,24 @@ def quantize_decoder(
     layers: list[DecoderLayer] = []
     roundings: list[Roundings] = []
     site: Site | None = None
-    read: list[str] = []
+    read: list[tuple[int, str]] = []
     begun = None
     for group, names in progress(work):
         if group is not begun:
             layers, site, read, begun = [], None, [], group  # free the previous group before reading the next
             layers = list(transformed(decoder, recipe, group))
             roundings = [add_layer(result, layer, recipe.schemes.activation) for layer in layers]
-        plan = layers[0].plan
-        targets = [(layer, name) for layer in layers for name in names]
-        if read != (wanted := [plan.site_of[name] for name in names]):
-            site, read = None, wanted
-        if recipe.schemes.weight is None or kind_of(names[0]) not in recipe.schemes.linears:
-            keep_linears(result, targets)
-            continue
-        sites = [(layer, of_layer, name) for layer, of_layer in zip(layers, roundings) for name in wanted]
-        site = site or Site.of(sites)
-        quantize_linears(result, recipe, targets, site)
+        for targets in by_scheme([(layer, name) for layer in layers for name in names], recipe.schemes):
+            if scheme_of(targets, recipe.schemes) is None:
+                keep_linears(result, targets)
+                continue
+            wanted = [(layer.index, layer.plan.site_of[name]) for layer, name in targets]
+            if read != wanted:
+                site, read = None, wanted  # free the previous site before making the next
+            site = site or Site.of(
+                [(layers[index - group[0]], roundings[index - group[0]], name) for index, name in wanted]
+            )
+            quantize_linears(result, recipe, targets, site)
     layers, site = [], None
     result.content.add_ends(folded_ends(recipe.transform, decoder, torch.bfloat16))
     result.finish(decoder, recipe.statistics_file)
@@ -174,6 +175,20 @@ def add_layer(result: Quantized, layer: DecoderLayer, activation: Mapping[str, S
 Target = tuple[DecoderLayer, str]  # a linear of a layer
 
 
+def by_scheme(targets: Sequence[Target], schemes: CellSchemes) -> list[list[Target]]:
+    """Split ``targets`` by the scheme of their weights, in order of appearance."""
+    found: dict[QuantScheme | None, list[Target]] = {}
+    for layer, linear in targets:
+        found.setdefault(schemes.weight_of(layer.index, linear), []).append((layer, linear))
+    return list(found.values())
+
+
+def scheme_of(targets: Sequence[Target], schemes: CellSchemes) -> QuantScheme | None:
+    """Scheme of the weights of ``targets``, which have one."""
+    layer, linear = targets[0]
+    return schemes.weight_of(layer.index, linear)
+
+
 def _stacked(targets: Sequence[Target]) -> tuple[Tensor, list[str], list[str]]:
     """Weights (targets, m, n) in float32, checkpoint names and result keys of linears of one shape."""
     weight = torch.stack([layer.weights[linear].float() for layer, linear in targets])
@@ -199,7 +214,7 @@ def quantize_linears(
     site: Site,
     statistics: SiteStatistics | None = None,
 ) -> Compensated:
-    """Quantize linears of one shape at once, weights (targets, m, n), and record their errors.
+    """Quantize linears of one shape and scheme at once, weights (targets, m, n), and record their errors.
 
     The mitigation uses ``statistics``, by default those of ``site``. Errors are always measured on
     ``site``.
@@ -207,12 +222,13 @@ def quantize_linears(
     weight, names, keys = _stacked(targets)
     clipped = torch.stack([clipped_weight(layer, linear) for layer, linear in targets])
     used, given = site.statistics if statistics is None else statistics, {}
-    if recipe.schemes.weight.global_scale == "site":
+    scheme, candidate = scheme_of(targets, recipe.schemes), recipe.schemes.chosen.get(keys[0], "")
+    if scheme.global_scale == "site":
         given["global_scale"] = torch.stack([layer.global_scales[linear] for layer, linear in targets])
-    solved = recipe.mitigation(clipped, used, recipe.schemes.weight, **given)
-    result.content.add_linear(names, solved)
+    solved = recipe.mitigation(clipped, used, scheme, **given)
+    result.content.add_linear(names, solved, candidate)
     result.details |= {key: {name: values[i] for name, values in solved.details.items()} for i, key in enumerate(keys)}
-    measures, bits = measure(weight, solved, site), accounted_bits(solved, recipe.schemes.weight)
+    measures, bits = measure(weight, solved, site), accounted_bits(solved, scheme)
     result.errors |= {
         key: {**{name: values[i] for name, values in measures.items()}, **bits, "size": weight[0].numel()}
         for i, key in enumerate(keys)

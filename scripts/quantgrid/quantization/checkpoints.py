@@ -4,15 +4,17 @@
 ``.zero_point``, ``.global_scale``, ``.codebook``, and the tensors that ``compensation_storage.py``
 lists (low-rank factors, outliers). Scales and zero points of fewer than 8 bits are packed like
 codes. Tensors of online operations are named ``{site}.online.{number}.{name}``; all other tensors
-keep their names. ``quantgrid.json`` holds the model config, the schemes (``activations`` per site),
-the names of the quantized linears (``rounded``), the shapes of the linears, the online operations,
-and the sha256 of the tensor file.
+keep their names. ``quantgrid.json`` holds the model config, the schemes (``activations`` per site,
+``candidates`` of an allocation), the kinds of the quantized linears (``rounded``), the shapes of the
+linears, each with the name of its scheme after an allocation, the online operations, and the sha256 of
+the tensor file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ from ..ground.tensor_files import write_each
 from ..inference.key_values import round_key_values
 from ..inference.linear import CLIP, QuantizedLinear, Rounding, SiteInput
 from ..inference.online import restored, stored
-from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
-from ..models.shapes import shape_from_config
+from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of, linear_key
+from ..models.shapes import module_name, shape_from_config
 from ..models.skeletons import fill, require_filled, skeleton
 from ..quantizer.packing import pack
 from ..quantizer.quantized_weight import Compensated
@@ -36,9 +38,10 @@ from ..quantizer.tensors import QuantizedTensor
 from ..schemes.cell_schemes import CellSchemes, KeyValueScheme
 from ..schemes.quant_scheme import QuantScheme
 from .compensation_storage import side_entry, side_tensors
+from .linear_groups import is_tied
 from .packed_linears import PARAMETERS, packed_bits, take_linear
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclass
@@ -76,12 +79,15 @@ class CheckpointContent:
             self.activations[name] = rounding.scheme
             self.tensors.update({f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()})
 
-    def add_linear(self, names: list[str], solved: Compensated) -> None:
-        """Add one linear of several layers; the leading dimension of ``solved`` is
-        ``len(names)``."""
-        parts, packed = _parts(solved.quantized), packed_bits(self.schemes.weight)
+    def add_linear(self, names: list[str], solved: Compensated, candidate: str = "") -> None:
+        """Add linears of one scheme; the leading dimension of ``solved`` is ``len(names)``.
+
+        ``candidate`` names the scheme among the candidates of an allocation.
+        """
+        scheme = self.schemes.candidates[candidate] if candidate else self.schemes.weight
+        parts, packed = _parts(solved.quantized), packed_bits(scheme)
         for i, name in enumerate(names):
-            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)
+            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], scheme.element_format.bits)
             self.tensors.update(
                 {
                     f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
@@ -89,7 +95,8 @@ class CheckpointContent:
                 }
             )
             self.tensors.update({f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()})
-            self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), **side_entry(solved)}
+            shape, named = list(solved.quantized.codes[i].shape), {"scheme": candidate} if candidate else {}
+            self.linears[name] = {"shape": shape, **side_entry(solved), **named}
 
 
 def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
@@ -108,6 +115,8 @@ def save_quantized(
         for name in ("weight", "key_value")
         for scheme in [getattr(content.schemes, name)]
     }
+    if content.schemes.candidates:
+        schemes["candidates"] = {name: scheme.to_dict() for name, scheme in content.schemes.candidates.items()}
     activations = {name: scheme.to_dict() for name, scheme in content.activations.items()}
     write_json(
         manifest,
@@ -185,13 +194,14 @@ class PackedCheckpoint:
             )
             for linear in site.linears:
                 module = plan.modules[linear]
-                layer.set_submodule(module, self._linear(prefix + module, linear, tensors, site_input))
+                layer.set_submodule(module, self._linear(index, linear, tensors, site_input))
         fill(layer, prefix, tensors, self.dtype, self.device)
         require_filled(layer, prefix, self.path, tensors)
         layer.to(self.device)
 
-    def _linear(self, module: str, linear: str, tensors: dict[str, Tensor], site_input: SiteInput) -> QuantizedLinear:
-        packed = take_linear(module, self.about, tensors, self.weight_scheme(linear))
+    def _linear(self, index: int, linear: str, tensors: dict[str, Tensor], site_input: SiteInput) -> QuantizedLinear:
+        module = module_name(self.shape, index, linear)
+        packed = take_linear(module, self.about, tensors, self.weight_scheme(index, linear))
         bias, low_rank = packed.bias, packed.low_rank
         return QuantizedLinear(
             packed.dense(self.dtype),
@@ -206,10 +216,22 @@ class PackedCheckpoint:
         """Check whether the role ``linear`` is quantized: its kind is among those of the cell."""
         return kind_of(linear) in self.about["rounded"]
 
-    def weight_scheme(self, linear: str) -> QuantScheme | None:
-        """Scheme of the weights of the role ``linear``; None in full precision."""
-        weights = self.about["schemes"]["weight"]
-        return QuantScheme.from_dict(weights) if weights and self.is_rounded(linear) else None
+    @cached_property
+    def schemes(self) -> CellSchemes:
+        """Schemes of weights and of keys and values, with the allocation; activations are by site (``about``)."""
+        stored, shape = self.about["schemes"], self.shape
+        named = {
+            linear_key(index, linear): entry["scheme"]
+            for index in range(shape.layers)
+            for linear in shape.plan(index).linears
+            if "scheme" in (entry := self.about["linears"].get(module_name(shape, index, linear), {}))
+        }
+        found = CellSchemes.from_dict({**stored, "activation": {}, "linears": self.about["rounded"]})
+        return replace(found, chosen=named, tied=is_tied(shape, named))
+
+    def weight_scheme(self, index: int, linear: str) -> QuantScheme | None:
+        """Scheme of the weight of a linear of decoder layer ``index``; None in full precision."""
+        return self.schemes.weight_of(index, linear)
 
     def names(self) -> set[str]:
         """Names of the stored tensors."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.layers import DecoderLayer
-from ..models.plans import LayerPlan, kind_of
+from ..models.plans import LayerPlan
 from ..quantizer.tensors import find_parameters
 from ..schemes.cell_schemes import CellSchemes
 
@@ -38,14 +38,16 @@ def clipped_weight(layer: DecoderLayer, linear: str) -> Tensor:
 def shared_global_scales(layer: DecoderLayer, schemes: CellSchemes) -> dict[str, Tensor]:
     """Rounded linear -> the largest global scale (1, 1) of its group (:func:`fused_linears`).
 
-    Empty unless the weight scheme shares global scales by site.
+    Linears whose scheme does not share global scales by site are absent. Those of a group have one scheme.
     """
-    scheme = schemes.weight
-    if scheme is None or scheme.global_scale != "site":
-        return {}
-    alone, found = replace(scheme.separate, range="minmax" if scheme.range in _SEARCHED else scheme.range), {}
+    found: dict[str, Tensor] = {}
     for group in fused_linears(layer.plan):
-        rounded = [linear for linear in group if kind_of(linear) in schemes.linears]
+        schemes_of = {linear: schemes.weight_of(layer.index, linear) for linear in group}
+        rounded = [linear for linear, scheme in schemes_of.items() if scheme and scheme.global_scale == "site"]
+        if not rounded:
+            continue
+        scheme = schemes_of[rounded[0]]
+        alone = replace(scheme.separate, range="minmax" if scheme.range in _SEARCHED else scheme.range)
         scales = [find_parameters(clipped_weight(layer, linear), alone).global_scale for linear in rounded]
-        found |= dict.fromkeys(rounded, torch.stack(scales).amax(0) if scales else None)
-    return found  # type: ignore[return-value]
+        found |= dict.fromkeys(rounded, torch.stack(scales).amax(0))
+    return found

@@ -97,6 +97,9 @@ METRICS = {
     "added_parameters": Metric("parameters of online operations and new biases"),
     "added_bits_per_weight": Metric("stored bits per weight of online operations, new biases and fixed ranges"),
     "untied_parameters": Metric("parameters of an untied lm_head"),
+    "predicted_kl_divergence": Metric(
+        "KL divergence predicted by the allocation", "nats/token", "lower", relative=True
+    ),
     "training_steps": Metric("training steps"),
     "expert_tokens_smallest": Metric("fewest calibration tokens of an expert", "tokens/channel"),
     "expert_tokens_median": Metric("median calibration tokens of an expert", "tokens/channel"),

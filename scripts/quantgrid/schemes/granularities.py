@@ -139,14 +139,18 @@ def _key_value(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def searched(found: Mapping[str, Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Schemes of a cell under the option ``weight_range`` of its mitigation.
+    """Schemes of a cell under the option ``weight_range`` of its mitigation, candidates of an allocation too.
 
     ``mse`` replaces ``minmax`` and no other range.
     """
-    weight = found["weight"]
-    if options.get("weight_range", "format") == "format" or weight is None or weight["range"] != "minmax":
-        return dict(found)
-    try:
-        return {**found, "weight": QuantScheme.from_dict({**weight, "range": options["weight_range"]}).to_dict()}
-    except ConfigError as error:
-        raise ConfigError(f"{where}: weight_range '{options['weight_range']}': {error}") from None
+    wanted = options.get("weight_range", "format")
+
+    def ranged(weight: dict[str, Any] | None) -> dict[str, Any] | None:
+        if wanted == "format" or weight is None or weight["range"] != "minmax":
+            return weight
+        return _located(
+            f"{where}: weight_range '{wanted}'", lambda: QuantScheme.from_dict({**weight, "range": wanted}).to_dict()
+        )
+
+    several = {name: ranged(weight) for name, weight in found.get("candidates", {}).items()}
+    return {**found, "weight": ranged(found["weight"]), **({"candidates": several} if several else {})}

@@ -14,6 +14,7 @@ from quantgrid.config.grid import expand_studies, study_cells
 from quantgrid.ground.places import ROOT
 
 COUNTS = {
+    "allocations": (44, {"budgets": 22, "choices": 28}, (2, 2, 12)),
     # config: (distinct cells, cells per study, distinct transforms, mitigations and formats among
     # the quantized cells)
     "config": (
@@ -33,7 +34,7 @@ COUNTS = {
         {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9},
         (2, 3, 21),
     ),
-    "smoke": (44, {"methods": 8, "pairs": 23, "formats": 14, "granularity": 3}, (22, 19, 14)),
+    "smoke": (47, {"methods": 8, "pairs": 23, "formats": 14, "granularity": 3, "bits": 4}, (22, 19, 16)),
     "oddities": (
         91,
         {

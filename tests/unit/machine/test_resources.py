@@ -91,9 +91,8 @@ def test_estimates_are_above_what_was_measured(measured, shape, tokens, batch):
     assert {job: peak_mb(job, shape, tokens, batch) > peak for job, peak in measured.items()} == dict.fromkeys(
         measured, True
     )
-    assert set(OUTPUTS) <= {*MEASURED, *STREAMED, *LARGE, "measure_residual_error", "export_model"}, (
-        "measure_residual_error and export_model were not measured"
-    )
+    unmeasured = {"measure_residual_error", "export_model", "measure_sensitivity", "measure_schemes", "allocate_bits"}
+    assert set(OUTPUTS) <= {*MEASURED, *STREAMED, *LARGE, *unmeasured}
 
 
 def test_large_layers_stay_near_what_has_to_be_held():

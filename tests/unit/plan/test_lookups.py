@@ -53,6 +53,7 @@ CONFIG = {
         "narrower": {"method": "low_rank", "rank": 2, "factors": "int4"},
         "tuned": {"method": "tune_scales", "steps": 1, "base": "gptq"},
     },
+    "formats": {"shared": {"allocate": {"budget": 7, "schemes": ["w4a16", "w8a16"]}}},
     "evaluate": {"perplexity": ["docs"], "residual_error": ["docs"]},
     "report": {"distributions": ["searched"]},
     "exports": [{"model": "tiny", "format": "w8a16", "to": "dense"}],
@@ -66,6 +67,7 @@ CONFIG = {
             "also": [
                 {"transforms": ["turned"], "mitigations": ["rtn"], "formats": ["nvfp4"], "granularities": ["native"]},
                 {"transforms": ["none"], "mitigations": ["rtn"], "formats": ["w8a16"]},
+                {"transforms": ["none"], "mitigations": ["gptq"], "formats": ["shared"], "granularities": ["native"]},
             ],
         }
     },

@@ -62,6 +62,7 @@ def test_rules_look_a_step_up_by_its_wildcards():
         **step.inputs,
         "statistics": [],
         "windows": [],
+        "allocation": [],
         "digests": step.digests,
     }
     assert step.digests == (made.fetch_model("tiny").digest, made.fit_transform(cell).digest)
@@ -261,14 +262,14 @@ def test_evaluations_are_those_that_a_study_asks_for():
     # one file for both studies
     assert shared.items() <= made.evaluations("formats")[rounded].items()
     assert made.all_evaluations() == list(
-        dict.fromkeys(path for study in ("methods", "formats") for path in made.study_inputs(study))
+        dict.fromkeys(path for study in ("methods", "formats", "bits") for path in made.study_inputs(study))
     )
 
 
 # -- the specification of collect_study ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("study", ["methods", "formats"])
+@pytest.mark.parametrize("study", ["methods", "formats", "bits"])
 def test_a_study_is_planned_again_from_its_part_of_the_config(study):
     made = plan(content())
     spec = json.loads(made.study_spec(study))

@@ -290,3 +290,34 @@ def test_the_results_folder_moves_paths_and_changes_no_key(tmp_path):
     here, there = content(), {**content(), "results_dir": f"{tmp_path}/results/"}
     assert steps(here) == steps(there)
     assert [f"{tmp_path}/{path}" for path in plan(here).all_evaluations()] == plan(there).all_evaluations()
+
+
+# -- allocations of bits ---------------------------------------------------------------------------
+
+
+def shared(**changes: Any):
+    """Edit of the allocation of the config."""
+    return lambda config: config["formats"]["shared"]["allocate"].update(changes)
+
+
+@pytest.mark.parametrize("changes", [{"budget": 5.5}, {"groups": "linear"}])
+def test_another_budget_solves_and_assembles_again_and_measures_nothing(changes):
+    assert rules(changed(shared(**changes))) == {"allocate_bits", "quantize_model", "evaluate_perplexity"}
+
+
+def test_alternatives_share_one_allocation_and_a_target_changes_no_key():
+    assert changed(shared(target="vllm")) == set()
+    before, now = unedited(), after(shared(alternatives=2))
+    added = {step for step in now if step not in before}
+    assert rules(added) == {"quantize_model", "evaluate_perplexity"}
+    assert {name for step in added for name in step if name.startswith("shared")} == {"shared-a1", "shared-a2"}
+    assert {step for step in before if step in now and before[step] != now[step]} == all_of("allocate_bits")
+
+
+def test_another_candidate_measures_the_schemes_and_no_sensitivity():
+    def edit(config: dict[str, Any]) -> None:
+        config["formats"]["shared"]["allocate"]["schemes"] = ["w4a16", "w8a16", "w4a16 group-32"]
+
+    before, now = unedited(), after(edit)
+    renewed = {step for step in before if before[step] != now.get(step)}
+    assert rules(renewed) == {"measure_schemes", "allocate_bits", "quantize_model", "evaluate_perplexity"}

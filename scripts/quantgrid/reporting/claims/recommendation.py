@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
-from ...config.cells import AXES
+from ...config.cells import AXES, MIXED
 from ...config.deployments import Deployment, present
 from ...ground.errors import ConfigError, unknown_name
 from ...jobs.integrity import verify
+from ..data.allocations import BETTER, confirmed
 from ..data.collection import read
-from ..data.paired import LEVEL, holm
+from ..data.paired import LEVEL, estimate, holm
 from ..figures.pareto import BITS, DIVERGENCE, points
 
 ORDER = (
@@ -38,6 +39,7 @@ ORDER = (
     "indistinguishable",
     "cell",
     "start_kept",
+    "replaces",
     *AXES.values(),
 )
 
@@ -119,8 +121,31 @@ def recommend(cells: pd.DataFrame, items: pd.DataFrame, kind: Deployment, bits: 
             f"BITS: no cell of '{cells.model.iloc[0]}' for {kind.name} has at most {bits:g} {BITS.replace('_', ' ')}; "
             f"the smallest has {own.bits.min():.4g}"
         )
-    found["rank"] = found.index + 1
+    found, replaced = confirmed_only(found, items)
+    found["rank"], found["replaces"] = found.index + 1, [replaced.get(cell, "") for cell in found.cell]
     return compared(found, items)[list(ORDER)]
+
+
+def confirmed_only(found: pd.DataFrame, items: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """``found`` without allocations whose divergence is not shown to be below that of the best uniform scheme
+    of the same transform and mitigation, and cell of that scheme -> recipes that it replaces.
+
+    Divergences are paired by window. An allocation without a uniform cell to compare with stays.
+    """
+    measured = (items.metric == "kl_divergence") & (items.dataset == found.dataset.iloc[0])
+    kept = items[measured & items.cell.isin(found.cell)]
+    windows = {cell: part.sort_values("item").value.to_numpy() for cell, part in kept.groupby("cell")}
+    dropped, replaced = [], {}
+    for row in found[found.granularity == MIXED].itertuples():
+        alike = (found["transform"] == row.transform) & (found["mitigation"] == row.mitigation)
+        alike &= found["granularity"] != MIXED
+        uniform = {cell: windows[cell].mean() for cell in found[alike].cell if cell in windows}
+        best = min(uniform, key=uniform.__getitem__, default=None)
+        if best is None or confirmed(*estimate([windows[row.cell] - windows[best]])) == BETTER:
+            continue
+        dropped.append(row.cell)
+        replaced[best] = ", ".join(filter(None, [replaced.get(best, ""), row.format]))
+    return found[~found.cell.isin(dropped)].reset_index(drop=True), replaced
 
 
 def compared(found: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:

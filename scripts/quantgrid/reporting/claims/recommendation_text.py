@@ -39,7 +39,13 @@ def text(found: pd.DataFrame, title: str, top: int, served: Mapping[str, str] | 
     body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
     note = f"* the best, or not distinguishable from it (paired by window, Holm over {len(found) - 1} comparisons)"
     starts = [f"{WORDS}: {MEANING}"] if found.head(top).start_kept.any() else []
-    return "\n".join([title, body, note, *[LEGEND] * (served is not None), *starts, conclusion(found)])
+    replaced = [
+        f"{row.recipe} is in the place of {row.replaces}: the paired test of divergences does not tell them apart."
+        for row in found.head(top).itertuples()
+        if row.replaces
+    ]
+    legend = [LEGEND] * (served is not None)
+    return "\n".join([title, body, note, *legend, *replaced, *starts, conclusion(found)])
 
 
 def columns(row: Mapping[str, Any]) -> tuple[str, ...]:

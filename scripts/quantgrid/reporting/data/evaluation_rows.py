@@ -21,6 +21,7 @@ UNITS = {
     "kl_divergence": "nats/token",
     "race_kl_divergence": "nats/token",
     "race_negative_log_likelihood": "nats/token",
+    "predicted_kl_divergence": "nats/token",
     "bits_per_weight": "bits",
     "stored_bits_per_weight": "bits",
     "weight_sqnr_db": "dB",

@@ -15,8 +15,9 @@ from ...evaluation.protocols import described
 from ...jobs.integrity import sound
 from ...models.shapes import all_weights
 from ..claims import served
-from ..data import collection, published
+from ..data import allocations, collection, published
 from ..data.evaluation_rows import cell_key, measured_tasks
+from ..figures import allocations as figure_of_bits
 from ..figures import distributions, number_lines, pareto, residual_error
 from ..tables import comparisons
 from .study_sections import StudySection
@@ -86,6 +87,7 @@ def context(
         "corpora": corpora,
         "training": trained(config),
         "served": served.recipes(config),
+        "allocated": allocations.lines(config, evaluations),
         "config": dict(config),
         "versions": dict(versions),
         "benchmarks": list(benchmarks),
@@ -145,7 +147,9 @@ def trained(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def overview(front: str | Path, lines: str | Path, growth: str | Path | None, base: Path) -> list[dict[str, Any]]:
+def overview(
+    front: str | Path, lines: str | Path, growth: str | Path | None, base: Path, allocated: str | Path | None = None
+) -> list[dict[str, Any]]:
     """List the figures of the whole run (paths of their .svg) with caption and links to their files
     below ``base``."""
     figures = [
@@ -157,6 +161,7 @@ def overview(front: str | Path, lines: str | Path, growth: str | Path | None, ba
         if growth
         else []
     )
+    figures += [("bits", "Bits of allocations", figure_of_bits.CAPTION, allocated)] if allocated else []
     return [
         {
             "id": name,

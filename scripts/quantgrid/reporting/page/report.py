@@ -25,7 +25,7 @@ from ..claims import findings
 from ..claims.served import MEANING
 from ..data import costs, starts
 from ..data.records import AXES, is_baseline, tidy
-from ..style import metric, value_label
+from ..style import metric, significant, value_label
 from .cell_cards import values
 from .study_sections import StudySection, data_beside, data_uri, section
 
@@ -37,6 +37,7 @@ CONTEXT = {
     "corpora": [],
     "training": [],
     "served": [],
+    "allocated": [],
     "protocol": {},
     "versions": {},
     "hashes": {},
@@ -66,6 +67,12 @@ LOSSES = (
     "layer and the thick one "
     "their mean, on a log axis. Batches differ from step to step."
 )
+ALLOCATIONS = (
+    "One scheme for every group of linears, chosen for the smallest predicted divergence within the limit. The "
+    "prediction adds up the output errors of the linears, weighted by their sensitivities. Each allocation stands next "
+    "to the uniform scheme of smallest measured divergence within the limit, on the same windows; where the paired "
+    "test does not tell them apart, the uniform scheme is the better choice."
+)
 STARTS = (
     "Every training is compared with its start, part by part: all parameters at once, or decoder layer by decoder "
     "layer. A part that ended no "
@@ -87,7 +94,7 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
 
     title, description; models and corpora (lists of flat dicts; ``name`` and, of a model,
     ``provenance`` are shown first), training (dicts of mitigation, method, trained, steps), served
-    (dicts of the axes, recipe, served: ``claims.served.recipes``),
+    (dicts of the axes, recipe, served: ``claims.served.recipes``), allocated (``data.allocations.lines``),
     protocol, versions and hashes (flat dicts), benchmarks (records of ``costs.read``), missing
     (dicts of cell, the axes, reason), losses (path of the figure of losses, .svg or .png),
     distributions (dicts of model, name, caption, path and links of a figure), claims (those of
@@ -111,6 +118,7 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         "duration": duration,
         "mebibytes": mebibytes,
         "path": lambda path: quote(str(path), safe="/."),
+        "significant": significant,
     }
     judged = full["claims"] = findings.judged(full["claims"])
     sections = [section(study, number) for number, study in enumerate(studies, 1)]
@@ -120,6 +128,7 @@ def build(studies: Sequence[StudySection], context: Mapping[str, Any], template:
         loss_image=data_uri(full["losses"]) if full["losses"] else "",
         loss_caption=LOSSES,
         served_note=MEANING,
+        allocated_note=ALLOCATIONS,
         distribution_figures=[{**figure, "image": data_uri(figure["path"])} for figure in full["distributions"]],
         distribution_note=DISTRIBUTIONS,
         claim_models=findings.models(judged),
