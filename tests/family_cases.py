@@ -116,15 +116,6 @@ def can_be_online(primitive: Primitive) -> bool:
     return "online" in {part.name for part in fields(primitive)}
 
 
-def online_options(name: str, family: str) -> dict[str, str]:
-    """Options that make a transform exact on a family with norms behind its linears, or an activation
-    that no factor passes; none on another."""
-    plan = FAMILIES[family].plan
-    fixed = plan.post_norms or not all(site.is_divisible for site in plan.sites.values())
-    options = ("residual", "division") if fixed else ()
-    return {option: "online" for option in options if option in registry.TRANSFORMS[name].options}
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Outcome of a transform on a family: ``exact`` or ``exact online``."""

@@ -29,11 +29,20 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
+DEEPSEEK: dict[str, Any] = {
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+}
 LAYER_TYPES = ["sliding_attention", "full_attention"]
 # what makes a part of a family count: scalars, biases, sliding windows shorter than the text
 SPECIFIC: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"attention_bias": True, "mlp_bias": True},
     "SmolLM3ForCausalLM": {"no_rope_layers": [1, 0], "tie_word_embeddings": True},
+    "ArceeForCausalLM": {"mlp_bias": True},
     "SeedOssForCausalLM": {"attention_out_bias": True, "mlp_bias": True},
     "Ernie4_5ForCausalLM": {"use_bias": True},
     "GraniteForCausalLM": {
@@ -68,6 +77,34 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     },
     "OlmoeForCausalLM": {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48},
     "Phi3ForCausalLM": {"head_dim": 16},
+    "GptOssForCausalLM": {
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 48,
+        "sliding_window": 8,
+        "swiglu_limit": 1.0,
+    },
+    "Glm4MoeForCausalLM": {**DEEPSEEK, "n_group": 2, "topk_group": 1, "use_qk_norm": True},
+    "Dots1ForCausalLM": {**DEEPSEEK, "first_k_dense_replace": 1},
+    "HunYuanMoEV1ForCausalLM": {"num_experts": 5, "moe_topk": 2, "intermediate_size": 48},
+    "Ernie4_5_MoeForCausalLM": {
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "moe_layer_end_index": 1,
+        "tie_word_embeddings": True,
+    },
+    "MiniMaxM2ForCausalLM": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48},
+    "GraniteMoeForCausalLM": {
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 48,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 4.0,
+    },
     "OPTForCausalLM": {"ffn_dim": 96, "tie_word_embeddings": True},
     "GPT2LMHeadModel": {"n_inner": 96, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": True},
     "GPTNeoXForCausalLM": {"rotary_pct": 0.5},
@@ -96,12 +133,17 @@ def build(architecture: str, folder: Path, seed: int = 0, **settings: Any) -> Pa
 def disturb(model: nn.Module) -> None:
     """Replace parameters and persistent buffers by numbers that count: none is zero, one, or small."""
     for name, parameter in model.named_parameters():
-        if "norm" in name or "ln_" in name:
+        if name.endswith("correction_bias"):
+            parameter.uniform_(-0.05, 0.05)
+        elif "norm" in name or "ln_" in name:
             parameter.add_(0.4 * torch.randn_like(parameter))
         elif name.endswith("bias"):
             parameter.normal_(0, 0.3)
         else:
             parameter.normal_(0, 1.5 / parameter.shape[-1] ** 0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):
+            buffer.uniform_(-0.3, 0.3)
     model.tie_weights()
 
 

@@ -36,6 +36,14 @@ from tiny_decoders import Case, random_tokens, save
 
 LEARNED = [name for name, method in registry.TRANSFORMS.items() if method.learned]
 EXPERTS = [name for name, family in FAMILIES.items() if family.experts]
+# mixtures whose tests run in `make test`
+QUICK_EXPERTS = (
+    "MixtralForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "OlmoeForCausalLM",
+    "GptOssForCausalLM",
+)
 SPARSE = "Qwen2MoeForCausalLM"  # with a shared expert, and an MLP in the middle layer
 HELD_OUT = training_options.WINDOWS["held_out"].default
 NOTHING = CellSchemes()
@@ -109,8 +117,17 @@ def recipe(
     )
 
 
+def online_options(name: str, family: str) -> dict[str, str]:
+    """Options that make a transform exact on a family with norms behind its linears, or an activation
+    that no factor passes; none on another."""
+    plan = FAMILIES[family].plan
+    fixed = plan.post_norms or not all(site.is_divisible for site in plan.sites.values())
+    options = ("residual", "division") if fixed else ()
+    return {option: "online" for option in options if option in registry.TRANSFORMS[name].options}
+
+
 def start(made: Given, name: str, wanted: CellSchemes | None = None, **options: Any) -> Transform:
-    module, given = recipe(name, wanted, **options)
+    module, given = recipe(name, wanted, **{**online_options(name, made.decoder.shape.architecture), **options})
     return fit(module.primitives(**given), made.decoder, made.folder / "statistics")
 
 

@@ -99,7 +99,11 @@ def collect_layers(
     for index, layer in zip(progress(range(len(arguments))), model.model.layers):
         plan = shape.plan(index)
         accumulators = {site: Accumulator(positions) for site in plan.sites if site not in plan.expert_sites}
-        routed = Routed(layer.mlp.experts, skip_first, window) if plan.expert_sites else None
+        routed = (
+            Routed(layer.get_submodule(plan.sites["mlp_input"].block).experts, skip_first, window)
+            if plan.expert_sites
+            else None
+        )
         handles = [
             layer.get_submodule(
                 plan.sites[site].block or plan.modules[plan.sites[site].linears[0]]

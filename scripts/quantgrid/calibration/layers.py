@@ -197,7 +197,7 @@ class DecoderFolder:
         for path in dict.fromkeys(self.files[place.name] for place in places.values()):
             with open_tensors(path) as file:
                 found |= {
-                    name: self._part(file.get_tensor(place.name), place)
+                    name: self._part(_entry(file, place), place)
                     for name, place in places.items()
                     if self.files[place.name] == path
                 }
@@ -207,9 +207,10 @@ class DecoderFolder:
         """Canonical tensor of the ``tensor`` that holds it."""
         tensor = tensor.mT if place.transposed else tensor
         if place.parts:
-            heads = self.shape.heads if place.by_head else 1
-            rows = [self.shape.linear_size(part)[0] // heads for part in place.parts]
-            tensor = tensor.unflatten(0, (heads, -1)).split(rows, 1)[place.parts.index(place.part)].flatten(0, 1)
+            rows = [self.shape.linear_size(part)[0] for part in place.parts]
+            groups = self.shape.heads if place.by_head else rows[0] if place.by_row else 1
+            parts = tensor.unflatten(0, (groups, -1)).split([size // groups for size in rows], 1)
+            tensor = parts[place.parts.index(place.part)].flatten(0, 1)
         if place.offset:
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) + place.offset
         return tensor
@@ -253,6 +254,11 @@ class DecoderFolder:
         weight = stored.get(END_ROLES["lm_head"], stored[END_ROLES["embedding"]])
         bias = stored.get(END_ROLES["lm_head_bias"])
         return Head.of(self.shape.family, self.config, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _entry(file: Any, place: Stored) -> Tensor:
+    """Tensor at ``place`` of an open file, or its entry there."""
+    return file.get_tensor(place.name) if place.index is None else file.get_slice(place.name)[place.index]
 
 
 def pieces(names: Iterable[str]) -> Iterator[list[str]]:

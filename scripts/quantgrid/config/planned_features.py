@@ -54,7 +54,7 @@ def online_operations(transform: Method, options: Mapping[str, Any], shape: Mode
     time; sites without one are absent."""
     found: dict[str, list[str]] = {site: [] for site in SITES}
     for site in shifted_sites(transform, options):
-        if site != "output_input":  # whose shift becomes the bias of v
+        if not shape.family.plan.sites[site].shifts:  # else it becomes the bias of v
             found[site].append("subtract")
     declared = [operation for operation in transform.online if operation.exists(options)]
     for operation in declared:
@@ -76,5 +76,6 @@ def _biased(transform: Method, options: Mapping[str, Any], shape: ModelShape) ->
     """Kinds of linears that get a bias which the architecture does not have by default."""
     own = shape.family.biased({})
     sites = shifted_sites(transform, options)
-    found = [linear for site in sites for linear in (*SITES[site], *(("v",) if site == "output_input" else ()))]
+    shifts = shape.family.plan.sites
+    found = [linear for site in sites for linear in (*SITES[site], *(("v",) if shifts[site].shifts else ()))]
     return tuple(linear for linear in dict.fromkeys(found) if linear in shape.family.linears and linear not in own)

@@ -92,19 +92,44 @@ class Joined(nn.ModuleDict):
         return torch.cat(outputs, -1).flatten(-2)
 
 
-class Expert(nn.Module):
-    """One expert: its linears, and the activation between them."""
+class Gate(nn.Module):
+    """Product of the activated gate and up."""
 
-    def __init__(self, hidden_size: int, size: int, activation: nn.Module):
+    def __init__(self, activation: nn.Module):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, size, bias=False, device="meta")
-        self.up_proj = nn.Linear(hidden_size, size, bias=False, device="meta")
-        self.down_proj = nn.Linear(size, hidden_size, bias=False, device="meta")
         self.activation = activation
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """``gate`` and ``up`` (tokens, size) -> (tokens, size)."""
+        return self.activation(gate) * up
+
+
+class ClampedGate(nn.Module):
+    """(u + 1) g sigmoid(alpha g) of gate and up within ``limit``, the gate from above only (GPT-OSS)."""
+
+    def __init__(self, alpha: float, limit: float):
+        super().__init__()
+        self.alpha, self.limit = alpha, limit
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """``gate`` and ``up`` (tokens, size) -> (tokens, size)."""
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
+
+
+class Expert(nn.Module):
+    """One expert: its linears, and the gate between them."""
+
+    def __init__(self, hidden_size: int, size: int, gate: nn.Module, bias: bool = False):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, size, bias, device="meta")
+        self.up_proj = nn.Linear(hidden_size, size, bias, device="meta")
+        self.down_proj = nn.Linear(size, hidden_size, bias, device="meta")
+        self.gate = gate
 
     def inner(self, x: Tensor) -> Tensor:
         """Input of ``down_proj`` (tokens, size) for ``x`` (tokens, hidden size)."""
-        return self.activation(self.gate_proj(x)) * self.up_proj(x)
+        return self.gate(self.gate_proj(x), self.up_proj(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.inner(x))
@@ -152,8 +177,10 @@ def canonicalize(model: nn.Module) -> nn.Module:
         if family.parallel:
             layer = model.model.layers[index] = ParallelLayer(layer, family.norms)
         if shape.is_sparse(index):
-            activation, sizes = layer.mlp.experts.act_fn, (shape.hidden_size, shape.expert_size)
-            layer.mlp.experts = ExpertList(Expert(*sizes, activation) for _ in range(shape.experts))
+            block, mixture = layer.get_submodule(family.experts.block), family.experts
+            own, sizes = block.experts, (shape.hidden_size, shape.expert_size)
+            gate = ClampedGate(own.alpha, own.limit) if mixture.clamped else Gate(own.act_fn)
+            block.experts = ExpertList(Expert(*sizes, gate, mixture.biased) for _ in range(shape.experts))
         if family.gain_offset or family.centered:
             for path in (*family.norms.values(), *family.head_norms):
                 layer.set_submodule(path, _norm(layer.get_submodule(path), family))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .family import Family
 from .layer_norm_families import LAYER_NORM_FAMILIES
+from .mixture_families import MIXTURE_FAMILIES
 from .mixtures import Experts
 
 
@@ -55,6 +56,13 @@ FAMILIES: dict[str, Family] = {
         {**_ATTENTION_BIAS, **_MLP_BIAS},
         defaults={**_TIED, "num_key_value_heads": 4},
         settings=("no_rope_layers", "no_rope_layer_interval"),
+    ),
+    "ArceeForCausalLM": Family(
+        "arcee",
+        {**_ATTENTION_BIAS, **_all("up", "down", key="mlp_bias")},
+        gated=False,
+        degree=2,
+        only={"hidden_act": ("relu2", "an activation that the plan of this family does not describe")},
     ),
     "CwmForCausalLM": Family("cwm", _MLP_BIAS, defaults={"num_key_value_heads": 8, "head_dim": 128}),
     "SeedOssForCausalLM": Family(
@@ -170,15 +178,19 @@ FAMILIES: dict[str, Family] = {
         settings=(*_SPARSE, "clip_qkv"),
         experts=Experts("intermediate_size"),
     ),
+    **MIXTURE_FAMILIES,
     **LAYER_NORM_FAMILIES,
 }
 MODEL_TYPES: dict[str, str] = {family.model_type: name for name, family in FAMILIES.items()}
 # what stands in the way of architectures that people ask for, by the beginning of their model type
 OBSTACLES: dict[str, str] = {
-    "gpt_oss": "attention sinks and experts with a clamped gate",
     "qwen3_5": "linear attention and output gates",
     "qwen3_next": "linear attention and output gates",
     "deepseek": "latent attention",
+    "glm4_moe_lite": "latent attention",
+    "granitemoeshared": "a shared expert with gate and up in one linear",
+    "granitemoehybrid": "state-space layers",
+    "exaone_moe": "norms behind experts",
     "minicpm3": "latent attention",
     "gemma3n": "per-layer embeddings",
     "gemma4": "norms on values and per-layer embeddings",
@@ -194,7 +206,6 @@ OBSTACLES: dict[str, str] = {
     "gptj": "attention outside of transformers' interface, so that its keys and values cannot be rounded",
     "mpt": "attention outside of transformers' interface, so that its keys and values cannot be rounded",
     "phimoe": "a router that masks experts by thresholds",
-    "arcee": "an MLP without a gate",
     "apertus": "an activation with learned parameters",
     "nanochat": "norms without parameters",
     "lfm2": "convolutions",

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from .mixtures import Experts
-from .plans import END_ROLES, SITES, LayerPlan, Site, Stored
+from .plans import END_ROLES, SITES, Kept, LayerPlan, Site, Stored
 
 _MODULES: dict[str, str] = {
     **{linear: f"self_attn.{linear}_proj" for linear in ("q", "k", "v", "o")},
@@ -45,7 +45,9 @@ class Family:
     ``keys`` maps keys of config.json to the family's, or to "" if it does not read them; ``inner`` is the
     width of the MLP in units of the hidden size, for a config.json that leaves it out. ``only`` maps keys
     to the one value that is supported and to what stands in the way of others; ``ignored`` lists tensors in
-    files that nothing reads, as regular expressions.
+    files that nothing reads, as regular expressions. ``kept`` are tensors of a layer that nothing changes.
+    ``sinks``: the weights of attention do not sum to 1. ``head_norms_key``: the key of config.json that gives
+    the layers ``head_norms``.
     """
 
     model_type: str
@@ -78,6 +80,9 @@ class Family:
     inner: int | None = None
     only: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    sinks: bool = False
+    head_norms_key: str = ""
 
     @cached_property
     def linears(self) -> dict[str, str]:
@@ -115,17 +120,25 @@ class Family:
         read = tuple(f"{linear}.{role}" for role in roles for linear in ("gate", "up"))
         sites = {name: dense.sites[name] for name in ("attention_input", "output_input")}
         sites["mlp_input"] = replace(
-            dense.sites["mlp_input"], linears=read, readers=tuple(experts.readers), block="mlp"
+            dense.sites["mlp_input"], linears=read, readers=tuple(experts.readers), block=experts.block
         )
-        sites |= {f"down_input.{r}": Site(f"down_input.{r}", (f"down.{r}",), source=f"up.{r}") for r in roles}
+        down = dense.sites["down_input"]
+        sites |= {
+            f"down_input.{r}": replace(down, name=f"down_input.{r}", linears=(f"down.{r}",), source=f"up.{r}")
+            for r in roles
+        }
         kept = {role: module for role, module in dense.modules.items() if role not in mlp}
         modules = {**kept, **linears, **experts.readers}
         tensors = {role: name for role, name in dense.tensors.items() if role.removesuffix("_bias") not in mlp}
         tensors |= {role: f"{module}.weight" for role, module in {**linears, **experts.readers}.items()}
         tensors |= {f"{linear}_bias": f"{module}.bias" for linear, module in linears.items()}
-        places = {name: place for name, place in experts.places(count).items() if place != Stored(name)}
+        tensors |= {"router_bias": f"{experts.router}.bias"} if experts.biased else {}
+        tensors |= {kept.name: kept.name for kept in experts.kept}
+        places = {**experts.places(count), **_stored_kept(experts.kept)}
+        places = {name: place for name, place in places.items() if place != Stored(name)}
         writers = {"o": dense.writers["o"], **{f"down.{role}": dense.writers["down"] for role in roles}}
-        return LayerPlan(sites, modules, tensors, {**dense.stored, **places}, writers)
+        kept = (*dense.kept, *experts.kept)
+        return LayerPlan(sites, modules, tensors, {**dense.stored, **places}, writers, dense.attention, kept)
 
     @cached_property
     def plan(self) -> LayerPlan:
@@ -140,7 +153,8 @@ class Family:
         tensors |= {f"{linear}_bias": f"{module}.bias" for linear, module in linears.items()}
         for part in self.norm_parts:
             tensors |= {f"{role}_{part}": f"{module}.{part}" for role, module in self.norms.items()}
-        stored = {**self._stored_norms(), **self._stored_linears()}
+        tensors |= {kept.name: kept.name for kept in self.kept}
+        stored = {**self._stored_norms(), **self._stored_linears(), **_stored_kept(self.kept)}
         return LayerPlan(
             {site.name: site for site in self._sites()},
             {**self.norms, **linears, **head_norms},
@@ -151,6 +165,7 @@ class Family:
                 for linear, role in (("o", "post_attention_norm"), ("down", "post_mlp_norm"))
             },
             self.attention,
+            self.kept,
         )
 
     @property
@@ -188,7 +203,7 @@ class Family:
         read = tuple(linear for linear in SITES["mlp_input"] if linear in self.linears)
         return (
             Site("attention_input", SITES["attention_input"], norm=norms["attention_norm"], stream=True),
-            Site("output_input", SITES["output_input"], source="v"),
+            Site("output_input", SITES["output_input"], source="v", shifts=not self.sinks),
             Site("mlp_input", read, norm=norms["mlp_norm"], stream=True),
             Site("down_input", SITES["down_input"], source="up", degree=self.degree),
         )
@@ -224,6 +239,10 @@ class Family:
     def is_tied(self, config: Mapping) -> bool:
         """Whether the lm_head is the embedding under a transformers ``config``."""
         return bool({**self.defaults, **config}.get("tie_word_embeddings", False))
+
+
+def _stored_kept(kept: tuple[Kept, ...]) -> dict[str, Stored]:
+    return {tensor.name: Stored(tensor.stored or tensor.name) for tensor in kept}
 
 
 def _head_norm_role(module: str) -> str:

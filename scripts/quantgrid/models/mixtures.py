@@ -5,31 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .plans import Stored
+from .plans import Kept, Stored
 
-_EXPERT_NAMES = {linear: f"mlp.experts.{{expert}}.{linear}_proj.weight" for linear in ("gate", "up", "down")}
+LINEARS = ("gate", "up", "down")
+_EXPERT_NAMES = {linear: f"mlp.experts.{{expert}}.{linear}_proj.weight" for linear in LINEARS}
 
 
 @dataclass(frozen=True)
 class Experts:
     """Mixture of experts in the place of the MLP.
 
-    ``size`` and ``shared_size`` are the keys of config.json that hold the widths of one expert and of the
-    shared one (their number is under one of ``COUNT_KEYS``). ``stored`` maps linears to their names in the
-    checkpoint, with ``{expert}``. ``router``, ``shared`` and ``shared_gate`` are modules of the layer;
-    the last two are empty without a shared expert. ``router_stored``: the router's tensor in the
-    checkpoint. ``skips``: config.json names layers with an MLP instead (``mlp_only_layers``,
-    ``decoder_sparse_step``).
+    ``size`` is the key of config.json that holds the width of one expert (their number is under one of
+    ``COUNT_KEYS``, or a key of the family). ``stored`` maps linears to their names in the checkpoint, with
+    ``{expert}``; without it a tensor holds all experts, gate and up together row by row, ``transposed`` or
+    not. ``block`` is the module of the mixture, ``router``, ``shared`` and ``shared_gate`` are modules of the
+    layer; the last two are empty without a shared expert. ``shared_size`` is the key with its width, or
+    ``shared_count`` that with its width in units of an expert. ``router_stored``: the router's tensor in
+    the checkpoint. ``skips``: config.json names layers with an MLP instead (``mlp_only_layers``,
+    ``decoder_sparse_step``); ``leading``: the key with the number of first layers with an MLP;
+    ``interval``: keys of the first and last layer with experts and of the step between them. ``biased``:
+    linears and router have biases; ``clamped``: the gate has limits.
     """
 
     size: str
     stored: Mapping[str, str] = field(default_factory=lambda: dict(_EXPERT_NAMES))
+    block: str = "mlp"
     router: str = "mlp.gate"
     router_stored: str = "mlp.gate.weight"
     shared: str = ""
     shared_gate: str = ""
     shared_size: str = ""
+    shared_count: str = ""
     skips: bool = False
+    leading: str = ""
+    interval: tuple[str, str, str] | None = None
+    kept: tuple[Kept, ...] = ()
+    transposed: bool = False
+    biased: bool = False
+    clamped: bool = False
 
     @property
     def readers(self) -> dict[str, str]:
@@ -38,19 +51,28 @@ class Experts:
 
     def linears(self, experts: int) -> dict[str, str]:
         """Role -> module of the linears of all experts, expert by expert, the shared one last."""
-        names = [*(f"mlp.experts.{expert}" for expert in range(experts)), *([self.shared] if self.shared else [])]
+        names = [
+            *(f"{self.block}.experts.{expert}" for expert in range(experts)),
+            *([self.shared] if self.shared else []),
+        ]
         roles = [*map(str, range(experts)), *(["shared"] if self.shared else [])]
-        return {
-            f"{linear}.{role}": f"{name}.{linear}_proj"
-            for role, name in zip(roles, names)
-            for linear in ("gate", "up", "down")
-        }
+        return {f"{linear}.{role}": f"{name}.{linear}_proj" for role, name in zip(roles, names) for linear in LINEARS}
 
     def places(self, experts: int) -> dict[str, Stored]:
         """Canonical tensor name -> its place in the checkpoint, where they differ."""
-        found = {
-            f"mlp.experts.{expert}.{linear}_proj.weight": Stored(name.format(expert=expert))
-            for expert in range(experts)
-            for linear, name in self.stored.items()
-        }
-        return {**found, f"{self.router}.weight": Stored(self.router_stored)}
+        found = {f"{self.router}.weight": Stored(self.router_stored)}
+        for expert in range(experts):
+            for linear, name in self.stored.items():
+                module = f"{self.block}.experts.{expert}.{linear}_proj"
+                if "{expert}" in name:
+                    found[f"{module}.weight"] = Stored(name.format(expert=expert))
+                    continue
+                parts = tuple(f"{part}.{expert}" for part in LINEARS if self.stored[part] == name)
+                together = parts if len(parts) > 1 else ()
+                part = f"{linear}.{expert}" if together else ""
+                place = Stored(f"{name}_bias", part, together, by_row=self.biased and bool(together), index=expert)
+                found |= {f"{module}.bias": place} if self.biased else {}
+                found[f"{module}.weight"] = Stored(
+                    name, part, together, by_row=place.by_row, transposed=self.transposed, index=expert
+                )
+        return found

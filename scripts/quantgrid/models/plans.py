@@ -50,9 +50,10 @@ class Site:
 
     ``readers`` are linears that read it too and are never rounded. A division of the input can be
     folded into the norm before it (``norm``, a role) or into the rows of the linear ``source``; with
-    neither it has to run online. The input is homogeneous of ``degree`` in the output of ``source``: 0 if
-    an activation is between them that no factor passes. ``stream``: it reads the residual stream, directly
-    or behind its norm. ``block``: the module whose input it is, if every linear sees some of the tokens only.
+    neither it has to run online. The input is homogeneous of ``degree`` in the output of ``source``: 0
+    where an activation stands between them that no factor passes; ``shifts``: a constant added to that
+    output comes through unchanged. ``stream``: it reads the residual stream, directly or behind its norm.
+    ``block``: the module whose input it is, if every linear sees some of the tokens only.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Site:
     norm: str | None = None
     source: str | None = None
     degree: int = 1
+    shifts: bool = False
     stream: bool = False
     block: str = ""
 
@@ -82,12 +84,27 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Tensor of a layer that no transform changes and nothing rounds: sinks, biases of a router's choice.
+
+    ``name`` below the layer, ``stored`` in the checkpoint; (1,) * ``leading`` + (number of ``of``,), a size
+    of the model.
+    """
+
+    name: str
+    of: str
+    stored: str = ""
+    leading: int = 0
+
+
+@dataclass(frozen=True)
 class Stored:
     """Place of a canonical tensor in the checkpoint.
 
     The tensor ``name``, or its rows of ``part`` if it holds those of ``parts`` (linears) one after
-    another, ``by_head``: head by head; ``transposed``: its columns instead of its rows. ``offset`` is
-    added to the values read. Without a name: a constant (1,), ``offset``.
+    another, ``by_head``: head by head, ``by_row``: row by row; ``transposed``: its columns instead of its
+    rows; ``index``: only this entry of its first dimension. ``offset`` is added to the values read.
+    Without a name: a constant (1,), ``offset``.
     """
 
     name: str
@@ -95,7 +112,9 @@ class Stored:
     parts: tuple[str, ...] = ()
     offset: float = 0.0
     by_head: bool = False
+    by_row: bool = False
     transposed: bool = False
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,7 @@ class LayerPlan:
     stored: Mapping[str, Stored]
     writers: Mapping[str, str | None]
     attention: str = "self_attn"
+    kept: tuple[Kept, ...] = ()
 
     @cached_property
     def linears(self) -> tuple[str, ...]:

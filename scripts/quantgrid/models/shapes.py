@@ -11,6 +11,7 @@ from ..ground.errors import ConfigError, UnsupportedModel
 from ..ground.storage import read_json
 from .families import COUNT_KEYS, FAMILIES, MODEL_TYPES, OBSTACLES
 from .family import Family
+from .mixtures import Experts
 from .multimodal import text_decoder
 from .plans import LAYER_PREFIX, LayerPlan
 
@@ -176,15 +177,30 @@ def _sparse_sizes(config: Mapping, architecture: str, layers: int, where: str) -
     experts = FAMILIES[architecture].experts
     if experts is None:
         return {}
+    keys = FAMILIES[architecture].keys
     count = next((key for key in COUNT_KEYS if config.get(key) is not None), COUNT_KEYS[0])
-    given = {"experts": count, "expert_size": experts.size, "active_experts": "num_experts_per_tok"}
-    given |= {"shared_size": experts.shared_size} if experts.shared else {}
+    given = {"experts": keys.get("num_experts", count), "expert_size": experts.size}
+    given["active_experts"] = keys.get("num_experts_per_tok", "num_experts_per_tok")
+    given |= {"shared_size": experts.shared_size} if experts.shared_size else {}
+    sizes = {name: _size(config, key, where) for name, key in given.items()}
+    if experts.shared_count:
+        sizes["shared_size"] = _size(config, experts.shared_count, where) * sizes["expert_size"]
+    return {**sizes, "dense_layers": _dense_layers(experts, config, layers, where)}
+
+
+def _dense_layers(experts: Experts, config: Mapping, layers: int, where: str) -> tuple[int, ...]:
+    """Numbers of the layers with an MLP in the place of experts."""
     skipped = (config.get("mlp_only_layers") or []) if experts.skips else []
     every = (config.get("decoder_sparse_step") or 1) if experts.skips else 1
-    return {
-        **{name: _size(config, key, where) for name, key in given.items()},
-        "dense_layers": tuple(layer for layer in range(layers) if layer in skipped or (layer + 1) % every),
-    }
+    first, last = (config.get(experts.leading) or 0) if experts.leading else 0, layers - 1
+    if experts.interval:
+        first, last, every = (config.get(key) for key in experts.interval)
+        last = layers - 1 if last in (None, -1) else last
+    if not all(type(number) is int and number >= 0 for number in (first, last, every)) or not every:
+        raise ConfigError(f"{where}: {first!r:.40}, {last!r:.40} and {every!r:.40} are not numbers of layers")
+    return tuple(
+        layer for layer in range(layers) if layer in skipped or (layer + 1) % every or not first <= layer <= last
+    )
 
 
 _CONFIG_KEYS = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..ground.errors import ConfigError
 from .multimodal import LAYOUTS, in_files, prefix_of, stored_name
-from .plans import END_ROLES, LAYER_PREFIX, Stored
+from .plans import END_ROLES, LAYER_PREFIX, Stored, kind_of
 from .shapes import ModelShape
 
 # bytes; the header of a shard of thousands of tensors has some hundred thousand
@@ -162,14 +162,20 @@ def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str,
             [f"{norm}{part}" for norm in family.norms for part in ("", "_bias")], (shape.hidden_size,)
         )
         sizes |= {reader: shape.linear_size(reader) for reader in plan.readers}
+        experts = family.experts if shape.is_sparse(layer) else None
+        own = [role for role in (*plan.readers, *plan.linears) if role in plan.readers or kind_of(role) != role]
+        with_bias = {*biased, *(own if experts is not None and experts.biased else [])}
         for linear in plan.linears:
             sizes[linear] = shape.linear_size(linear)
-            sizes |= {f"{linear}_bias": sizes[linear][:1]} if linear in biased else {}
+        sizes |= {f"{linear}_bias": sizes[linear][:1] for linear in list(sizes) if linear in with_bias}
         for role, size in sizes.items():
             if role in plan.tensors:
                 place = plan.stored.get(plan.tensors[role], Stored(plan.tensors[role]))
                 yield prefix + place.name, _size_in_file(place, size, shape)
-        for module, width in family.head_norms.items():
+        for kept in plan.kept:
+            yield prefix + (kept.stored or kept.name), (1,) * kept.leading + (getattr(shape, kept.of),)
+        key = family.head_norms_key
+        for module, width in family.head_norms.items() if not key or family.value(config, key) else ():
             size = shape.head_dim if width == "head" else shape.linear_size(width)[0]
             yield f"{prefix}{module}.weight", (size,)
 
@@ -178,7 +184,8 @@ def _size_in_file(place: Stored, size: tuple[int, ...], shape: ModelShape) -> tu
     """Size of the tensor at ``place``, for a part of this ``size``."""
     if place.parts:
         size = (sum(shape.linear_size(part)[0] for part in place.parts), *size[1:])
-    return size[::-1] if place.transposed else size
+    size = size[::-1] if place.transposed else size
+    return size if place.index is None else (shape.experts, *size)
 
 
 def _wanted_ends(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -140,9 +140,14 @@ class RunningLayer:
             self.watched[site].look = None
         raise RuntimeError(f"the decoder layer never reached its site '{site}'")
 
+    @property
+    def experts(self) -> nn.ModuleList:
+        """Routed experts of the layer."""
+        return self.module.get_submodule(self.plan.sites["mlp_input"].block).experts
+
     def routed(self, hidden: Tensor, arguments: Mapping[str, Any], skip_first: int) -> Routed:
         """Tokens and choices of the router over all windows ``hidden`` (windows, tokens, d)."""
-        found = Routed(self.module.mlp.experts, skip_first, hidden.shape[1])
+        found = Routed(self.experts, skip_first, hidden.shape[1])
         for window in hidden.split(1):
             self.module(window, **arguments)
         found.handle.remove()
@@ -161,10 +166,10 @@ class RunningLayer:
         number = int(site.partition(".")[2])
         for tokens in routed.tokens_of(number):
             if len(tokens):
-                accumulator.add(self.inputs[site].prepare(self.module.mlp.experts[number].inner(tokens)))
+                accumulator.add(self.inputs[site].prepare(self.experts[number].inner(tokens)))
         if accumulator.count:
             return shrunk(accumulator.result())
-        return unseen(self.module.mlp.experts[number].down_proj.weight.shape[-1], 1)
+        return unseen(self.experts[number].down_proj.weight.shape[-1], 1)
 
     def advance(self, hidden: Tensor, arguments: Mapping[str, Any]) -> None:
         """Replace the layer inputs ``hidden`` (windows, tokens, d) by the layer outputs, in

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from family_cases import FamilyModel, can_be_online, online_options
-from learned_cases import recipe, schemes, shaken
+from family_cases import FamilyModel, can_be_online
+from learned_cases import online_options, recipe, schemes, shaken
 from quantgrid.corpora import token_windows
 from quantgrid.evaluation import gates
 from quantgrid.evaluation.gates import DIVERGENCE, LOGITS, Agreement, transformed_logits

@@ -45,6 +45,8 @@ HARMLESS = {
     "output_router_logits": "more outputs",
     "router_aux_loss_coef": "training",
     "router_jitter_noise": "training",
+    "num_mtp_layers": "layers that predict further tokens",
+    "sep_token_id": "text generation",
     "init_std": "initial weights",
     **dict.fromkeys(("dropout", "hidden_dropout", "embedding_dropout", "attn_pdrop", "layerdrop"), "training"),
     **dict.fromkeys(("classifier_dropout", "is_decoder"), "other classes of the model"),

@@ -60,7 +60,7 @@ DIVIDE_DOWN = (
     "optimized_rotation_scaling",
     "flatquant",
 )
-CURVED = ("GPT2LMHeadModel", "GPTNeoXForCausalLM", "PhiForCausalLM", "Starcoder2ForCausalLM")
+CURVED = ("GptOssForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "PhiForCausalLM", "Starcoder2ForCausalLM")
 
 
 def is_refused(family: str, transform: str) -> bool:

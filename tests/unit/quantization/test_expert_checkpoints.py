@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from family_models import build, calibrate, some_tokens
-from learned_cases import EXPERTS, SPARSE, Given
+from learned_cases import EXPERTS, QUICK_EXPERTS, SPARSE, Given
 from quantgrid.calibration.experts import expert_tokens
 from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.calibration.streaming import streamed
@@ -112,18 +112,27 @@ def effective(linear: nn.Module) -> Tensor:
     return linear.weight if linear.left is None else linear.weight + linear.left @ linear.right
 
 
+def stacked(expert: nn.Module, name: str, by_row: bool) -> Tensor:
+    """Part of an expert as transformers' tensor ``name`` of all experts holds it; ``by_row``: transposed,
+    with rows of gate and up in turn."""
+    linears = [expert.gate_proj, expert.up_proj] if name.startswith("gate_up") else [expert.down_proj]
+    parts = [linear.bias if name.endswith("bias") else effective(linear) for linear in linears]
+    found = torch.stack(parts, 1).flatten(0, 1) if by_row else torch.cat(parts)
+    return found.mT if by_row and found.dim() == 2 else found
+
+
 def own_model(made: Given, whole: nn.Module) -> nn.Module:
     """transformers' own model with the weights that ``whole`` computes with; those of experts are stacked."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = AutoConfig.for_model(**{**made.config, "tie_word_embeddings": False})
     model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
-    for name, parameter in model.named_parameters():
+    by_row = type(model).__name__ == "GptOssForCausalLM"
+    held = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    for name, parameter in [*model.named_parameters(), *held.items()]:
         path, _, last = name.rpartition(".")
         if path.endswith(".experts"):
-            experts = whole.get_submodule(path)
-            parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
-            value = torch.stack([torch.cat([effective(getattr(one, part)) for part in parts]) for one in experts])
+            value = torch.stack([stacked(one, last, by_row) for one in whole.get_submodule(path)])
         else:
             module = whole.get_submodule(path)
             value = effective(module) if last == "weight" and hasattr(module, "left") else getattr(module, last)
@@ -135,7 +144,9 @@ def own_model(made: Given, whole: nn.Module) -> nn.Module:
     "architecture, mitigation",
     others_slow(
         [(name, mitigation) for name in EXPERTS for mitigation in MITIGATIONS],
-        lambda name, mitigation: mitigation == "gptq" or (name == SPARSE and mitigation == "gptq_low_rank"),
+        lambda name, mitigation: (
+            (mitigation == "gptq" and name in QUICK_EXPERTS) or (name == SPARSE and mitigation == "gptq_low_rank")
+        ),
     ),
 )
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Primitive: constant z subtracted from the input of a site, compensated by W z in the biases.
 
-Outlier Suppression+ (arXiv 2304.09145). At ``output_input`` z moves into the bias of v, exactly,
-since attention weights sum to 1. RMSNorm and SwiGLU have no bias for it: at the other sites the
+Outlier Suppression+ (arXiv 2304.09145). At ``output_input`` z moves into the bias of v, exactly where
+attention weights sum to 1: not with sinks. RMSNorm and SwiGLU have no bias for it: at the other sites the
 subtraction stays online, before all other online operations. Linears without a bias get one.
 """
 
@@ -22,9 +22,10 @@ def subtract_input(layer: DecoderLayer, site: str, z: Tensor) -> None:
     columns = widened(z, site, layer.shape)
     for linear in layer.plan.sites[site].linears:
         layer.add_bias(linear, layer.weights[linear] @ columns)
-    if site == "output_input":
+    read = layer.plan.sites[site]
+    if read.shifts and read.source is not None:
         layer.require_foldable(site)
-        layer.add_bias("v", -z)
+        layer.add_bias(read.source, -z)
         layer.shift_input(site, columns)
     else:
         layer.add_online(
