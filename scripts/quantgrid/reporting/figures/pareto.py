@@ -204,7 +204,8 @@ def legend(marks: pd.DataFrame) -> list[Line2D]:
         for online, (color, marker) in LOOKS.items()
         if (own.online == online).any()
     ]
-    handles.append(Line2D([], [], color=INK, lw=0.9, label="best without"))
+    if (~own.online).any():
+        handles.append(Line2D([], [], color=INK, lw=0.9, label="best without"))
     if own.online.any():
         handles.append(Line2D([], [], color=INK, lw=0.9, ls=(0, (4, 2)), label="best with"))
     if own.start_kept.any():
