@@ -106,7 +106,7 @@ def claims(results: Path) -> str:
     """The findings with their verdicts, a column for each model: how many comparisons hold, and
     what speaks least for it."""
     verify(results / "claims.csv")
-    found = findings.read(results / "claims.csv")
+    found = findings.judged(findings.read(results / "claims.csv"))
     models = findings.models(found)
     lines = [f"| finding | in the paper | {' | '.join(models)} |", f"| {' | '.join([':--'] * (2 + len(models)))} |"]
     for claim in found:

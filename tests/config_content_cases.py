@@ -28,6 +28,10 @@ CONTENT_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         entry("formats", "int4", {"preset": "int8"}),
         ["formats.int4: 'int4' is the name of a built-in preset"],
     ),
+    "a preset of other bits": (
+        entry("formats", "int4", {"preset": "int4", "activation": None}),
+        ["formats.int4: the built-in preset of this name has other bits; rename this entry"],
+    ),
     "name of a seeded entry": (
         entry("transforms", "rotation-s1", {"method": "scaling"}),
         ["transforms.rotation.seeds: the name 'rotation-s1' already has an entry"],

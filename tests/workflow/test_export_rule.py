@@ -16,11 +16,14 @@ import yaml
 
 import export
 from in_process import Done, run_script
+from overview_cases import results
 from quantgrid.config import validation
+from quantgrid.config.exports import cell_name
 from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.places import ROOT, SCRIPTS
 from quantgrid.ground.storage import read_json
 from quantgrid.plan.pipeline import Plan
+from quantgrid.reporting.claims import recommendation
 from quantgrid.reporting.style import recipe_label
 
 DATA = ROOT / "tests" / "data"
@@ -117,6 +120,33 @@ def test_a_recipe_is_found_as_the_report_prints_it(tmp_path):
             printed = recipe_label(cell.axes, {}) + " (start kept)" * start_kept
             assert export.labelled(cells, printed, {}) == cell
     assert export.labelled(cells, "(start kept)", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("named", "best"),
+    [("weights", "none/rtn/channel/w4"), ("weights-activations", "none/rtn/channel/w4a4_served"), ("", None)],
+)
+def test_the_best_recipe_is_one_of_the_kind_of_deployment(named, best, tmp_path, monkeypatch):
+    """Without a kind, a target that holds recipes of several kinds is refused with their names."""
+    content = yaml.safe_load(config_in(tmp_path).read_text()) | {"exports": []}
+    content["formats"] = {"w4": {"preset": "w4a16", "weight": {"scale_format": "bf16"}}}
+    content["studies"]["s"]["formats"] = ["w4", "w4a4_served"]
+    plan = Plan(validation.check(content))
+    records, items = results("tiny")
+    records = records[records.cell.isin(["1", "8", "b"])]
+    changed = {"format": records.format.replace({"w4a16_g64": "w4", "int4": "w4a4_served"})}
+    records = records.assign(**changed, granularity=records.granularity.replace("group-64", "channel"))
+    monkeypatch.setattr(recommendation, "read_results", lambda folder, advice: (records, items))
+    given = SimpleNamespace(
+        model="tiny", to="compressed-tensors", corpus="", bits=16.0, deployment=named, configfile="c", out="o"
+    )
+    cells = [cell for cell in plan.cells if cell.quantized]
+    if best:
+        assert cell_name(export.recommended(plan, cells, given, ())[0]) == best
+    else:
+        message = r"DEPLOYMENT: .*: weights \(.*w4\); weights-activations \(.*w4a4_served\); name one, as in DEPL"
+        with pytest.raises(ConfigError, match=message):
+            export.recommended(plan, cells, given, ())
 
 
 @pytest.fixture

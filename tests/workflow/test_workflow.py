@@ -85,7 +85,9 @@ def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
     assert page.count("Paired comparisons</h3>") == len(compared)
     assert (
         'id="findings"' in page
-        and "Perplexity and bits" in page
+        and "Divergence and bits" in page
+        and "Recommended recipes" in page
+        and "W4A16 NF4 channel RTN" in page
         and "model reference-1m-planted" in page
         and "normalization token" in page
     )

@@ -10,7 +10,7 @@ from .. import schemes
 from ..ground.errors import ConfigError, unknown_name
 from ..schemes.granularities import cell_schemes
 from ..schemes.granularity import Granularity
-from . import allocations, entries, grid, inputs, paths, registry, shown_transforms
+from . import allocations, deployments, entries, grid, inputs, paths, registry, shown_transforms
 from .cells import AXES, FULL_PRECISION
 from .mistakes import collected
 from .task_presets import TASK_PRESETS
@@ -158,6 +158,9 @@ def _check_format(config: Mapping[str, Any], name: str, entry: Mapping[str, Any]
         raise ConfigError(
             f"{where}.activation: preset '{preset}' has blocks of {block} by definition, so by_head contradicts it"
         )
+    own = str(Granularity.of_block(block))
+    if name in schemes.PRESETS and deployments.bits({name: entry}, name, own) != deployments.bits({}, name, own):
+        raise ConfigError(f"{where}: the built-in preset of this name has other bits; rename this entry")
     for tensor, candidates in (
         ("weight", [found["weight"]]),
         ("activation", [scheme for site in found["activation"].values() for scheme in site]),

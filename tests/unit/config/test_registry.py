@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quantgrid.config import entries, registry
+from quantgrid.ground.errors import ConfigError
 
 
 def test_published_names_are_entries_that_a_config_may_replace():
@@ -15,6 +16,23 @@ def test_published_names_are_entries_that_a_config_may_replace():
     mine = {"transforms": {"spinquant": {"method": "optimized_rotation", "steps": 3}}}
     assert entries.entry(mine, "transforms", "spinquant") == mine["transforms"]["spinquant"]
     assert entries.entry({}, "transforms", "spinquant")["gradient"] == "identity"  # as published
+    assert entries.entry({}, "mitigations", "gptq") == {"method": "gptq"}  # a method keeps its defaults
+
+
+@pytest.mark.parametrize(
+    ("axis", "typed", "meant"),
+    [
+        ("transforms", "smothquant", "smoothquant"),
+        ("transforms", "hadamrd", "hadamard"),
+        ("transforms", "spinqant", "spinquant"),
+        ("transforms", "quarrot", "quarot"),
+        ("mitigations", "gptq-published", "gptq_published"),
+    ],
+)
+def test_a_misspelt_name_suggests_the_nearest(axis, typed, meant):
+    assert entries.entry_names({}, axis, meant, axis) == [meant]
+    with pytest.raises(ConfigError, match=f"unknown .* '{typed}' - did you mean '{meant}'"):
+        entries.entry_names({}, axis, typed, axis)
 
 
 @pytest.mark.parametrize(

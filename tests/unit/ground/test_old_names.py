@@ -68,3 +68,8 @@ def test_the_old_name_of_a_study_is_an_unknown_name_in_other_configs():
     with pytest.raises(ConfigError, match=r"^config.yaml: unknown study 'depth' - did you mean 'depths'\?"):
         require_study("depth", ["depths"], "config.yaml")
     require_study("depth", ["depth"], "config.yaml")
+
+
+def test_a_missing_study_is_said_with_what_there_is():
+    with pytest.raises(ConfigError, match=r"^STUDY: no study is named; name one, as in STUDY=a; c.yaml has a, b$"):
+        require_study("", ["a", "b"], "c.yaml")

@@ -350,7 +350,7 @@ def test_the_report_shows_verdicts_and_comparisons(tmp_path):
     assert (
         'href="#findings"' in text and 'class="verdict holds"' in text and "none, channel, int4: + gptq; − lr" in text
     )
-    assert f"1 of 1 hold<br>{line['shown']}" in text and "<b>1</b> verdicts: holds" in text
+    assert f"1 of 1 hold<br>{line['shown']}" in text and "Verdicts over all models: holds 1." in text
 
 
 def test_a_claim_about_two_models_stands_with_the_larger_one(tmp_path):

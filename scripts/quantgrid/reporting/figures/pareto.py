@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from ...config.deployments import ROUNDED, bits
 from ..data.records import AXES, check_one_protocol, is_baseline
 from ..data.starts import WORDS, kept
-from ..style import CONFIDENCE, GRID, INK, PALETTE, metric_label, recipe_label
+from ..style import CONFIDENCE, GRID, INK, PALETTE, recipe_label
 from .panels import scale_ticks
 from .placement import label_points
 from .study_figures import SETTINGS
@@ -36,7 +36,8 @@ COSTS = {
     "parameters": "added_parameters",
 }
 NEAR = 2  # decimals of bits: smaller differences make no recipe cheaper
-LABELLED = 6  # labelled recipes of a front; the table of recommendations lists all
+SHOWN = 100.0  # multiple of the least divergence of a panel: cells above it are counted, not drawn
+LABELLED = 5  # labelled recipes of a front; the table of recommendations lists all
 PANEL = (3.7, 2.9)  # inches
 ROOM, LEAST = 1.45, 0.5  # of the range of bits, so that labels right of the last mark fit; its least, in bits
 # without online operations, with: colour and marker
@@ -116,7 +117,7 @@ def plot(marks: pd.DataFrame, only: str = "", columns: int = 2) -> Figure:
             figure.legend(handles=legend(pd.concat(panels)), loc="outside upper left", ncols=2, fontsize=7)
         figure.draw_without_rendering()
         for part, ax in zip(panels, grid.flat):
-            label_points(ax, named(part), "bits", "divergence", "recipe")
+            label_points(ax, named(visible(part)), "bits", "divergence", "recipe")
     return figure
 
 
@@ -149,15 +150,22 @@ def spread(part: pd.DataFrame, count: int) -> pd.DataFrame:
 def ranges(marks: pd.DataFrame, part: pd.DataFrame) -> tuple[tuple[float, float], tuple[float, float]]:
     """Compute limits of bits, those of the panel, and of divergence, those of all cells of its model and
     corpus."""
-    own = quantized(marks)
-    own = own[(own.model == part.model.iloc[0]) & (own.dataset == part.dataset.iloc[0])]
+    panels = [shown for key, shown in grouped(marks) if key[:2] == (part.model.iloc[0], part.dataset.iloc[0])]
+    own = pd.concat([visible(panel) for panel in panels])
+    part = visible(part)
     low, room = part.bits.min(), max(part.bits.max() - part.bits.min(), LEAST)
     least = min(own.divergence.min(), own.low[own.low > 0].min()) if (own.low > 0).any() else own.divergence.min()
     return (low - 0.08 * room, low + ROOM * room), (least / 1.6, own.divergence.max() * 1.6)
 
 
+def visible(part: pd.DataFrame) -> pd.DataFrame:
+    """Select the cells of a panel that are drawn."""
+    return part[part.divergence <= SHOWN * part.divergence.min()]
+
+
 def draw(ax: Axes, part: pd.DataFrame, limits: tuple[tuple[float, float], tuple[float, float]], first: bool) -> None:
     """Draw one panel: marks with intervals, and both fronts."""
+    part, hidden = visible(part), len(part) - len(visible(part))
     ax.set_yscale("log")
     ax.set_xlim(limits[0])
     ax.set_ylim(limits[1])
@@ -178,9 +186,10 @@ def draw(ax: Axes, part: pd.DataFrame, limits: tuple[tuple[float, float], tuple[
         line = part[part[column]]
         ax.plot(line.bits, line.divergence, color=INK, lw=0.9, ls=style, zorder=1.5)
     ax.set_title(f"{part.model.iloc[0]}\n{ROUNDED[part.rounded.iloc[0]]}")
-    ax.set_xlabel("stored bits per weight")
+    above = f"\n{hidden} cells above {SHOWN:g} times the least are not shown" if hidden else ""
+    ax.set_xlabel(f"stored bits per weight{above}")
     if first:
-        ax.set_ylabel(metric_label(DIVERGENCE).replace(" to ", "\nto ") + f"\n{part.dataset.iloc[0]}")
+        ax.set_ylabel(f"KL divergence, nats/token\n({part.dataset.iloc[0]})")
 
 
 def ticks(low: float, high: float) -> Sequence[float]:
@@ -195,7 +204,8 @@ def legend(marks: pd.DataFrame) -> list[Line2D]:
         for online, (color, marker) in LOOKS.items()
         if (own.online == online).any()
     ]
-    handles.append(Line2D([], [], color=INK, lw=0.9, label="best without"))
+    if (~own.online).any():
+        handles.append(Line2D([], [], color=INK, lw=0.9, label="best without"))
     if own.online.any():
         handles.append(Line2D([], [], color=INK, lw=0.9, ls=(0, (4, 2)), label="best with"))
     if own.start_kept.any():

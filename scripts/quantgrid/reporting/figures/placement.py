@@ -3,6 +3,7 @@ axes; joined by a thin line where it had to move away."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ LABEL = "label"  # gid of the placed labels
 SIZE = 6.8  # points
 CHARACTERS = 30  # of a line of a label
 STEP, RINGS = 9.0, 14  # points between candidate heights, and their number on each side
-ASIDE = (6.0, 28.0, 60.0)  # points between a mark and its label
+ASIDE = (6.0, 20.0, 40.0, 70.0)  # points between a mark and its label
 FAR = 14.0  # points: beyond, a line joins a label with its mark
 LEADER = {"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
 DOT = 4.0  # pixels around a mark that labels avoid
@@ -81,12 +82,8 @@ def text_box(label: Annotation) -> Bbox:
 
 
 def candidates() -> Iterator[tuple[tuple[float, float], int]]:
-    """Offsets in points and sides, the nearest first: right and left of the mark, then above and below
-    and further aside."""
-    yield (ASIDE[0], 0.0), 1
-    yield (-ASIDE[0], 0.0), -1
-    for ring in range(1, RINGS + 1):
-        for aside in ASIDE:
-            for up in (1, -1):
-                for side in (1, -1):
-                    yield (aside * side, up * ring * STEP), side
+    """Offsets in points and sides, the nearest first."""
+    shifts = [
+        ((aside * side, ring * STEP), side) for ring in range(-RINGS, RINGS + 1) for aside in ASIDE for side in (1, -1)
+    ]
+    yield from sorted(shifts, key=lambda shift: (math.hypot(*shift[0]), -shift[1]))

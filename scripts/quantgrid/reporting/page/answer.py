@@ -27,10 +27,11 @@ def answer(
     that is shown first, ``reasons`` of the recipes within it, ``fronts`` (a figure for each model,
     corpus and kind of rounded tensors), ``cells`` and their ``cards``.
 
-    ``records`` are those of results.csv, ``items`` the per-window values; links go to files below
-    ``base``.
+    ``records`` are those of results.csv, ``items`` the per-window values; models come in the order of the
+    config, and links go to files below ``base``.
     """
-    formats = config["formats"]
+    formats, order = config["formats"], {model: at for at, model in enumerate(config["models"])}
+    records = records.sort_values("model", key=lambda names: names.map(order), kind="stable")
     lines = headlines(records, items, formats)
     budget = first_budget(lines)
     shown = [line for line in lines if line["budget"] == budget]

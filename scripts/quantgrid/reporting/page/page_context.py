@@ -153,7 +153,7 @@ def overview(
     """List the figures of the whole run (paths of their .svg) with caption and links to their files
     below ``base``."""
     figures = [
-        ("pareto", "Perplexity and bits", pareto.CAPTION, front),
+        ("pareto", "Divergence and bits", pareto.CAPTION, front),
         ("number-lines", "Four number formats", number_lines.CAPTION, lines),
     ]
     figures += (
