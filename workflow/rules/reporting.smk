@@ -157,6 +157,7 @@ rule build_report:
         pareto=f"{RESULTS}/pareto.svg",
         lines=f"{RESULTS}/number-lines.svg",
         residual_error=f"{RESULTS}/residual-error.svg" if RESIDUAL_ERRORS else [],
+        decisions=lambda w: [path for study in PLAN.raced for path in last_decisions(study)],
         digests=REPORTED,
     output:
         report=f"{RESULTS}/report.html",
@@ -171,6 +172,6 @@ rule build_report:
     shell:
         command(
             "build_report",
-            "results studies figures losses distributions claims pareto lines residual_error",
+            "results studies figures losses distributions claims pareto lines residual_error decisions",
             verify="comparisons",
         )
