@@ -5,7 +5,7 @@
 #   WARM=0       start every job in a fresh interpreter, not as a fork of one with all imports
 #   PROFILE      a folder of workflow/profiles
 #   STUDY        name of a study (table, figure)
-#   MODEL, BITS, CORPUS, DEPLOYMENT    of recommend and export
+#   MODEL, BITS, CORPUS, DEPLOYMENT    of recommend and export; MODEL, BITS, KIND of best
 #   CELL, TO     of export: name of a cell, format
 #   RESULTS, OUT           of redraw; OUT of export: a new folder
 #   MODELS       names of reference models (reference-models)
@@ -34,7 +34,7 @@ START = $(if $(filter 0,$(WARM)),--cold,$(if $(WARM),--warm))
 # Profiles other than the default set the number of cores themselves.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(START)
 
-.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend export clean-unused verify docs graph lint lock help
+.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend best export clean-unused verify docs graph lint lock help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -57,6 +57,9 @@ redraw: $(VENV)/.installed  ## figures of CONFIG's studies from a results.csv al
 
 recommend: $(VENV)/.installed  ## recipes within BITS stored bits per weight for each kind of deployment: make recommend MODEL=smollm2-135m BITS=4.5 (DEPLOYMENT=weights, CORPUS=...)
 	@$(BIN)/python scripts/recommend.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --corpus "$(CORPUS)" --deployment "$(DEPLOYMENT)" $(ARGS)
+
+best: $(VENV)/.installed  ## the best recipe of a model by a race of over 200: make best MODEL=FOLDER BITS=4.5 KIND=w4a16|w4a4 (MODEL: a folder, or an entry of CONFIG)
+	@$(BIN)/python scripts/best.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --kind "$(KIND)" --cores $(CORES) $(ARGS)
 
 export: $(VENV)/.installed  ## a recipe for servers: make export MODEL=... TO=compressed-tensors|gguf|gptq|awq|dense OUT=... (CELL=..., or the best within BITS)
 	@$(BIN)/python scripts/export.py --configfile $(CONFIG) --model "$(MODEL)" --to "$(TO)" --out "$(OUT)" $(if $(CELL),--cell "$(CELL)") $(if $(BITS),--bits "$(BITS)") $(if $(CORPUS),--corpus "$(CORPUS)") $(if $(DEPLOYMENT),--deployment "$(DEPLOYMENT)") $(ARGS)

@@ -6,6 +6,7 @@ paths follow from the plan: their list can exceed the length of a command line.
 
 from typing import Any
 
+from quantgrid.config.races import is_within
 from quantgrid.evaluation.races import Conditions, decide
 from quantgrid.ground.documents import parse_json
 from quantgrid.ground.storage import read_json, write_json
@@ -30,7 +31,7 @@ def look(plan: Plan, race: Race, number: int, before: dict[str, Any], place: str
         stored = bits[cell.path].get("stored_bits", 0.0)
         if found["status"] != "ok":
             failed[cell.path] = broken[cell.path] = found["reason"]
-        elif stored > race.settings["budget"]:
+        elif not is_within(stored, race.settings["budget"]):
             failed[cell.path] = f"{stored:.4g} stored bits per weight, the budget is {race.settings['budget']:g}"
         else:
             losses[cell.path] = [*losses.get(cell.path, []), *found["windows"][race.settings["metric"]]]

@@ -32,7 +32,7 @@ RESULT_FILES = (
     "residual-error.*",
     "allocations.*",
 )
-LISTED = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
+LISTED = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 
 
 @dataclass

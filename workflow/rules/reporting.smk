@@ -149,6 +149,7 @@ rule build_report:
         lines=f"{RESULTS}/number-lines.svg",
         residual_error=f"{RESULTS}/residual-error.svg" if RESIDUAL_ERRORS else [],
         allocations=f"{RESULTS}/allocations.svg" if ALLOCATIONS else [],
+        decisions=lambda w: [path for study in PLAN.raced for path in last_decisions(study)],
         digests=REPORTED,
     output:
         report=f"{RESULTS}/report.html",
@@ -163,6 +164,7 @@ rule build_report:
     shell:
         command(
             "build_report",
-            "results studies samples figures losses distributions claims pareto lines residual_error allocations",
+            "results studies samples figures losses distributions claims pareto lines residual_error allocations"
+            " decisions",
             verify="comparisons",
         )

@@ -32,12 +32,7 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
     candidates; raises :class:`ConfigError` for an invalid cell."""
     study = config["studies"][name]
     where = f"studies.{name}"
-    blocks = [study, *({**study, **part} for part in study.get("also", []))]
-    found: dict[Cell, None] = {}
-    for block in blocks:
-        for cell in _product(config, block, where):
-            if not any(_matches(config, cell, pattern, where) for pattern in study.get("exclude", [])):
-                found.setdefault(cell)
+    found = product_cells(config, study, where)
     if not found:
         raise ConfigError(
             f"{where}: the study has no cells; give each of {', '.join(AXES)} at least one value that "
@@ -48,8 +43,18 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
         found |= dict.fromkeys(uniform_cells(config, cell))
     for cell in found:
         check_cell(config, cell, where)
-    kept = candidates(config, study["race"], found, f"{where}.race") if "race" in study else list(found)
+    kept = candidates(config, study["race"], found, f"{where}.race") if "race" in study else found
     return list(dict.fromkeys([*(baseline(model) for model in dict.fromkeys(cell.model for cell in kept)), *kept]))
+
+
+def product_cells(config: Mapping[str, Any], study: Mapping[str, Any], where: str) -> list[Cell]:
+    """List the distinct cells of a study's products that it does not exclude, unchecked."""
+    found: dict[Cell, None] = {}
+    for block in (study, *({**study, **part} for part in study.get("also", []))):
+        for cell in _product(config, block, where):
+            if not any(_matches(config, cell, pattern, where) for pattern in study.get("exclude", [])):
+                found.setdefault(cell)
+    return list(found)
 
 
 def _product(config: Mapping[str, Any], block: Mapping[str, Any], where: str) -> Iterator[Cell]:

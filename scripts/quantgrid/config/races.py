@@ -39,13 +39,19 @@ def candidates(config: Mapping[str, Any], wanted: Mapping[str, Any], cells: Iter
     Raises :class:`ConfigError` if a model has fewer than two candidates.
     """
     quantized = [cell for cell in cells if cell.quantized]
-    found = [cell for cell in quantized if planned_bits(config, cell) <= wanted["budget"]]
+    found = [cell for cell in quantized if is_within(planned_bits(config, cell), wanted["budget"])]
     if "kind" in wanted:
         found = [cell for cell in found if deployment_kind(config, cell) == wanted["kind"]]
     for model in dict.fromkeys(cell.model for cell in quantized):
         if sum(cell.model == model for cell in found) < 2:
             raise ConfigError(f"{where}: {_too_few(config, wanted, [c for c in quantized if c.model == model])}")
     return found
+
+
+def is_within(bits: float, budget: float) -> bool:
+    """Check whether stored bits per weight, to two decimals, are within a budget: one global scale per
+    tensor does not put NVFP4 beyond 4.5."""
+    return round(bits, 2) <= budget
 
 
 def _too_few(config: Mapping[str, Any], wanted: Mapping[str, Any], cells: Sequence[Cell]) -> str:

@@ -68,6 +68,7 @@ def results_of(plan: Plan) -> set[Path]:
                     "target",
                     "corpus",
                     "calibration",
+                    "shard",
                 )
                 if name in step.wildcards
             ]

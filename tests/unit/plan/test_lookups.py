@@ -31,6 +31,7 @@ from quantgrid.plan.steps import GATHERED, OUTPUTS, Step
 from quantgrid.schemes import presets
 
 DATA = ROOT / "tests" / "data"
+LISTED = dict(GATHERED)  # a copy, which is not perturbed
 # lm-eval takes seconds to import, its modules are executed below; a first look of a race runs two scripts
 # of other rules, and a decision plans
 NOT_RUN = {"evaluate_tasks", "screen_cell", "decide_race"}
@@ -119,8 +120,8 @@ def run(step: Step, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, bytes]
     for path in outputs.values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     inputs = {f"--{name}": [path] for name, path in step.inputs.items()}
-    if step.rule in GATHERED:
-        inputs = {f"--{GATHERED[step.rule]}": list(step.inputs.values())}
+    if step.rule in LISTED:
+        inputs = {f"--{LISTED[step.rule]}": list(step.inputs.values())}
     words = [word for name, paths in inputs.items() for word in (name, *paths)]
     words += [word for name, path in outputs.items() for word in (f"--{name}", path)]
     patch.setattr(sys, "argv", [step.rule, "--spec", canonical(step.spec), *words])

@@ -7,6 +7,7 @@ of them is a window of the study's evaluations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,9 @@ from ...evaluation.protocols import of_perplexity
 from ...evaluation.races import ALL_WINDOWS, CLOSE
 from ...evaluation.significance import mean_and_error, paired_difference
 from ...ground.documents import parse_json
+from ...ground.errors import ConfigError
 from ...jobs.integrity import read_verified
+from ...plan.pipeline import Plan
 from ...plan.race_steps import Race
 
 PREFIX = "race_"  # of the metric of a race, such as race_kl_divergence
@@ -26,6 +29,14 @@ STAYED = "not told apart from the best"
 def read(path: str) -> dict[str, Any]:
     """Read and verify the decision that ends a race."""
     return parse_json(read_verified(path), path)
+
+
+def last(plan: Plan, race: Race) -> dict[str, Any]:
+    """Read the decision that ended a race; :class:`ConfigError` if it has not ended."""
+    for step in plan.decisions(race):
+        if Path(step.outputs["decision"]).is_file() and (found := read(step.outputs["decision"]))["ended"]:
+            return found
+    raise ConfigError(f"the race of study '{race.study}' on '{race.model}' has not ended; run the workflow")
 
 
 def finalists(races: Sequence[Race], decisions: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -106,6 +117,8 @@ def summary(race: Race, decision: Mapping[str, Any]) -> str:
     used = sum(map(len, decision["losses"].values())) / (count * race.conditions["looks"][-1])
     sure = f"best kept with probability >= {1 - race.settings['alpha']:g} under the test's assumptions"
     told = f"{kept} of {count} recipes of {race.model} are not told apart, {sure}"
+    if kept == 1:
+        told = f"One of {count} recipes of {race.model} is better than all others, {sure}"
     ends = {
         CLOSE: f"; the others of these are within {race.settings['close']:.0%} of the best",
         ALL_WINDOWS: "; all windows are used",

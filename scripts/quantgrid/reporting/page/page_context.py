@@ -28,11 +28,16 @@ BESIDE = {"tables": ("csv", "md", "tex"), "figures": ("png", "pdf", "svg", "csv"
 
 
 def section(
-    study: str, config: Mapping[str, Any], records: pd.DataFrame, figure: str | Path | None, base: Path
+    study: str,
+    config: Mapping[str, Any],
+    records: pd.DataFrame,
+    figure: str | Path | None,
+    base: Path,
+    races: Sequence[Mapping[str, Any]] = (),
 ) -> StudySection:
     """Build the section of one study: its presentation from the config, records, figure,
-    comparisons, links to existing files below ``base``, and the published numbers of the paper's
-    table that it names."""
+    comparisons, links to existing files below ``base``, the published numbers of the paper's
+    table that it names, and its ``races``."""
     spec = {"study": study, **config["studies"][study]}
     files = {"records, CSV": base / "studies" / f"{study}.csv"}
     files |= {
@@ -50,6 +55,7 @@ def section(
         links,
         None if found.empty else found,
         published.with_measured(records, spec, config, published.read()),
+        races,
     )
 
 

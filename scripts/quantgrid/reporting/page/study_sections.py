@@ -28,7 +28,8 @@ class StudySection:
     could not be drawn) and its files.
 
     ``links`` maps a kind of file (``table, CSV``) to its path relative to the report; ``compared``
-    holds its comparisons, if any; ``published`` are lines of ``published.with_measured``.
+    holds its comparisons, if any; ``published`` are lines of ``published.with_measured``, ``races``
+    those of ``race_sections.race_section``.
     """
 
     spec: Mapping[str, Any]
@@ -37,6 +38,7 @@ class StudySection:
     links: Mapping[str, str] = field(default_factory=dict)
     compared: pd.DataFrame | None = None
     published: Sequence[Mapping[str, Any]] = ()
+    races: Sequence[Mapping[str, Any]] = ()
 
 
 def section(study: StudySection, number: int) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def section(study: StudySection, number: int) -> dict[str, Any]:
         "error": "",
         "published": [published_line(line) for line in study.published],
         "unseen": unseen(study.records),
+        "races": list(study.races),
     }
     result["title"] = study.spec.get("title") or study.spec.get("study", "")
     try:
