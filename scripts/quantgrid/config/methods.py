@@ -138,7 +138,7 @@ class Method:
     ``widest_input`` is the largest input dimension of a linear that it accepts. A ``learned``
     transform is trained after it was fitted, on the calibration token windows if it is
     ``trained_on_windows``. A mitigation with ``training`` quantizes the whole model at once while
-    it trains its ``scales`` or its ``weights`` on those windows; training weights is not
+    it trains its ``scales``, its ``codes`` or its ``weights`` on those windows; training weights is not
     post-training quantization. ``fine_scales``, in the form of ``calibrated``: the method has no
     effect with power-of-two weight scales.
     ``costs`` names the factorizations of each linear that time and memory depend on: ``solve``, of
@@ -149,7 +149,7 @@ class Method:
     sites whose inputs it divides (those of the option ``sites`` if it has one). ``online`` lists the
     operations that stay at run time, ``shifts`` names the option with the sites that it centres;
     ``clips``, in the form of ``calibrated``: it limits activations that are rounded. ``keeps_outliers``:
-    a mitigation that keeps weights in 16 bits.
+    a mitigation that keeps weights in 16 bits, or more codes than one per weight.
     """
 
     module: str

@@ -34,7 +34,10 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
         "spinquant": {"method": "optimized_rotation", "gradient": "identity"},
         "ostquant": {"method": "optimized_rotation_scaling"},
     },
-    "mitigations": {},
+    "mitigations": {
+        "autoround": {"method": "learned_rounding"},
+        "qad": {"method": "qat_finetune", "warmup": 0.05},
+    },
 }
 
 # the module that propagates; only cells that ask for it depend on it

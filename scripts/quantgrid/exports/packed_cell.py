@@ -24,7 +24,8 @@ from ..inference.online import restored
 from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
 from ..models.shapes import ModelShape
 from ..quantization.checkpoints import PackedCheckpoint
-from ..quantization.packed_linears import PARAMETERS, PackedLinear, take_linear
+from ..quantization.code_storage import PARAMETERS
+from ..quantization.packed_linears import PackedLinear, take_linear
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.cell_schemes import CellSchemes, KeyValueScheme
 from ..schemes.quant_scheme import QuantScheme
@@ -129,8 +130,8 @@ class PackedCell:
 
     @property
     def has_outliers(self) -> bool:
-        """Check whether any linear keeps outliers."""
-        return any(entry["outliers"] for entry in self.about["linears"].values())
+        """Check whether any linear keeps outliers or residual columns."""
+        return any(entry["outliers"] or "residual" in entry for entry in self.about["linears"].values())
 
     @property
     def branch_inputs(self) -> set[str]:
@@ -230,7 +231,7 @@ def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
     """The linear ``name`` whose rows are those of ``parts`` one after another.
 
     A scale per tensor becomes one per row. Raises :class:`ConfigError` if they share no global scale,
-    or if they have low-rank terms or outliers.
+    or if they have low-rank terms, outliers or residual columns.
     """
     if len(parts) == 1:
         return replace(parts[0], name=name)
@@ -238,8 +239,8 @@ def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
     bias = None if first.bias is None else torch.cat([part.bias for part in parts])  # type: ignore[misc]
     if first.quantized is None:
         return PackedLinear(name, weight=torch.cat([part.dense(part.weight.dtype) for part in parts]), bias=bias)  # type: ignore[union-attr]
-    if any(part.low_rank is not None or part.outliers is not None for part in parts):
-        raise ConfigError(f"{name}: low-rank terms and outliers of joined linears cannot be exported")
+    if any(held is not None for part in parts for held in (part.low_rank, part.outliers, part.residual)):
+        raise ConfigError(f"{name}: low-rank terms, outliers and residual columns of joined linears cannot be exported")
     held = [by_rows(part.quantized) for part in parts]  # type: ignore[arg-type]
     glob = held[0].global_scale
     if glob is not None and any(not torch.equal(glob, other.global_scale) for other in held):  # type: ignore[arg-type]

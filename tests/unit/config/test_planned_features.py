@@ -101,6 +101,7 @@ def test_side_terms_are_those_of_the_mitigation():
     entry = {"mitigations": {"x": {"method": "low_rank", "rank": 0}, "y": {"method": "sparse_outliers", "rank": 0}}}
     assert planned(cell_of(mitigation="x"), **entry).branch_inputs == frozenset()
     assert planned(cell_of(mitigation="sparse_outliers")).outliers
+    assert planned(cell_of(mitigation="residual_columns")).outliers
     assert not planned(cell_of(mitigation="y"), **entry).outliers and not planned(cell_of()).outliers
 
 

@@ -26,7 +26,7 @@ COUNTS = {
         {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9},
         (2, 3, 21),
     ),
-    "smoke": (44, {"methods": 8, "pairs": 23, "formats": 14, "granularity": 3}, (22, 19, 14)),
+    "smoke": (47, {"methods": 8, "pairs": 26, "formats": 14, "granularity": 3}, (22, 22, 14)),
     "oddities": (
         91,
         {
