@@ -109,7 +109,7 @@ def recipe(
     method = registry.method("transforms", name)
     given = method.resolve({"method": name, **options}, name)["options"] | {"seed": seed}
     return registry.load("transforms", name), given | (
-        {"schemes": wanted or schemes()} if method.fitted_to_scheme else {}
+        {"schemes": wanted or schemes()} if method.is_fitted_to_scheme(given) else {}
     )
 
 

@@ -29,7 +29,7 @@ from ..quantization.packed_linears import PackedLinear, take_linear
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.cell_schemes import CellSchemes, KeyValueScheme
 from ..schemes.quant_scheme import QuantScheme
-from .features import Features
+from .features import Features, in_some_layers
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,21 @@ class PackedCell:
         return Features(
             self.shape,
             self.schemes,
-            {site: tuple(operation["operation"] for operation in found) for site, found in self.online.items()},
+            {site: self._operations(site) for site in self.online},
             frozenset(self.branch_inputs),
             self.has_outliers,
             tuple(role for role in biased if role not in own),
             any(name.endswith(".clip_high") for name in names),
             self.shares_global_scale(),
         )
+
+    def _operations(self, kind: str) -> tuple[str, ...]:
+        """Names of the online operations at sites of ``kind``."""
+        plans = (self.shape.plan(index) for index in range(self.shape.layers))
+        sites = sum(kind_of(site) == kind for plan in plans for site in plan.sites)
+        everywhere = sum(site_kind(name) == kind for name in self.about["online"]) == sites
+        names = (operation["operation"] for operation in self.online[kind])
+        return tuple(name if everywhere else in_some_layers(name) for name in names)
 
     def shares_global_scale(self) -> bool:
         """Check whether the rounded linears of each site have one global scale for the weights."""

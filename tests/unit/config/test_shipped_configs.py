@@ -87,6 +87,11 @@ COUNTS = {
         },
         (25, 17, 36),
     ),
+    "methods-2026": (
+        192,
+        {"methods-2026": 125, "methods-2026-smollm2": 13, "equal-bytes": 42, "smallest": 16},
+        (11, 10, 3),
+    ),
     "shifts": (27, {"shifts": 27}, (14, 1, 1)),
     "studies": (
         264,
