@@ -30,6 +30,7 @@ def trained(
         job.spec["compute"]["device"],
         Path(job.transform).with_name("training.safetensors"),
         progress("learning"),
+        statistics_file=Path(job.statistics) if job.statistics else None,
     )
     learned = module.learn(start, context, **given)
     for part, end in learned.ends.items():

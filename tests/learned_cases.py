@@ -1,5 +1,5 @@
-"""Small decoders on disk with token windows and statistics, and the learned transforms with what
-they need, for their tests."""
+"""Small decoders on disk with token windows and statistics, learned transforms and trained mitigations with
+what they need, for their tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import family_models
 from quantgrid.calibration.layers import DecoderFolder
@@ -26,10 +26,14 @@ from quantgrid.learning.network import Network
 from quantgrid.learning.session import Session
 from quantgrid.learning.trainables import learned_kinds
 from quantgrid.learning.training_context import TrainingContext
+from quantgrid.learning.transformed import Trained
 from quantgrid.linalg.hadamard import random_orthogonal
 from quantgrid.models.families import FAMILIES
+from quantgrid.quantization.cached import Recipe
+from quantgrid.quantization.checkpoints import load_quantized, save_quantized
 from quantgrid.schemes.cell_schemes import CellSchemes
 from quantgrid.schemes.granularities import cell_schemes
+from quantgrid.transforms.recipes import random_hadamard
 from reference_decoder import logits, site_inputs
 from reference_statistics import write_statistics
 from tiny_decoders import Case, random_tokens, save
@@ -113,7 +117,7 @@ def recipe(
     method = registry.method("transforms", name)
     given = method.resolve({"method": name, **options}, name)["options"] | {"seed": seed}
     return registry.load("transforms", name), given | (
-        {"schemes": wanted or schemes()} if method.fitted_to_scheme else {}
+        {"schemes": wanted or schemes()} if method.is_fitted_to_scheme(given) else {}
     )
 
 
@@ -186,3 +190,36 @@ def learned(made: Given, name: str, wanted: CellSchemes | None = None, context: 
     module, resolved = recipe(name, wanted, **options)
     begun = start(made, name, wanted, **options)
     return begun, module.learn(begun, made.context(**(context or {})), **resolved)
+
+
+def recipe_of(made: Given, wanted: CellSchemes | None = None, transform: str = "hadamard") -> Recipe:
+    fitted = fit(
+        random_hadamard.primitives(1) if transform == "hadamard" else [], made.decoder, made.folder / "statistics"
+    )
+    return Recipe(fitted, wanted or schemes(), None, str(made.folder / "statistics"))
+
+
+def trained(
+    made: Given,
+    name: str,
+    wanted: CellSchemes | None = None,
+    context: dict[str, Any] | None = None,
+    seed: int = 0,
+    transform: str = "hadamard",
+    **options: Any,
+) -> Trained:
+    method = registry.method("mitigations", name)
+    resolved = method.resolve({"method": name, "batch_size": 2, **options}, name)["options"]
+    return getattr(registry.load("mitigations", name), name)(
+        recipe_of(made, wanted, transform), made.context(**(context or {})), seed=seed, **resolved
+    )
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def loaded(done: Trained, folder: Path) -> nn.Module:
+    """Model of a trained mitigation, from the checkpoint that it leaves."""
+    save_quantized(done.quantized.content, folder / "model.safetensors", folder / "quantgrid.json", {"axes": {}})
+    return load_quantized(folder)

@@ -14,6 +14,7 @@ from quantgrid.quantization.compensation_storage import (
     side_entry,
     side_tensors,
     take_outliers,
+    take_residual,
 )
 from quantgrid.quantization.packed_linears import PackedLinear
 from quantgrid.quantizer import find_parameters, quantize
@@ -166,7 +167,7 @@ def roundtrip(solved, layer=0):
     entry = {"shape": list(solved.quantized.codes.shape[-2:]), **side_entry(solved)}
     outliers = take_outliers("a", entry, tensors)
     codes = replace(solved.quantized, **{part: _of_layer(getattr(solved.quantized, part), layer) for part in PARTS})
-    weight = PackedLinear("a", codes, outliers=outliers).dense()
+    weight = PackedLinear("a", codes, outliers=outliers, residual=take_residual("a", entry, tensors)).dense()
     term_of = read_low_rank("a", entry, tensors, torch.float32)
     assert not tensors
     return weight, term_of, bits

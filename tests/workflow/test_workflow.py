@@ -190,6 +190,8 @@ def test_trainings_leave_their_losses_and_no_state(smoke: Checkout):
     labels = [row["label"].split(", ") for row in losses]
     assert {(label[1], label[2]) for label in labels if len(label) == 5} == {
         ("none", "finetuned"),
+        ("none", "learned-rounding"),
+        ("none", "distilled"),
         ("quarot", "qat_finetune"),
     }
     assert {label[1] for label in labels if len(label) < 5} == set(learned)

@@ -17,6 +17,8 @@ OBJECTIVE = {
     "round_weights": Option(False),
 }
 LOSSES = ("cross_entropy", "kl_top")
+STORED = ("kurtosis", "whip")  # objectives on stored activations, without the network
+NETWORK = ((None, "objective", ("end_to_end", "layer_wise")),)
 
 LEARNED_TRANSFORMS: dict[str, Method] = {
     "optimized_scaling": Method(
@@ -37,15 +39,17 @@ LEARNED_TRANSFORMS: dict[str, Method] = {
         "transforms.recipes.optimized_rotation",
         "SpinQuant: rotations R1, R2 learned, R4 a fixed Hadamard transform",
         {
-            **OBJECTIVE,
-            "loss": Option("cross_entropy", choices=LOSSES),
+            **{name: replace(option, needs=NETWORK) for name, option in {**OBJECTIVE, **WINDOWS}.items()},
+            "objective": Option("end_to_end", choices=("end_to_end", "layer_wise", *STORED)),
+            "loss": Option("cross_entropy", choices=LOSSES, needs=NETWORK),
             **training(100, 8, learning_rate=0.1),
-            **WINDOWS,
             "residual": RESIDUAL,
         },
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
-        **ON_WINDOWS,
+        calibrated={"objective": STORED},
+        **{**ON_WINDOWS, "fitted_to_scheme": {"objective": ("end_to_end", "layer_wise")}},
+        stored_tokens={"objective": dict.fromkeys(STORED, 4096)},
         online=(SIGNED, ROTATED, ALWAYS_R4),
     ),
     "optimized_rotation_scaling": Method(

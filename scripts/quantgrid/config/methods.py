@@ -11,10 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..exports.features import in_some_layers
 from ..ground.errors import ConfigError, shown, text_hint, unknown_name
 from ..models.plans import SITES
 
 LARGEST = 10**9  # limit of integer options
+
+
+def as_list(value: Any) -> list[Any]:
+    """Items of an option's ``value``: those of a list, else the value itself."""
+    return value if isinstance(value, list) else [value]
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Option:
 
     ``share``: an integer that may also be given as a share between 0 and 1. ``needs`` lists (value,
     or None for any; another option; the values of that option that give this one a meaning),
-    checked for options stated in an entry.
+    checked for options stated in an entry. Of a list, one of its items counts.
     """
 
     default: Any
@@ -77,7 +83,9 @@ class Option:
     def check_needs(self, value: Any, resolved: Mapping[str, Any], where: str) -> None:
         """Reject ``value`` if the other ``resolved`` options give it no meaning."""
         for given, other, accepted in self.needs:
-            if given in (None, value) and resolved[other] not in accepted:
+            if given is not None and given not in as_list(value):
+                continue
+            if not any(item in accepted for item in as_list(resolved[other])):
                 wanted = " or ".join(map(repr, accepted))
                 raise ConfigError(
                     f"{where}: {value!r} has no meaning with {other} {resolved[other]!r}; set {other} to "
@@ -96,13 +104,20 @@ class Online:
     ``at``: the kind of its site, ``SITES_OF_OPTION`` (those of the option ``sites``, all without that
     option) or ``STREAM`` (sites that read the residual stream). ``when`` maps options to the values
     under which it exists; of a list, one of its values. ``unless_heads``: the option that moves it from
-    ``output_input`` into v if the option ``block_size`` divides the head size.
+    ``output_input`` into v if the option ``block_size`` divides the head size. ``chosen``: (option, item of its
+    list) with which it is left out where it does not help.
     """
 
     at: str
     operation: str
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     unless_heads: str = ""
+    chosen: tuple[str, str] = ("", "")
+
+    def name(self, options: Mapping[str, Any]) -> str:
+        """Name of the operation in features of a cell with these resolved ``options``."""
+        option, item = self.chosen
+        return in_some_layers(self.operation) if item in options.get(option, []) else self.operation
 
     def exists(self, options: Mapping[str, Any]) -> bool:
         """Check whether the resolved ``options`` ask for it."""
@@ -134,11 +149,12 @@ class Method:
 
     ``calibrated``: the method is fitted to calibration statistics. ``fitted_to_scheme``: its
     parameters depend on the scheme they were searched or learned for. Both may be a mapping, option
-    -> the values for which this is true. ``seeded``: its parameters depend on a seed.
+    -> the values for which this is true. ``stored_tokens``: option -> its value -> the least number of
+    tokens of a site that the calibration has to store. ``seeded``: its parameters depend on a seed.
     ``widest_input`` is the largest input dimension of a linear that it accepts. A ``learned``
     transform is trained after it was fitted, on the calibration token windows if it is
     ``trained_on_windows``. A mitigation with ``training`` quantizes the whole model at once while
-    it trains its ``scales`` or its ``weights`` on those windows; training weights is not
+    it trains its ``scales``, its ``codes`` or its ``weights`` on those windows; training weights is not
     post-training quantization. ``fine_scales``, in the form of ``calibrated``: the method has no
     effect with power-of-two weight scales.
     ``costs`` names the factorizations of each linear that time and memory depend on: ``solve``, of
@@ -149,8 +165,8 @@ class Method:
     sites whose inputs it divides (those of the option ``sites`` if it has one). ``online`` lists the
     operations that stay at run time, ``shifts`` names the option with the sites that it centres;
     ``clips``, in the form of ``calibrated``: it limits activations that are rounded. ``keeps_outliers``:
-    a mitigation that keeps weights in 16 bits. ``reads_statistics``: a mitigation whose weights depend on
-    calibration statistics.
+    a mitigation that keeps weights in 16 bits, or more codes than one per weight. ``reads_statistics``: a
+    mitigation whose weights depend on calibration statistics.
     """
 
     module: str
@@ -168,6 +184,7 @@ class Method:
     widest_input: int | None = None
     learned: bool = False
     trained_on_windows: bool = False
+    stored_tokens: Mapping[str, Mapping[Any, int]] = field(default_factory=dict)
     training: str = ""
     fine_scales: bool | Mapping[str, tuple[Any, ...]] = False
     costs: tuple[str, ...] = ()
@@ -197,6 +214,10 @@ class Method:
     def is_calibrated(self, options: Mapping[str, Any]) -> bool:
         """Check whether it reads calibration statistics with these resolved ``options``."""
         return _holds(self.calibrated, options)
+
+    def needed_tokens(self, options: Mapping[str, Any]) -> int:
+        """Least number of stored tokens of a site with these resolved ``options``."""
+        return max((least.get(options[option], 0) for option, least in self.stored_tokens.items()), default=0)
 
     def is_fitted_to_scheme(self, options: Mapping[str, Any]) -> bool:
         """Check whether its parameters depend on the schemes of the cell with these resolved
@@ -243,8 +264,6 @@ class Method:
 
 
 def _holds(condition: bool | Mapping[str, tuple[Any, ...]], options: Mapping[str, Any]) -> bool:
-    return (
-        condition
-        if isinstance(condition, bool)
-        else any(options[option] in values for option, values in condition.items())
-    )
+    if isinstance(condition, bool):
+        return condition
+    return any(item in values for option, values in condition.items() for item in as_list(options[option]))

@@ -44,6 +44,11 @@ def _on(*bases: str) -> dict[str, Option]:
     }
 
 
+def _trained_from(*bases: str) -> dict[str, Option]:
+    """The options of :func:`_on` for what trains from a base: it has no propagation."""
+    return {name: option for name, option in _on(*bases).items() if name not in PROPAGATION}
+
+
 MITIGATIONS: dict[str, Method] = {
     "none": Method(
         "mitigations.methods.none", "nothing is quantized; for the format bf16 only", reads_statistics=False
@@ -143,6 +148,18 @@ MITIGATIONS: dict[str, Method] = {
         shares_scales=True,
         keeps_outliers=True,
     ),
+    "residual_columns": Method(
+        "mitigations.methods.residual_columns",
+        "SERQ: second codes for the columns of largest inputs, for the bytes of a rank",
+        {
+            **RANK,
+            "order": Option(defaults.ORDER, choices=("maximum", "second_moment")),
+            **_on("rtn", "gptq", "mr_gptq", "gptaq"),
+        },
+        widest_input=65535,
+        shares_scales=True,
+        keeps_outliers=True,
+    ),
     "singular_domain": Method(
         "mitigations.methods.singular_domain",
         "round to nearest after a learned change of the singular values",
@@ -158,7 +175,7 @@ MITIGATIONS: dict[str, Method] = {
         "mitigations.methods.tune_scales",
         "scales and zero points fine-tuned layer by layer (as OmniQuant's clipping)",
         {
-            **{name: option for name, option in _on("rtn", "gptq", "mr_gptq").items() if name not in PROPAGATION},
+            **_trained_from("rtn", "gptq", "mr_gptq"),
             "error": ERROR,
             **training(100, 4, learning_rate=5e-3),
             **WINDOWS,
@@ -167,12 +184,45 @@ MITIGATIONS: dict[str, Method] = {
         training="scales",
         fine_scales={"base": ("gptq", "mr_gptq")},
     ),
+    "learned_rounding": Method(
+        "mitigations.methods.learned_rounding",
+        "SignRound: codes and ranges trained layer by layer by signed gradient descent (AutoRound)",
+        {
+            **_trained_from("rtn", "gptq"),
+            "error": Option("squared", choices=("squared", "relative", "trimmed", "fisher")),
+            "trim_low": Option(0.0, minimum=0.0, maximum=0.5, needs=((None, "error", ("trimmed",)),)),
+            "trim_high": Option(0.001, minimum=0.0, maximum=0.5, needs=((None, "error", ("trimmed",)),)),
+            "ranges": Option(True),
+            **training(200, 8, learning_rate=5e-3),
+            "schedule": Option("linear", choices=("cosine", "linear")),
+            **WINDOWS,
+        },
+        seeded=True,
+        training="codes",
+    ),
     "qat_finetune": Method(
         "mitigations.methods.qat_finetune",
-        "quantization-aware fine-tuning of the weights, end to end, then round to nearest (RoSTE)",
+        "quantization-aware training of the weights, end to end, then rounded (QAD, RoSTE)",
         {
+            **_trained_from("rtn", "gptq", "mr_gptq"),
             "loss": Option("kl", choices=("kl", "cross_entropy")),
             "weight_decay": Option(0.0, minimum=0.0),
+            "warmup": Option(0.0, minimum=0.0, maximum=0.9),
+            "checks": Option(1, minimum=1),
+            **training(100, 4, learning_rate=1e-5),
+            **WINDOWS,
+        },
+        seeded=True,
+        training="weights",
+    ),
+    "distill_blocks": Method(
+        "mitigations.methods.distill_blocks",
+        "weights trained layer by layer on the output of the full-precision layer, then rounded (block-wise QAD)",
+        {
+            **_trained_from("rtn", "gptq", "mr_gptq"),
+            "error": ERROR,
+            "weight_decay": Option(0.0, minimum=0.0),
+            "warmup": Option(0.0, minimum=0.0, maximum=0.9),
             **training(100, 4, learning_rate=1e-5),
             **WINDOWS,
         },

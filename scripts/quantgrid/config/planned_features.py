@@ -59,7 +59,7 @@ def online_operations(transform: Method, options: Mapping[str, Any], shape: Mode
     declared = [operation for operation in transform.online if operation.exists(options)]
     for operation in declared:
         for site in operation.sites(options, shape.head_dim):
-            found[site].append(operation.operation)
+            found[site].append(operation.name(options))
     rotated = STREAM_SITES if any(operation.at == STREAM for operation in declared) else ()
     for site in transform.divided_sites(options) if transform.divides_online(options) else ():
         if site in rotated or not shape.family.plan.sites[site].is_divisible:

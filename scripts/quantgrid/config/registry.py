@@ -39,6 +39,8 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mitigations": {
         "gptq_published": {"method": "gptq", "propagation": "sequential", "weight_range": "mse"},
+        "autoround": {"method": "learned_rounding"},
+        "qad": {"method": "qat_finetune", "warmup": 0.05},
     },
 }
 

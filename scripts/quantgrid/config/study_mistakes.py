@@ -10,6 +10,7 @@ from ..ground.errors import ConfigError, unknown_name
 from ..ground.old_names import OLD_STUDIES
 from . import entries, grid, registry, shown_transforms, study_defaults
 from .cells import Cell
+from .methods import Method
 from .mistakes import collected
 from .races import race_mistakes
 
@@ -77,6 +78,7 @@ def _check_trainings(config: Mapping[str, Any], cells: Iterable[Cell]) -> None:
     ):
         entry = entries.entry(config, axis, name)
         method, calibration = registry.method(axis, entry["method"]), entry.get("calibration", "default")
+        _check_stored_tokens(config, axis, name, method)
         if not (method.trained_on_windows or method.training):
             continue
         if config["calibrations"][calibration]["skip_first"]:
@@ -94,3 +96,21 @@ def _check_trainings(config: Mapping[str, Any], cells: Iterable[Cell]) -> None:
                 f"{options['held_out']} out, and corpus '{corpus}' has {windows}; set its "
                 f"'windows' to at least {needed}"
             )
+
+
+def _check_stored_tokens(config: Mapping[str, Any], axis: str, name: str, method: Method) -> None:
+    """Reject a method whose calibration stores fewer tokens of a site than its options need."""
+    if not method.stored_tokens:
+        return
+    entry = entries.entry(config, axis, name)
+    calibration = entry.pop("calibration", "default")
+    needed = method.needed_tokens(method.resolve(entry, f"{axis}.{name}")["options"])
+    given = config["calibrations"][calibration]
+    corpus = config["corpora"][given["corpus"]]
+    seen = corpus["windows"] * (corpus["window"] - given["skip_first"]) if "windows" in corpus else needed
+    if min(given["samples"], seen) < needed:
+        raise ConfigError(
+            f"{axis}.{name}: its objective needs {needed} stored tokens of a site, and calibration '{calibration}' "
+            f"stores {min(given['samples'], seen)}; set its 'samples' to at least {needed}, and its corpus to as "
+            "many tokens"
+        )

@@ -16,11 +16,15 @@ ROTATIONS = {
     "rotations": Option(["R1", "R2", "R4"], choices=("R1", "R2", "R4")),
     "basis": Option("none", choices=("none", "activations", "weights")),
 }
+# rotations that are applied only where they lower the error
+CHOOSE = Option(
+    [], choices=("R2", "R4"), needs=tuple((rotation, "rotations", (rotation,)) for rotation in ("R2", "R4"))
+)
 # where the exact place of an operation is not in the weights: docs/models.md
 RESIDUAL = Option("offline", choices=("offline", "online"))
 DIVISION = Option("offline", choices=("offline", "online"))
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
-ONLINE_R4 = Online("down_input", "hadamard", {"rotations": ("R4",)})
+ONLINE_R4 = Online("down_input", "hadamard", {"rotations": ("R4",)}, chosen=("choose", "R4"))
 ALWAYS_R4 = Online("down_input", "hadamard")
 SIGNED = Online(STREAM, "signed_hadamard", {"residual": ("online",)})
 ROTATED = Online(STREAM, "block_rotate", {"residual": ("online",)})

@@ -4,7 +4,9 @@ With x the stream that enters layer F in full precision, x' that of the quantize
 layer, the error after the layer is exactly the sum of the error added by the layer, F'(x) - F(x),
 and the propagated error, F'(x') - F'(x). Each is relative to F(x), per token, averaged over tokens
 as a ratio of Euclidean norms: a few tokens of huge norm (attention sinks) weigh no more than
-others.
+others. Norms do not add, squares do: with a added and p propagated, |a + p|² = |a|² + |p|² +
+2⟨a, p⟩, and the last term is the interaction. The split into local, accumulated and interaction
+parts is that of arXiv 2509.23500, here by vectors and with the quantized layer in both parts.
 
 A rotation of the residual stream (R1) changes the basis of the quantized model; the full-precision
 stream is rotated likewise before the comparison.
@@ -22,7 +24,10 @@ from ..calibration.collect import layer_inputs
 from ..ground.errors import NumericalFailure
 from ..inference.transform import Transform
 
-PARTS = ("error", "added", "passed_on")
+PARTS = ("error", "added", "passed_on")  # relative norms
+SQUARES = tuple(f"{part}_squared" for part in PARTS)  # and squared ones
+INTERACTION = "interaction"  # the rest of the squared error
+MEASURES = (*PARTS, *SQUARES, INTERACTION)
 
 
 @torch.no_grad()
@@ -33,7 +38,7 @@ def error_growth(
     basis: Tensor | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict[str, float]]:
-    """Relative errors, one dict of ``PARTS`` (no unit) for each decoder layer of ``model``.
+    """Relative errors, one dict of ``MEASURES`` (no unit) for each decoder layer of ``model``.
 
     ``model`` and ``reference`` are transformers decoders of one shape and dtype on one device,
     quantized and unmodified; ``windows`` (count, window) token ids; ``basis`` is the result of
@@ -47,7 +52,7 @@ def error_growth(
     for index, layer, original in zip(
         progress(range(len(arguments))), model.model.layers, reference.model.layers, strict=True
     ):
-        sums = torch.zeros(len(PARTS), dtype=torch.float64)
+        sums = torch.zeros(len(MEASURES), dtype=torch.float64)
         for window in range(len(exact)):
             rows = slice(window, window + 1)
             added = advanced(layer, turned(exact[rows], basis), arguments[index])
@@ -56,13 +61,28 @@ def error_growth(
                 advanced(layer, own[rows], arguments[index]),
             )
             target = turned(exact[rows], basis)
-            norms = target.double().norm(dim=-1)
-            errors = (own[rows] - target, added - target, own[rows] - added)
-            sums += torch.stack([(error.double().norm(dim=-1) / norms).mean() for error in errors]).cpu()
+            parts = token_errors(own[rows], added, target)
+            sums += torch.stack([parts[name].mean() for name in MEASURES]).cpu()
         if not torch.isfinite(sums).all():
             raise NumericalFailure(f"residual error: the stream after layer {index} is NaN or infinite")
-        found.append(dict(zip(PARTS, (sums / len(exact)).tolist())))
+        found.append(dict(zip(MEASURES, (sums / len(exact)).tolist())))
     return found
+
+
+def token_errors(own: Tensor, added: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """``MEASURES`` of every token, (*batch,) float64 each, relative to the norm of ``target`` or to its
+    square.
+
+    Outputs (*batch, d) of a layer: ``own`` of the quantized layer in the quantized model, ``added`` of
+    the quantized layer for the full-precision input, ``target`` in full precision.
+    """
+    own, added, target = own.double(), added.double(), target.double()
+    local, passed, whole = added - target, own - added, target.square().sum(-1)
+    squares = {
+        name: error.square().sum(-1) / whole for name, error in zip(SQUARES, (own - target, local, passed), strict=True)
+    }
+    norms = {name: squares[square].sqrt() for name, square in zip(PARTS, SQUARES)}
+    return {**norms, **squares, INTERACTION: 2 * (local * passed).sum(-1) / whole}
 
 
 def advanced(layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:

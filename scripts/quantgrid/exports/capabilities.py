@@ -74,7 +74,9 @@ class Findings:
 def judge_side_terms(found: Findings, features: Features) -> None:
     """Refuse outliers, learned limits of activations and experts; name a rounded KV cache as lost."""
     if features.outliers:
-        found.refuse("sparse outliers have no place beside packed weights", "the same mitigation without outliers")
+        found.refuse(
+            "sparse outliers and residual columns have no place beside packed weights", "the base of the mitigation"
+        )
     if features.clips:
         found.refuse(
             "learned limits of activations are dropped by every loader", "the same transform without learned limits"

@@ -9,6 +9,11 @@ from ..models.shapes import ModelShape
 from ..schemes.cell_schemes import CellSchemes
 
 
+def in_some_layers(operation: str) -> str:
+    """Name of an online operation that some layers have and others do not."""
+    return f"{operation} in some layers"
+
+
 @dataclass(frozen=True)
 class Features:
     """Schemes, run-time operations and side terms of one cell.

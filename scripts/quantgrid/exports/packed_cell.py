@@ -24,11 +24,12 @@ from ..inference.online import restored
 from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
 from ..models.shapes import ModelShape
 from ..quantization.checkpoints import PackedCheckpoint
-from ..quantization.packed_linears import PARAMETERS, PackedLinear, take_linear
+from ..quantization.code_storage import PARAMETERS
+from ..quantization.packed_linears import PackedLinear, take_linear
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.cell_schemes import CellSchemes
 from ..schemes.quant_scheme import QuantScheme
-from .features import Features
+from .features import Features, in_some_layers
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class PackedCell:
 
     @property
     def has_outliers(self) -> bool:
-        """Check whether any linear keeps outliers."""
-        return any(entry["outliers"] for entry in self.about["linears"].values())
+        """Check whether any linear keeps outliers or residual columns."""
+        return any(entry["outliers"] or "residual" in entry for entry in self.about["linears"].values())
 
     @property
     def branch_inputs(self) -> set[str]:
@@ -146,13 +147,21 @@ class PackedCell:
         return Features(
             self.shape,
             self.schemes,
-            {site: tuple(operation["operation"] for operation in found) for site, found in self.online.items()},
+            {site: self._operations(site) for site in self.online},
             frozenset(self.branch_inputs),
             self.has_outliers,
             tuple(role for role in biased if role not in own),
             any(name.endswith(".clip_high") for name in names),
             self.shares_global_scale(),
         )
+
+    def _operations(self, kind: str) -> tuple[str, ...]:
+        """Names of the online operations at sites of ``kind``."""
+        plans = (self.shape.plan(index) for index in range(self.shape.layers))
+        sites = sum(kind_of(site) == kind for plan in plans for site in plan.sites)
+        everywhere = sum(site_kind(name) == kind for name in self.about["online"]) == sites
+        names = (operation["operation"] for operation in self.online[kind])
+        return tuple(name if everywhere else in_some_layers(name) for name in names)
 
     def shares_global_scale(self) -> bool:
         """Check whether the rounded linears of each site have one global scale for the weights."""
@@ -224,7 +233,7 @@ def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
     """The linear ``name`` whose rows are those of ``parts`` one after another.
 
     A scale per tensor becomes one per row. Raises :class:`ConfigError` if they share no global scale,
-    or if they have low-rank terms or outliers.
+    or if they have low-rank terms, outliers or residual columns.
     """
     if len(parts) == 1:
         return replace(parts[0], name=name)
@@ -232,8 +241,8 @@ def joined(name: str, parts: list[PackedLinear]) -> PackedLinear:
     bias = None if first.bias is None else torch.cat([part.bias for part in parts])  # type: ignore[misc]
     if first.quantized is None:
         return PackedLinear(name, weight=torch.cat([part.dense(part.weight.dtype) for part in parts]), bias=bias)  # type: ignore[union-attr]
-    if any(part.low_rank is not None or part.outliers is not None for part in parts):
-        raise ConfigError(f"{name}: low-rank terms and outliers of joined linears cannot be exported")
+    if any(held is not None for part in parts for held in (part.low_rank, part.outliers, part.residual)):
+        raise ConfigError(f"{name}: low-rank terms, outliers and residual columns of joined linears cannot be exported")
     held = [by_rows(part.quantized) for part in parts]  # type: ignore[arg-type]
     glob = held[0].global_scale
     if glob is not None and any(not torch.equal(glob, other.global_scale) for other in held):  # type: ignore[arg-type]

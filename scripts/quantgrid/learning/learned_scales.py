@@ -82,7 +82,7 @@ class ScaledWeight:
         """Quantized tensor under these ``factor`` and ``shift``."""
         parameters = self._stored(values)
         if not self.fixed_codes:
-            return quantize(self.weight, self.scheme, parameters)
+            return quantize(self._rounded_weight(values, parameters), self.scheme, parameters)
         return replace(self.base, scale=parameters.scale, zero_point=parameters.zero_point)
 
     def rounded(self, values: dict[str, Tensor]) -> Tensor:
@@ -93,17 +93,25 @@ class ScaledWeight:
             exact = (
                 self.quantized(values).dequantize()
                 if self.fixed_codes
-                else fake_quantize(self.weight, self.scheme, parameters)
+                else fake_quantize(self._rounded_weight(values, parameters), self.scheme, parameters)
             )
         step = substituted(self._scale(values) * self._unit(), effective_step(parameters, self.scheme)).unsqueeze(-1)
         zero_point = None
         if parameters.zero_point is not None:
             zero_point = substituted(self._zero_point(values), parameters.zero_point.float()).unsqueeze(-1)
-        return substituted(self._smooth(exact, step, zero_point), exact)
+        return substituted(self._smooth(exact, step, zero_point, values), exact)
 
-    def _smooth(self, exact: Tensor, step: Tensor, zero_point: Tensor | None) -> Tensor:
-        """``exact`` as a function of ``step`` and ``zero_point`` (*batch, m or 1, groups, 1), codes
-        fixed."""
+    def _rounded_weight(self, values: dict[str, Tensor], parameters: QuantizationParameters) -> Tensor:
+        """Weight (*batch, m, n) that the codes are rounded from."""
+        return self.weight
+
+    def _units(self, step: Tensor, offset: Tensor | float, values: dict[str, Tensor]) -> Tensor:
+        """Weight (*batch, m, groups, size) that the codes are rounded from, in units of ``step``."""
+        return (self.weight.unflatten(-1, (step.shape[-2], -1)) - offset) / step
+
+    def _smooth(self, exact: Tensor, step: Tensor, zero_point: Tensor | None, values: dict[str, Tensor]) -> Tensor:
+        """``exact`` as a function of ``step`` and ``zero_point`` (*batch, m or 1, groups, 1) and of
+        ``values``, codes fixed."""
         groups = step.shape[-2]
         safe = torch.where(step > 0, step, 1.0)
         offset = zero_point if self.is_shifted else 0.0
@@ -112,7 +120,7 @@ class ScaledWeight:
         if self.fixed_codes:
             moved = units if zero_point is None or self.is_shifted else units + (zero_point.detach() - zero_point)
         else:
-            wanted = self._in_range((self.weight.unflatten(-1, (groups, -1)) - offset) / safe, zero_point)
+            wanted = self._in_range(self._units(safe, offset, values), zero_point)
             moved = wanted + (units - wanted).detach()
         return (moved * step + offset).flatten(-2)
 

@@ -19,6 +19,7 @@ from ..ground.errors import ConfigError
 from ..inference.transform import Parameters
 from ..machine.memory import PIECE
 from ..models.lm_head import head_of
+from .emphasis import Emphasis
 from .head_loss import divergence
 from .network import Folding, Network
 
@@ -131,10 +132,22 @@ class AllLayers:
 
 
 class OneLayer:
-    """Output error of one layer on ``inputs`` against ``wanted``, both (windows, tokens, d)."""
+    """Output error of one layer on ``inputs`` against ``wanted``, both (windows, tokens, d), as far as
+    ``emphasis`` counts it."""
 
-    def __init__(self, network: Network, held_out: int, index: int, inputs: Tensor, wanted: Tensor, error: str):
-        self.network, self.index, self.inputs, self.wanted, self.error = network, index, inputs, wanted, error
+    def __init__(
+        self,
+        network: Network,
+        held_out: int,
+        index: int,
+        inputs: Tensor,
+        wanted: Tensor,
+        error: str,
+        emphasis: Emphasis | None = None,
+    ):
+        self.network, self.index, self.inputs, self.error = network, index, inputs, error
+        self.emphasis = emphasis or Emphasis()
+        self.wanted = self.emphasis.weighted(wanted)
         self.count, self.compared = divided(len(inputs), held_out)
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
@@ -142,7 +155,8 @@ class OneLayer:
         for items in together(batch, self.inputs.shape[1]):
             wanted = self.wanted[items]
             share = len(items) / len(batch) if self.error == "relative" else wanted.square().sum() / energy
-            yield squared_error(self.network.layer(self.index, self.inputs[items], values), wanted, self.error) * share
+            found = self.emphasis.counted(self.network.layer(self.index, self.inputs[items], values), wanted)
+            yield squared_error(found, wanted, self.error) * share
 
 
 class FourthPower:

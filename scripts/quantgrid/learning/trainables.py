@@ -15,6 +15,7 @@ fraction    sigmoid(gamma), within (0, 1)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import geoopt
 import torch
@@ -91,6 +92,46 @@ def learned_kinds(transform: Transform, layers: Iterable[int] | None = None) -> 
         if kind and (scopes is None or scope in scopes):
             found[name] = kind
     return found
+
+
+Bounds = tuple[float, Tensor | float]  # smallest and largest value of a parameter
+
+
+class Free(nn.Module):
+    """Named parameters as they are, initialized to ``start``, those of ``bounds`` kept between (smallest,
+    largest)."""
+
+    def __init__(self, start: Parameters, bounds: Mapping[str, Bounds] | None = None):
+        super().__init__()
+        self.names, self.bounds = list(start), bounds or {}
+        self.tensors = nn.ParameterList(tensor.clone() for tensor in start.values())
+
+    def values(self) -> Parameters:
+        """Parameters by name."""
+        return dict(zip(self.names, self.tensors))
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Move every parameter to its bounds."""
+        values = self.values()
+        for name, (smallest, largest) in self.bounds.items():
+            values[name].clamp_(min=smallest)
+            values[name].clamp_(max=largest)
+
+
+class SignDescent(torch.optim.Optimizer):
+    """Steps of the learning rate against the sign of every derivative (SignSGD, arXiv 1802.04434), without
+    momentum."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]]):
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
 
 
 class Trainables(nn.Module):

@@ -28,7 +28,8 @@ class Settings:
     """Training settings.
 
     ``rates``: learning rate per kind of parameter (``trainables.KINDS``). ``schedule``: ``cosine``
-    or ``linear``, down to zero.
+    or ``linear``, down to zero, after a linear rise over the share ``warmup`` of the steps. ``checks``:
+    measurements on held-out items, the last one at the end.
     """
 
     steps: int
@@ -36,10 +37,15 @@ class Settings:
     rates: Mapping[str, float]
     schedule: str = "cosine"
     seed: int = 0
+    warmup: float = 0.0
+    checks: int = 1
 
     def factor(self, step: int) -> float:
         """Factor of the learning rates at ``step`` (from 0)."""
-        done = step / self.steps
+        rising = int(self.warmup * self.steps)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        done = (step - rising) / (self.steps - rising)
         return 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
 
     def batch(self, count: int, step: int) -> list[int]:
@@ -91,10 +97,12 @@ def minimize(
     session: Session,
     part: str,
     progress: Callable[[Iterable], Iterable] = iter,
+    after: Callable[[int], None] = lambda step: None,
 ) -> float:
     """Take the steps of ``settings`` that ``session`` lacks; return the held-out loss at the start.
 
-    ``initial_lr`` of the optimizer's groups is the rate that the schedule scales. Raises
+    ``initial_lr`` of the optimizer's groups is the rate that the schedule scales. ``after`` is called with
+    the number of every step that was taken. Raises
     :class:`NumericalFailure` at a loss that is not finite.
     """
     done, before = session.resume(part, trainables, optimizer)
@@ -110,8 +118,38 @@ def minimize(
                 f"training of part '{part}': the loss is not finite at step {step + 1}; lower the learning rate"
             )
         optimizer.step()
+        after(step + 1)
         session.step(part, [step + 1, loss, optimizer.param_groups[0]["lr"]], before, trainables, optimizer)
     return before
+
+
+class Best:
+    """Parameters of the lowest held-out loss among the ``checks`` of a training.
+
+    They are kept in ``session``, whose state an interrupted training continues from.
+    """
+
+    PREFIX, LOSS = "best.", "best_loss"
+
+    def __init__(self, trainables: Any, objective: Objective, settings: Settings, session: Session):
+        self.trainables, self.objective, self.session = trainables, objective, session
+        self.due = {round(settings.steps * check / settings.checks) for check in range(1, settings.checks + 1)}
+
+    def look(self, step: int) -> None:
+        """Measure the parameters after ``step``, if it is due, and keep them if they are the best."""
+        if step not in self.due:
+            return
+        values = {name: value.detach() for name, value in self.trainables.values().items()}
+        loss, kept = evaluate(self.objective, values), self.session.finished
+        if self.LOSS not in kept or loss < kept[self.LOSS].item():
+            kept[self.LOSS] = torch.tensor(loss, dtype=torch.float64)
+            kept |= {f"{self.PREFIX}{name}": value.clone().cpu() for name, value in values.items()}
+
+    def taken(self) -> tuple[float, Parameters]:
+        """(loss, parameters) of the best, removed from the session."""
+        kept = self.session.finished
+        names = [name for name in kept if name.startswith(self.PREFIX)]
+        return kept.pop(self.LOSS).item(), {name.removeprefix(self.PREFIX): kept.pop(name) for name in names}
 
 
 def train(

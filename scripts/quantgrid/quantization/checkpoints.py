@@ -2,7 +2,7 @@
 
 ``model.safetensors`` holds per linear ``{name}.codes``, ``.scale`` and, if the scheme has them,
 ``.zero_point``, ``.global_scale``, ``.codebook``, and the tensors that ``compensation_storage.py``
-lists (low-rank factors, outliers). Scales and zero points of fewer than 8 bits are packed like
+lists (low-rank factors, outliers, residual columns). Scales and zero points of fewer than 8 bits are packed like
 codes. Tensors of online operations are named ``{site}.online.{number}.{name}``; all other tensors
 keep their names. ``quantgrid.json`` holds the model config, the schemes (``activations`` per site,
 ``candidates`` of an allocation), the kinds of the quantized linears (``rounded``), the shapes of the
@@ -32,14 +32,13 @@ from ..inference.online import restored, stored
 from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of, linear_key
 from ..models.shapes import module_name, shape_from_config
 from ..models.skeletons import fill, require_filled, skeleton
-from ..quantizer.packing import pack
 from ..quantizer.quantized_weight import Compensated
-from ..quantizer.tensors import QuantizedTensor
 from ..schemes.cell_schemes import CellSchemes, KeyValueScheme
 from ..schemes.quant_scheme import QuantScheme
+from .code_storage import PARAMETERS, code_tensors
 from .compensation_storage import side_entry, side_tensors
 from .linear_groups import is_tied
-from .packed_linears import PARAMETERS, packed_bits, take_linear
+from .packed_linears import take_linear
 
 FORMAT_VERSION = 5
 
@@ -84,24 +83,11 @@ class CheckpointContent:
 
         ``candidate`` names the scheme among the candidates of an allocation.
         """
-        scheme = self.schemes.candidates[candidate] if candidate else self.schemes.weight
-        parts, packed = _parts(solved.quantized), packed_bits(scheme)
         for i, name in enumerate(names):
-            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], scheme.element_format.bits)
-            self.tensors.update(
-                {
-                    f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
-                    for part, tensor in parts.items()
-                }
-            )
-            self.tensors.update({f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()})
+            stored_parts = {**code_tensors(solved.quantized, i), **side_tensors(solved, i)}
+            self.tensors.update({f"{name}.{part}": tensor for part, tensor in stored_parts.items()})
             shape, named = list(solved.quantized.codes[i].shape), {"scheme": candidate} if candidate else {}
             self.linears[name] = {"shape": shape, **side_entry(solved), **named}
-
-
-def _parts(quantized: QuantizedTensor) -> dict[str, Tensor]:
-    parts = {name: getattr(quantized, name) for name in PARAMETERS}
-    return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
 
 def save_quantized(

@@ -1,4 +1,4 @@
-"""Stored form of low-rank factors and outliers of a linear, and their bits.
+"""Stored form of low-rank factors, outliers and residual columns of a linear, and their bits.
 
 Tensors of a linear, below its name:
 
@@ -9,6 +9,9 @@ Tensors of a linear, below its name:
 ``outlier_values``                  bfloat16 (count,), row by row, columns ascending
 ``outlier_columns``                 their columns, 16 bits each
 ``outlier_counts``                  number of outliers per row, (m,), 16 bits each
+``residual.codes``, ...             residual columns (m, r) as any quantized tensor
+                                    (``code_storage.py``)
+``residual_columns``                their columns, (r,), 16 bits each
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from ..quantizer.packing import pack, unpack
 from ..quantizer.quantized_weight import Compensated, Outliers
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.quant_scheme import QuantScheme
+from .code_storage import code_tensors, take_codes
 
 SIDES = ("left", "right")
 LARGEST_SHORT = 65535
@@ -40,6 +44,11 @@ def side_tensors(solved: Compensated, layer: int) -> dict[str, Tensor]:
             }
     elif solved.low_rank is not None:
         found |= {side: factor[layer] for side, factor in zip(SIDES, solved.low_rank)}
+    if solved.residual is not None:
+        _require_short(solved.quantized.codes.shape[-1])
+        parts = code_tensors(solved.residual.quantized, layer)
+        found |= {f"residual.{part}": tensor for part, tensor in parts.items()}
+        found["residual_columns"] = _short(solved.residual.columns[layer])
     return found | (
         _outlier_tensors(solved.outliers, layer, solved.quantized.codes.shape[-2:]) if solved.outliers else {}
     )
@@ -47,12 +56,16 @@ def side_tensors(solved: Compensated, layer: int) -> dict[str, Tensor]:
 
 def side_entry(solved: Compensated) -> dict[str, Any]:
     """Manifest entry: rank, scheme (None: bfloat16) and input of the factors; whether outliers
-    exist."""
+    exist; number and scheme of residual columns, if there are any."""
     term = None
     if solved.low_rank is not None:
         scheme = solved.factors[0].scheme.to_dict() if solved.factors else None
         term = {"rank": solved.low_rank[1].shape[-2], "factors": scheme, "input": solved.branch_input}
-    return {"low_rank": term, "outliers": solved.outliers is not None}
+    entry: dict[str, Any] = {"low_rank": term, "outliers": solved.outliers is not None}
+    if solved.residual is not None:
+        columns = solved.residual.quantized
+        entry["residual"] = {"columns": columns.codes.shape[-1], "scheme": columns.scheme.to_dict()}
+    return entry
 
 
 def side_bits(solved: Compensated) -> float:
@@ -69,7 +82,14 @@ def side_bits(solved: Compensated) -> float:
         bits += 16 * solved.low_rank[1].shape[-2] * (m + n)
     if solved.outliers is not None:
         bits += 32 * solved.outliers.values.shape[-1] + 16 * m
+    if solved.residual is not None:
+        bits += residual_bits(m, solved.residual.quantized.codes.shape[-1], solved.residual.quantized.scheme)
     return bits / (m * n)
+
+
+def residual_bits(rows: int, columns: int, scheme: QuantScheme) -> float:
+    """Stored bits of ``columns`` residual columns of ``rows`` rows."""
+    return rows * columns * scheme.bits_per_element((rows, columns)) + 16 * columns
 
 
 def read_low_rank(
@@ -103,12 +123,18 @@ def take_outliers(
     return values, torch.repeat_interleave(torch.arange(len(counts)), _unsigned(counts)), _unsigned(columns)
 
 
+def take_residual(name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Residual columns of linear ``name``, removed from ``tensors``: values (m, r) and columns (r,); None
+    without any."""
+    if (about := entry.get("residual")) is None:
+        return None
+    shape, scheme = (entry["shape"][0], about["columns"]), QuantScheme.from_dict(about["scheme"])
+    values = take_codes(f"{name}.residual", shape, tensors, scheme).dequantize()
+    return values, _unsigned(tensors.pop(f"{name}.residual_columns"))
+
+
 def _outlier_tensors(outliers: Outliers, layer: int, shape: torch.Size) -> dict[str, Tensor]:
-    if shape[-1] > LARGEST_SHORT:
-        raise ConfigError(
-            f"outliers of a linear with {shape[-1]} inputs cannot be stored: column indices have 16 bits, "
-            f"so at most {LARGEST_SHORT} inputs are accepted"
-        )
+    _require_short(shape[-1])
     positions = outliers.positions[layer]
     counts = torch.bincount(positions // shape[-1], minlength=shape[-2])
     return {
@@ -116,6 +142,15 @@ def _outlier_tensors(outliers: Outliers, layer: int, shape: torch.Size) -> dict[
         "outlier_columns": _short(positions % shape[-1]),
         "outlier_counts": _short(counts),
     }
+
+
+def _require_short(inputs: int) -> None:
+    """Raise :class:`ConfigError` for more ``inputs`` than 16 bits number."""
+    if inputs > LARGEST_SHORT:
+        raise ConfigError(
+            f"outliers of a linear with {inputs} inputs cannot be stored: column indices have 16 bits, "
+            f"so at most {LARGEST_SHORT} inputs are accepted"
+        )
 
 
 def _short(values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..quantizer.packing import unpack
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.quant_scheme import QuantScheme
-from .compensation_storage import read_low_rank, take_outliers
-
-PARAMETERS = ("scale", "zero_point", "global_scale", "codebook")
+from .code_storage import take_codes
+from .compensation_storage import read_low_rank, take_outliers, take_residual
 
 
 @dataclass(frozen=True)
@@ -24,6 +21,7 @@ class PackedLinear:
 
     ``quantized`` holds codes (m, n) and parameters, ``weight`` the values in full precision; one of
     them is None. ``outliers`` is (values (count,), rows (count,), columns (count,)) or None.
+    ``residual`` is (values (m, r), columns (r,)) or None; the values are added to these columns.
     ``low_rank`` is (left (m, r), right (r, n)) in float32 or None; ``branch_input`` is the activation
     that it multiplies.
     """
@@ -35,6 +33,7 @@ class PackedLinear:
     low_rank: tuple[Tensor, Tensor] | None = None
     branch_input: str = "quantized"
     outliers: tuple[Tensor, Tensor, Tensor] | None = None
+    residual: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,21 +42,17 @@ class PackedLinear:
         return tuple(held.shape)  # type: ignore[union-attr, return-value]
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Values (m, n) in ``dtype`` with outliers, without the low-rank term."""
+        """Values (m, n) in ``dtype`` with outliers and residual columns, without the low-rank term."""
         if self.quantized is None:
             return self.weight.to(dtype)  # type: ignore[union-attr]
         values = self.quantized.dequantize()
         if self.outliers is not None:
             kept, rows, columns = self.outliers
             values[rows, columns] = kept.to(values)
+        if self.residual is not None:
+            added, columns = self.residual
+            values[:, columns] += added.to(values)
         return values.to(dtype)
-
-
-def packed_bits(scheme: QuantScheme) -> dict[str, int]:
-    """Bits of the parameters stored as packed codes: scales and zero points of fewer than 8
-    bits."""
-    bits = {"scale": scheme.storage.bits, "zero_point": scheme.zero_point_bits}
-    return {part: width for part, width in bits.items() if 0 < width < 8}
 
 
 def take_linear(
@@ -72,18 +67,10 @@ def take_linear(
     low_rank = read_low_rank(name, entry, tensors, torch.float32)
     return PackedLinear(
         name,
-        _take_codes(name, tuple(entry["shape"]), tensors, scheme),
+        take_codes(name, tuple(entry["shape"]), tensors, scheme),
         bias=bias,
         low_rank=low_rank,
         branch_input=entry["low_rank"]["input"] if low_rank else "quantized",
         outliers=take_outliers(name, entry, tensors),
+        residual=take_residual(name, entry, tensors),
     )
-
-
-def _take_codes(name: str, shape: tuple[int, ...], tensors: dict[str, Tensor], scheme: QuantScheme) -> QuantizedTensor:
-    parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("codes", *PARAMETERS)}
-    parts["codes"] = unpack(parts["codes"], scheme.element_format.bits, shape, signed=scheme.code_range[0] < 0)  # type: ignore[arg-type]
-    for part, bits in packed_bits(scheme).items():
-        scale_shape = scheme.scale_shape(shape)
-        parts[part] = unpack(parts[part], bits, (math.prod(scale_shape),), signed=False).reshape(scale_shape)  # type: ignore[arg-type]
-    return QuantizedTensor(scheme=scheme, dtype=torch.float32, **parts)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Result of a mitigation: quantized weight, optional low-rank term and outliers, diagnostics."""
+"""Result of a mitigation: quantized weight, optional low-rank term, outliers and residual columns,
+diagnostics."""
 
 from __future__ import annotations
 
@@ -22,13 +23,27 @@ class Outliers:
 
 
 @dataclass(frozen=True)
+class ResidualColumns:
+    """Second codes of some columns: ``quantized`` (*batch, m, r) is added to the int64 ``columns`` (*batch, r)."""
+
+    quantized: QuantizedTensor
+    columns: Tensor
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """``weight`` (*batch, m, n) with the second codes added."""
+        values = self.quantized.dequantize().to(weight)
+        return weight.scatter_add(-1, self.columns.unsqueeze(-2).expand_as(values), values)
+
+
+@dataclass(frozen=True)
 class Compensated:
-    """Quantized weight (*batch, m, n) with an optional low-rank term and optional outliers.
+    """Quantized weight (*batch, m, n) with an optional low-rank term, outliers and residual columns.
 
     ``low_rank`` is (left (*batch, m, r), right (*batch, r, n)) or None: in bfloat16, or the float32
     values of ``factors``, which are (left transposed, right) as stored, with one scale per
     component. ``branch_input`` selects the activation that the term multiplies: ``quantized``, as
-    for the codes, or ``unquantized``. ``outliers`` replace the decoded values at their positions.
+    for the codes, or ``unquantized``. ``outliers`` replace the decoded values at their positions,
+    ``residual`` is added to its columns.
     ``details`` records diagnostics per layer, such as the damping that was needed.
     """
 
@@ -38,16 +53,19 @@ class Compensated:
     factors: tuple[QuantizedTensor, QuantizedTensor] | None = None
     branch_input: str = "quantized"
     outliers: Outliers | None = None
+    residual: ResidualColumns | None = None
 
     def weight(self) -> Tensor:
-        """Decoded values with outliers, float32 (*batch, m, n), without the low-rank term."""
+        """Decoded values with outliers and residual columns, float32 (*batch, m, n), without the low-rank
+        term."""
         weight = self.quantized.dequantize()
-        if self.outliers is None:
-            return weight
-        return weight.flatten(-2).scatter(-1, self.outliers.positions, self.outliers.values.to(weight)).view_as(weight)
+        if self.outliers is not None:
+            kept = self.outliers
+            weight = weight.flatten(-2).scatter(-1, kept.positions, kept.values.to(weight)).view_as(weight)
+        return weight if self.residual is None else self.residual.added_to(weight)
 
     def dequantized(self) -> Tensor:
-        """Effective weight with outliers and low-rank term, float32 (*batch, m, n)."""
+        """Effective weight with outliers, residual columns and low-rank term, float32 (*batch, m, n)."""
         weight = self.weight()
         if self.low_rank is None:
             return weight

@@ -166,6 +166,27 @@ def float_code(values: Tensor, number_format: NumberFormat) -> Tensor:
     return code.to(torch.uint8)
 
 
+def code_distance(units: Tensor, scheme: QuantScheme, codebook: Tensor | None = None) -> Tensor:
+    """Distance of the two values of the element format around each of ``units``, in the same units.
+
+    At a value it is the distance to one of its neighbours. ``codebook``: see ``encode``.
+    """
+    element = scheme.element_format
+    if element.kind == "integer":
+        return torch.ones_like(units)
+    if element.kind == "float":
+        integer, exponent_field, *_ = _LAYOUT[units.dtype]
+        magnitude = units.abs().clamp_(max=element.maximum)
+        power = torch.bitwise_and(magnitude.view(integer), exponent_field).view(units.dtype)
+        return power.clamp_(min=element.minimum_normal).mul_(2.0**-element.mantissa_bits)
+    entries = code_values(element, units.dtype, units.device) if codebook is None else codebook.to(units.dtype)
+    above = torch.searchsorted(entries.contiguous(), units.contiguous(), right=True)
+    above = above.clamp_(1, entries.shape[-1] - 1)
+    if codebook is None:
+        return entries[above] - entries[above - 1]
+    return entries.gather(-1, above) - entries.gather(-1, above - 1)
+
+
 def _nearest_entry(units: Tensor, number_format: NumberFormat, codebook: Tensor | None) -> Tensor:
     """Position (int32) of the codebook entry nearest to each of ``units``; ties go to the lower
     one."""

@@ -101,7 +101,15 @@ def test_side_terms_are_those_of_the_mitigation():
     entry = {"mitigations": {"x": {"method": "low_rank", "rank": 0}, "y": {"method": "sparse_outliers", "rank": 0}}}
     assert planned(cell_of(mitigation="x"), **entry).branch_inputs == frozenset()
     assert planned(cell_of(mitigation="sparse_outliers")).outliers
+    assert planned(cell_of(mitigation="residual_columns")).outliers
     assert not planned(cell_of(mitigation="y"), **entry).outliers and not planned(cell_of()).outliers
+
+
+def test_a_rotation_that_is_chosen_by_layer_is_in_some_of_them():
+    entry = {"transforms": {"t": {"method": "random_hadamard", "choose": ["R4"]}}}
+    assert planned(cell_of(transform="t"), **entry).online == {"down_input": ("hadamard in some layers",)}
+    found = planned_verdict(config(study(), **entry), cell_of(transform="t"), "compressed-tensors")
+    assert found.kind == REFUSED and "hadamard in some layers" in found.text()
 
 
 def test_biases_are_those_that_the_architecture_lacks():

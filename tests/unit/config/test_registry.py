@@ -45,7 +45,11 @@ def test_a_misspelt_name_suggests_the_nearest(axis, typed, meant):
         ("low_rank_first", {"base": "rtn"}, {"decompose"}),
         ("sparse_outliers", {"base": "rtn"}, set()),
         ("sparse_outliers", {"base": "gptq"}, {"solve"}),
+        ("residual_columns", {"base": "rtn"}, set()),
+        ("residual_columns", {"base": "gptq"}, {"solve"}),
         ("tune_scales", {"base": "gptq"}, {"solve"}),
+        ("learned_rounding", {"base": "gptq"}, {"solve"}),
+        ("qat_finetune", {"base": "mr_gptq"}, {"solve"}),
         ("tune_scales", {"base": "rtn"}, set()),
     ],
 )

@@ -34,7 +34,7 @@ COUNTS = {
         {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9},
         (2, 3, 21),
     ),
-    "smoke": (47, {"methods": 8, "pairs": 23, "formats": 14, "granularity": 3, "bits": 4}, (22, 19, 16)),
+    "smoke": (50, {"methods": 8, "pairs": 26, "formats": 14, "granularity": 3, "bits": 4}, (22, 22, 16)),
     "oddities": (
         91,
         {
@@ -96,6 +96,11 @@ COUNTS = {
         (25, 17, 36),
     ),
     "best": (563, {"w4a16": 348, "w4a4": 216}, (8, 5, 19)),
+    "methods-2026": (
+        192,
+        {"methods-2026": 125, "methods-2026-smollm2": 13, "equal-bytes": 42, "smallest": 16},
+        (11, 10, 3),
+    ),
     "shifts": (27, {"shifts": 27}, (14, 1, 1)),
     "studies": (
         264,

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from quantgrid.calibration.layers import DecoderFolder
-from quantgrid.evaluation.residual_error import PARTS, error_growth, residual_basis
+from quantgrid.evaluation.residual_error import (
+    INTERACTION,
+    MEASURES,
+    PARTS,
+    SQUARES,
+    error_growth,
+    residual_basis,
+    token_errors,
+)
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.inference.transform import fit
 from quantgrid.mitigations.methods.rtn import rtn
@@ -87,12 +95,40 @@ def test_the_error_is_that_of_the_streams_of_two_whole_models(transform, given, 
     own, exact = streams(model, tokens), streams(reference, tokens) @ turn
     wanted = ((own - exact).norm(dim=-1) / exact.norm(dim=-1)).mean(dim=(1, 2))
     found = error_growth(model, reference, tokens, basis)
-    assert [list(layer) for layer in found] == [list(PARTS)] * 2
+    assert [list(layer) for layer in found] == [list(MEASURES)] * 2
     assert torch.allclose(torch.tensor([layer["error"] for layer in found], dtype=wanted.dtype), wanted, rtol=0.02)
     assert all(layer["error"] <= layer["added"] + layer["passed_on"] + 1e-9 for layer in found)
     # An embedding in bfloat16 comes first, whose rounding turns that of some activations; the first
     # layer's own share is larger, the second's not.
     assert found[0]["passed_on"] < found[0]["added"] < 2 and found[1]["passed_on"] > found[0]["passed_on"]
+
+
+def test_squares_and_interaction_add_up_token_by_token():
+    generator = torch.Generator().manual_seed(3)
+    target, added, own = (torch.randn(2, 5, 16, generator=generator, dtype=torch.float64) for _ in range(3))
+    found = token_errors(own, added, target)
+    whole, local, passed = (found[name] for name in SQUARES)
+    assert found[INTERACTION].shape == (2, 5) and found[INTERACTION].abs().min() > 1e-3
+    assert torch.allclose(whole, local + passed + found[INTERACTION], rtol=1e-12, atol=0)
+    for part, square in zip(PARTS, SQUARES):
+        assert torch.allclose(found[part].square(), found[square], rtol=1e-14, atol=0)
+
+
+def test_parts_at_right_angles_have_no_interaction():
+    target, local, passed = (
+        torch.tensor(values, dtype=torch.float64) for values in ([1.0, 1.0], [3.0, 0.0], [0.0, 4.0])
+    )
+    found = token_errors(target + local + passed, target + local, target)
+    wanted = {"error_squared": 12.5, "added_squared": 4.5, "passed_on_squared": 8.0, "interaction": 0.0}
+    assert {name: found[name].item() for name in wanted} == pytest.approx(wanted)
+    same = token_errors(target + 2 * local, target + local, target)
+    assert same["interaction"].item() == pytest.approx(9.0) and same["error"].item() == pytest.approx(2 * same["added"])
+
+
+def test_the_measured_squares_add_up(given, tmp_path):
+    for layer in error_growth(*model_of(given, "hadamard", INT4, tmp_path)):
+        parts = layer["added_squared"] + layer["passed_on_squared"] + layer["interaction"]
+        assert layer["error_squared"] == pytest.approx(parts, rel=1e-9)
 
 
 @pytest.mark.parametrize("transform", ["none", "hadamard", "quarot"])

@@ -3,70 +3,32 @@ rise above that of the start."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from learned_cases import HELD_OUT, SPARSE, Given, interrupted_at, schemes
+from learned_cases import HELD_OUT, SPARSE, interrupted_at, loaded, recipe_of, same, schemes, trained
 from mitigation_cases import SCHEMES, normal, weight_of
-from quantgrid.config import check, grid, registry
-from quantgrid.ground.errors import ConfigError, NumericalFailure
-from quantgrid.inference.transform import fit
+from quantgrid.ground.errors import NumericalFailure
 from quantgrid.learning.learned_scales import NO_SHIFT, ScaledWeight
 from quantgrid.learning.objectives import OneLayer, squared_error
-from quantgrid.learning.transformed import Trained, TransformedModel
+from quantgrid.learning.straight_weight import StraightWeight
+from quantgrid.learning.transformed import TransformedModel
 from quantgrid.mitigations.methods.bases import solve_base
+from quantgrid.mitigations.methods.layer_training import Block
 from quantgrid.mitigations.methods.qat_finetune import Divergence, RoundedModel
 from quantgrid.mitigations.methods.rtn import rtn
-from quantgrid.mitigations.methods.tune_scales import Block
 from quantgrid.quantization.cached import Recipe, quantize_decoder
-from quantgrid.quantization.checkpoints import load_full_precision, load_quantized, save_quantized
+from quantgrid.quantization.checkpoints import load_full_precision
 from quantgrid.quantizer import quantize
 from quantgrid.quantizer.scales import effective_step
-from quantgrid.reporting.page import page_context, report
-from quantgrid.schemes import activation_scheme, scheme
+from quantgrid.schemes import scheme
 from quantgrid.schemes.cell_schemes import CellSchemes
 from quantgrid.schemes.granularities import cell_schemes
-from quantgrid.transforms.recipes import random_hadamard
 from selection import others_slow
 from tiny_decoders import VARIED
 
-KINDS = ("tune_scales", "qat_finetune")
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    return cache(lambda case: Given.make(tmp_path_factory.mktemp("case"), case))
-
-
-def recipe_of(made: Given, wanted: CellSchemes | None = None, transform: str = "hadamard") -> Recipe:
-    fitted = fit(
-        random_hadamard.primitives(1) if transform == "hadamard" else [], made.decoder, made.folder / "statistics"
-    )
-    return Recipe(fitted, wanted or schemes(), None, str(made.folder / "statistics"))
-
-
-def trained(
-    made: Given,
-    name: str,
-    wanted: CellSchemes | None = None,
-    context: dict[str, Any] | None = None,
-    seed: int = 0,
-    transform: str = "hadamard",
-    **options: Any,
-) -> Trained:
-    method = registry.method("mitigations", name)
-    resolved = method.resolve({"method": name, "batch_size": 2, **options}, name)["options"]
-    return getattr(registry.load("mitigations", name), name)(
-        recipe_of(made, wanted, transform), made.context(**(context or {})), seed=seed, **resolved
-    )
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+KINDS = ("tune_scales", "learned_rounding", "qat_finetune", "distill_blocks")
 
 
 def perturbed(scaled: ScaledWeight) -> dict[str, torch.Tensor]:
@@ -220,54 +182,69 @@ def test_gradients_reach_every_scale_and_every_weight(entry, case, given):
     hidden = model.embedded()
     sum(OneLayer(block, HELD_OUT, 0, hidden, model.advance(0, hidden), "squared").pieces(values, [0, 1])).backward()
     assert all(tensor.grad.abs().max() > 0 and torch.isfinite(tensor.grad).all() for tensor in values.values())
-    start = {
-        f"{index}.{linear}": weight[0].requires_grad_()
+    learned = {
+        f"{index}.{linear}": StraightWeight.of(weight, rtn(weight, None, wanted.weight), "rtn", "range")
         for index in range(len(model.layers))
         for linear, weight in model.weights(model.folded(index)).items()
     }
-    sum(Divergence(RoundedModel(model), HELD_OUT, load_full_precision(made.folder)).pieces(start, [0])).backward()
+    start = {name: straight.weight.requires_grad_() for name, straight in learned.items()}
+    network = RoundedModel(model, learned)
+    sum(Divergence(network, HELD_OUT, load_full_precision(made.folder)).pieces(start, [0])).backward()
     assert all(tensor.grad.abs().max() > 0 and torch.isfinite(tensor.grad).all() for tensor in start.values())
 
 
 # -- training --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", others_slow([VARIED[1], SPARSE], lambda case: case == SPARSE), ids=str)
-@pytest.mark.parametrize("base", others_slow(["rtn", "gptq", "qat_finetune"], {"gptq", "qat_finetune"}.__contains__))
-def test_no_step_leaves_the_base(base, case, given):
+@pytest.mark.parametrize(
+    "method, base, case",
+    others_slow(
+        [(method, base, case) for method in KINDS for base in ("rtn", "gptq") for case in (VARIED[1], SPARSE)],
+        lambda method, base, case: case != SPARSE or (method, base) == ("tune_scales", "gptq"),
+    ),
+    ids=str,
+)
+def test_no_step_leaves_the_base(method, base, case, given):
     made = given(case)
-    method, options = (base, {}) if base == "qat_finetune" else ("tune_scales", {"base": base})
-    found = trained(made, method, steps=0, **options)
+    found = trained(made, method, steps=0, base=base)
     recipe = recipe_of(made)
-    solve = rtn if base == "qat_finetune" else lambda *given: solve_base(base, *given)
+
+    def solve(*given):
+        return solve_base(base, *given)
+
     wanted = quantize_decoder(made.decoder, Recipe(recipe.transform, recipe.schemes, solve, recipe.statistics_file))
     assert same(found.quantized.content.tensors, wanted.content.tensors)
     assert found.quantized.errors.keys() == wanted.errors.keys() and found.quantized.costs == wanted.costs
     assert {end["kept"] for end in found.ends.values()} == {"untrained"} and found.losses.count("\n") == 1
 
 
-def loaded(done: Trained, folder):
-    save_quantized(done.quantized.content, folder / "model.safetensors", folder / "quantgrid.json", {"axes": {}})
-    return load_quantized(folder)
+SCALES, CODES, WEIGHTS = "tune_scales", "learned_rounding", "distill_blocks"
 
 
 @pytest.mark.parametrize(
-    "preset, granularity, base, rate, case",
+    "method, preset, granularity, base, rate, case",
     [
-        ("int4", "channel", "rtn", 5e-3, VARIED[1]),
-        ("int4_asym", "group-32", "gptq", 5e-3, VARIED[1]),
-        ("mxfp4", "group-32", "rtn", 2e-2, VARIED[1]),
-        ("nvfp4", "group-16", "rtn", 5e-3, VARIED[1]),
-        pytest.param("int4", "channel", "rtn", 5e-3, SPARSE, marks=pytest.mark.slow),
-        pytest.param("int4_asym", "group-16", "gptq", 5e-3, SPARSE, marks=pytest.mark.slow),
+        (SCALES, "int4", "channel", "rtn", 5e-3, VARIED[1]),
+        (SCALES, "int4_asym", "group-32", "gptq", 5e-3, VARIED[1]),
+        (SCALES, "mxfp4", "group-32", "rtn", 2e-2, VARIED[1]),
+        (SCALES, "nvfp4", "group-16", "rtn", 5e-3, VARIED[1]),
+        (CODES, "int4_asym", "group-32", "rtn", 2e-2, VARIED[1]),
+        (CODES, "mxfp4", "group-32", "rtn", 2e-2, VARIED[1]),
+        (WEIGHTS, "int4_asym", "group-32", "rtn", 1e-3, VARIED[1]),
+        (WEIGHTS, "nvfp4", "group-16", "gptq", 1e-4, VARIED[1]),
+        pytest.param(SCALES, "int4", "channel", "rtn", 5e-3, SPARSE, marks=pytest.mark.slow),
+        pytest.param(SCALES, "int4_asym", "group-16", "gptq", 5e-3, SPARSE, marks=pytest.mark.slow),
+        pytest.param(CODES, "int4", "channel", "rtn", 2e-2, SPARSE, marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_blocks_end_no_worse_and_the_checkpoint_has_their_error(preset, granularity, base, rate, case, given, tmp_path):
+def test_blocks_end_no_worse_and_the_checkpoint_has_their_error(
+    method, preset, granularity, base, rate, case, given, tmp_path
+):
     """The recorded error of every layer is that of the loaded checkpoint against the full-precision
     stream, on the windows held out."""
     made, wanted = given(case), schemes(preset, granularity)
-    done = trained(made, "tune_scales", wanted, base=base, steps=24, learning_rate=rate)
+    done = trained(made, method, wanted, base=base, steps=24, learning_rate=rate)
     assert all((end["kept"] == "learned") == (end["end"] < end["start"]) for end in done.ends.values())
     assert done.ends["0"]["kept"] == "learned"
     outputs, quantized = [], loaded(done, tmp_path)
@@ -333,7 +310,7 @@ def test_qat_lowers_the_loss_of_the_windows_that_it_trains_experts_on(given, tmp
     assert divergence == pytest.approx(min(end["start"], end["end"]), rel=2e-3)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", others_slow(KINDS, lambda name: name != "distill_blocks"))
 def test_a_start_that_is_better_is_kept(name, given):
     made = given(VARIED[1])
     done, begun = (trained(made, name, steps=steps, learning_rate=2.0) for steps in (2, 0))
@@ -342,7 +319,7 @@ def test_a_start_that_is_better_is_kept(name, given):
     )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", others_slow(KINDS, lambda name: name != "distill_blocks"))
 def test_the_seed_decides(name, given):
     made = given(VARIED[1])
     one, other, third = (trained(made, name, steps=3, seed=seed) for seed in (0, 0, 1))
@@ -354,13 +331,22 @@ def test_the_seed_decides(name, given):
     assert one.losses != third.losses
 
 
-@pytest.mark.parametrize("name, step", [("tune_scales", 2), ("tune_scales", 5), ("qat_finetune", 2)])
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, step, given, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, step, options",
+    [
+        ("tune_scales", 2, {}),
+        ("tune_scales", 5, {}),
+        ("learned_rounding", 5, {}),
+        ("qat_finetune", 2, {"checks": 3, "learning_rate": 3e-4, "warmup": 0.4}),
+    ],
+    ids=str,
+)
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, step, options, given, tmp_path, monkeypatch):
     made, context = given(VARIED[1]), {"state_file": tmp_path / "training.safetensors", "save_seconds": 0.0}
-    whole = trained(made, name, steps=3)
+    whole = trained(made, name, steps=3, **options)
     with interrupted_at(step, monkeypatch):
-        trained(made, name, steps=3, context=context)
-    resumed = trained(made, name, steps=3, context=context)
+        trained(made, name, steps=3, context=context, **options)
+    resumed = trained(made, name, steps=3, context=context, **options)
     assert resumed.losses == whole.losses and resumed.ends == whole.ends
     assert same(resumed.quantized.content.tensors, whole.quantized.content.tensors)
 
@@ -371,125 +357,3 @@ def test_a_loss_that_is_not_finite_fails_the_cell(given, monkeypatch):
     )
     with pytest.raises(NumericalFailure, match="training of part 'all': the loss is not finite at step 1"):
         trained(given(VARIED[1]), "qat_finetune", steps=2)
-
-
-# -- what is refused, what is marked ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_unrounded_weights_are_refused(name, given):
-    activation = {site: [activation_scheme("int8")] for site in ("mlp_input",)}
-    with pytest.raises(ConfigError, match="nothing to train"):
-        trained(given(VARIED[1]), name, CellSchemes(None, activation))
-
-
-def config_of(mitigation: dict[str, Any], format: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "models": {
-            "tiny": {
-                "source": "hub",
-                "id": "a/b",
-                "revision": "main",
-                "shape": {
-                    "architecture": "LlamaForCausalLM",
-                    "hidden_size": 64,
-                    "intermediate_size": 128,
-                    "layers": 2,
-                    "heads": 4,
-                    "kv_heads": 2,
-                    "head_dim": 16,
-                    "vocabulary": 100,
-                },
-            }
-        },
-        "corpora": {
-            "text": {"source": "builtin", "part": "calibration", "window": 64, "windows": 20},
-            "docs": {"source": "builtin", "part": "evaluation", "window": 64, "windows": 4},
-        },
-        "calibrations": {"default": {"corpus": "text"}},
-        "mitigations": {"mine": mitigation},
-        "formats": {"chosen": format},
-        "evaluate": {"perplexity": ["docs"]},
-        "studies": {
-            "one": {
-                "models": ["tiny"],
-                "transforms": ["none"],
-                "mitigations": ["mine"],
-                "granularities": ["channel"],
-                "formats": ["chosen"],
-            }
-        },
-    }
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_config_that_trains_unrounded_weights_is_refused_by_name(name):
-    assert grid.expand_studies(check(config_of({"method": name}, {"preset": "int4"})))
-    with pytest.raises(
-        ConfigError,
-        match=r"mitigation 'mine' trains the rounding of weights, and format 'chosen' .* use a format that rounds",
-    ):
-        check(config_of({"method": name}, {"preset": "int4", "weight": None}))
-
-
-@pytest.mark.parametrize("base", ["rtn", "gptq", "mr_gptq"])
-def test_fixed_codes_under_powers_of_two_are_refused_by_name(base):
-    config = config_of({"method": "tune_scales", "base": base}, {"preset": "mxfp4"})
-    config["studies"]["one"]["granularities"] = ["native"]
-    if base == "rtn":
-        assert check(config)
-    else:
-        with pytest.raises(ConfigError, match=f"keeps the codes of '{base}' .* format 'chosen' are powers of two"):
-            check(config)
-
-
-def test_options_of_the_bases_are_theirs():
-    with pytest.raises(ConfigError, match=r"mitigations\.mine\.damping"):
-        check(config_of({"method": "tune_scales", "damping": 0.1}, {"preset": "int4"}))
-    assert check(config_of({"method": "tune_scales", "base": "gptq", "damping": 0.1}, {"preset": "int4"}))
-
-
-@pytest.mark.parametrize(
-    "axis, entry",
-    [
-        ("mitigations", {"method": "qat_finetune"}),
-        ("mitigations", {"method": "tune_scales", "held_out": 19}),
-        ("transforms", {"method": "flatquant"}),
-        ("transforms", {"method": "optimized_rotation"}),
-    ],
-)
-def test_a_corpus_too_short_to_hold_windows_out_is_refused_at_planning(axis, entry):
-    config = config_of({"method": "rtn"}, {"preset": "int4"})
-    config[axis] = {"mine": entry}
-    config["studies"]["one"][axis] = ["mine"]
-    config["corpora"]["text"]["windows"] = held_out = entry.get("held_out", 16)
-    with pytest.raises(
-        ConfigError,
-        match=rf"{axis}.mine: .* holds {held_out} out, and corpus 'text' has {held_out}; set its 'windows' to at least",
-    ):
-        check(config)
-    config["corpora"]["text"]["windows"] = held_out + 8
-    assert check(config)
-    # as many as the text has, which tokenizing alone can know
-    del config["corpora"]["text"]["windows"]
-    assert check(config)
-    with pytest.raises(ConfigError, match=rf"{axis}.mine.held_out: 4 is out of range"):
-        check({**config, axis: {"mine": {**entry, "held_out": 4}}})
-
-
-def test_training_is_marked():
-    marked = {name: method.training for name, method in registry.MITIGATIONS.items() if method.training}
-    assert marked == {"tune_scales": "scales", "qat_finetune": "weights"} and all(
-        registry.MITIGATIONS[name].seeded for name in marked
-    )
-    found = page_context.trained(
-        check(config_of({"method": "qat_finetune", "steps": 7, "seeds": [0, 1]}, {"preset": "int4"}))
-    )
-    assert found == [{"mitigation": "mine", "method": "qat_finetune", "trained": "weights", "steps": 7}]
-    untrained = page_context.trained(check(config_of({"method": "rtn"}, {"preset": "int4"})))
-    shown, bare = (report.build([], {"training": rows}) for rows in (found, untrained))
-    assert (
-        "is not post-training quantization" in shown
-        and "<td>weights</td>" in shown.replace(" ", "")
-        and "Trained mitigations" not in bare
-    )

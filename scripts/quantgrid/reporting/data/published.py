@@ -5,10 +5,10 @@ A gap is given if model, corpus and window are the published ones. On another mo
 are not comparable; the ratios to full precision (differences, for accuracies) are compared instead.
 
 Columns of the file: source, table, model, bits, the axes, symmetry, metric, dataset, window, value,
-confidence. In rows of that paper the axes are methods, granularities and formats with the names of
-quantgrid and ``config/paper.yaml``, and accuracies are in percent; rows of other sources keep the
+confidence, protocol. In rows of that paper the axes are methods, granularities and formats with the names
+of quantgrid and ``config/paper.yaml``, and accuracies are in percent; rows of other sources keep the
 words of their sources. ``confidence`` is high (read in the source's text, or by two independent
-readers) or medium.
+readers) or medium, ``protocol`` what else the source states.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from .scene import clip
 from .study_figures import SETTINGS
 
 PARTS = ("error", "added", "passed_on")
+MEASURES = (*PARTS, *(f"{part}_squared" for part in PARTS), "interaction")
 LINES = {
     "error": ("all of it", INK, "-"),
     "passed_on": ("passed on from the layers before", PALETTE[0], "--"),
@@ -35,14 +36,15 @@ CAPTION = (
     "precision, and its two "
     "parts: what the quantized layer makes of an exact input (added), and what it makes of the error in its input "
     "(passed on). The two add "
-    "up as vectors, not as norms. A panel per cell, layers from 1."
+    "up as vectors, not as norms; the table of the figure has the squares and the interaction that completes their "
+    "sum. A panel per cell, layers from 1."
 )
 
 
 def read(paths: Sequence[str | Path]) -> pd.DataFrame:
     """Read one row per cell, corpus and layer (from 1): the axes, corpus, layer, the relative
-    errors of ``PARTS``, and whether a training of the cell kept its start; failed cells have
-    none."""
+    errors of ``MEASURES``, and whether a training of the cell kept its start; failed cells have
+    none, and layers measured before the squares were have none of these."""
     rows: list[dict[str, Any]] = []
     for content in map(read_json, paths):
         axes = {name: content["axes"][name] for name in (*AXES, "corpus")}
@@ -51,7 +53,7 @@ def read(paths: Sequence[str | Path]) -> pd.DataFrame:
             {**axes, "layer": number, **parts, "start_kept": kept}
             for number, parts in enumerate(content.get("layers", []), 1)
         ]
-    return pd.DataFrame(rows, columns=[*AXES, "corpus", "layer", *PARTS, "start_kept"])
+    return pd.DataFrame(rows, columns=[*AXES, "corpus", "layer", *MEASURES, "start_kept"])
 
 
 def plot(table: pd.DataFrame) -> Figure:

@@ -1,0 +1,40 @@
+"""Emphasis of a layer's output error: weights of channels, and errors that do not count.
+
+Weights are those of ``divergence_gradients.py``. Trimming leaves out the smallest or the largest errors:
+SignRound v2 (arXiv 2512.04746) drops the largest 0.1 % of a batch, APQ-ViT (arXiv 2303.14341) small
+ones; the published ratio of the latter could not be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Emphasis:
+    """Weights ``channels`` (d,) of squared errors, and shares of the smallest and the largest errors that are
+    left out, ``trim_low`` and ``trim_high`` in [0, 1), of every piece of a batch."""
+
+    channels: Tensor | None = None
+    trim_low: float = 0.0
+    trim_high: float = 0.0
+
+    def weighted(self, outputs: Tensor) -> Tensor:
+        """``outputs`` (*batch, d) times the square roots of the weights."""
+        return outputs if self.channels is None else outputs * self.channels.sqrt()
+
+    def counted(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """``found`` (*batch, d), weighted, equal to the already weighted ``wanted`` where the error is left
+        out."""
+        found = self.weighted(found)
+        if not (self.trim_low or self.trim_high):
+            return found
+        with torch.no_grad():
+            error = (found - wanted).abs()
+            flat, kept = error.flatten(), torch.ones(error.numel(), dtype=torch.bool, device=error.device)
+            for share, largest in ((self.trim_low, False), (self.trim_high, True)):
+                kept[flat.topk(int(share * len(flat)), largest=largest).indices] = False
+        return torch.where(kept.view_as(error), found, wanted)

@@ -1,0 +1,100 @@
+"""Learned rounding of a quantized weight: an offset before rounding, and a factor of each range.
+
+The codes are those of W / s + V d, with d the distance of the two codes around W / s: V counts in
+code distances for every element format. For integers this is SignRound (arXiv 2309.05516); on float
+elements its published code counts V in units of s instead. Codes follow their scale, which is its
+initial value times a factor; the published code has a factor for each end of a range, here it is one
+for the scale and a shift of the zero point. Gradients pass rounding straight through: dŴ/dV = s d
+where the code is in range, 0 elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..quantizer.quantized_weight import Compensated
+from ..quantizer.rounding import code_distance
+from ..quantizer.scales import QuantizationParameters, effective_step
+from ..quantizer.tensors import QuantizedTensor, fake_quantize
+from .learned_scales import ScaledWeight
+
+INSIDE = 0.49  # of a code distance: farthest that a weight may be from a code that it rounds to
+NUDGE = 1e-3  # of a code distance
+
+
+@dataclass(frozen=True)
+class RoundedWeight(ScaledWeight):
+    """``weight`` (*batch, m, n) float32 that rounds to the codes of ``base``, with learned ``ranges`` or
+    with the scales of ``base``."""
+
+    ranges: bool = True
+
+    def start(self) -> dict[str, Tensor]:
+        """Initial parameters, which reproduce ``base``: ``offset`` (*batch, m, n) of 0 and, with
+        ``ranges``, those of :class:`ScaledWeight`."""
+        return {"offset": torch.zeros_like(self.weight)} | (super().start() if self.ranges else {})
+
+    def bounds(self) -> dict[str, tuple[float, Tensor | float]]:
+        """Smallest and largest value of the parameters that have one: a range only shrinks."""
+        begun = super().start() if self.ranges else {}
+        return {name: (0.0, value if name == "factor" else 1.0) for name, value in begun.items()}
+
+    def quantized(self, values: dict[str, Tensor]) -> QuantizedTensor:
+        return super().quantized(self._with_scales(values))
+
+    def rounded(self, values: dict[str, Tensor]) -> Tensor:
+        return super().rounded(self._with_scales(values))
+
+    def _with_scales(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return values if self.ranges else super().start() | values
+
+    def _rounded_weight(self, values: dict[str, Tensor], parameters: QuantizationParameters) -> Tensor:
+        step = effective_step(parameters, self.scheme).unsqueeze(-1)
+        safe = torch.where(step > 0, step, 1.0)
+        offset = 0.0
+        if self.is_shifted:
+            offset = parameters.zero_point.unsqueeze(-1)
+        moved = self._move(safe, offset, values) * step
+        # -0 + 0 is 0, which is another code of a float
+        return torch.where(values["offset"] == 0, self.weight, self.weight + moved.flatten(-2))
+
+    def _units(self, step: Tensor, offset: Tensor | float, values: dict[str, Tensor]) -> Tensor:
+        return super()._units(step, offset, values) + self._move(step, offset, values)
+
+    def _move(self, step: Tensor, offset: Tensor | float, values: dict[str, Tensor]) -> Tensor:
+        """V d (*batch, m, groups, size)."""
+        with torch.no_grad():
+            distance = code_distance(super()._units(step, offset, values), self.scheme, self._entries())
+        return values["offset"].unflatten(-1, (step.shape[-2], -1)) * distance
+
+    def _entries(self) -> Tensor | None:
+        """Codebook of every block, (*batch, m, groups, entries)."""
+        book = self.base.codebook
+        return None if book is None else book.expand(*self.weight.shape[:-1], *book.shape[-2:])
+
+
+def in_cells(weight: Tensor, solved: Compensated) -> Tensor:
+    """``weight`` (*batch, m, n) float32, moved as little as it takes for rounding to nearest to give the
+    values of ``solved``.
+
+    A weight that rounds to its value stays; another one moves to ``INSIDE`` of a code distance from it.
+    """
+    base = solved.quantized
+    exact = base.dequantize(torch.float32)
+    there = fake_quantize(weight, base.scheme, base.parameters) == exact
+    if bool(there.all()):
+        return weight
+    step = effective_step(base.parameters, base.scheme).unsqueeze(-1)
+    scaled = RoundedWeight(weight, base)
+    shift = base.zero_point.unsqueeze(-1) if scaled.is_shifted else 0.0
+    groups, book = step.shape[-2], scaled._entries()
+    safe = torch.where(step > 0, step, 1.0)
+    code = (exact.unflatten(-1, (groups, -1)) - shift) / safe
+    small = NUDGE * code_distance(code, base.scheme, book)
+    above, below = (INSIDE * code_distance(code + sign * small, base.scheme, book) for sign in (1, -1))
+    gap = (weight.unflatten(-1, (groups, -1)) - shift) / safe - code
+    moved = (code + torch.minimum(torch.maximum(gap, -below), above)) * step + shift
+    return torch.where(there, weight, moved.flatten(-2))

@@ -1,0 +1,97 @@
+"""Learned rounding: offsets before rounding and ranges, trained layer by layer (SignRound, AutoRound).
+
+SignRound (arXiv 2309.05516) rounds W / s + V and trains V and the ends of each range by signed gradient
+descent on the error of the layer's output, on inputs from the quantized layers before it. Defaults are
+those of AutoRound: 200 steps of 8 windows, learning rate 1 / 200 down to zero, so that an offset reaches
+at most half a code distance. Deviations: V counts in code distances (``learning/learned_codes.py``); the
+better of start and end on held-out windows is kept, where AutoRound keeps the step with the lowest loss
+of its batch; a range has one factor and, with zero points, a shift. ``base: gptq`` starts from the codes
+of GPTQ and is ours: a weight that does not round to its code moves to the edge of it. Offsets are not
+stored: format, size and speed are those of the base.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...learning.divergence_gradients import divergence_gradients
+from ...learning.emphasis import Emphasis
+from ...learning.learned_codes import RoundedWeight, in_cells
+from ...learning.session import Session
+from ...learning.trainables import Bounds, SignDescent
+from ...learning.training import Settings
+from ...learning.training_context import TrainingContext
+from ...learning.transformed import Trained, TransformedModel
+from ...models.plans import linear_key
+from ...quantization.cached import Recipe
+from .layer_training import Block, LayerTraining, base_of, trained_block
+
+RARER_SAVES = 10  # than in other trainings: the state has an offset per weight
+RATE = "offset"
+CHANNELS = "channel_weights"
+
+
+def learned_rounding(
+    recipe: Recipe,
+    context: TrainingContext,
+    seed: int,
+    base: str,
+    error: str,
+    trim_low: float,
+    trim_high: float,
+    ranges: bool,
+    steps: int,
+    batch_size: int,
+    schedule: str,
+    learning_rate: float,
+    held_out: int,
+    gradient: str,
+    **base_options: Any,
+) -> Trained:
+    """Quantize the model of ``context``; ``steps`` of signed descent per layer on batches of windows.
+
+    ``error``: ``squared`` or ``relative`` as in ``squared_error``, ``trimmed`` without the shares
+    ``trim_low`` and ``trim_high``, ``fisher`` with weights of the channels. A layer keeps its base
+    unless training lowers its error on the last ``held_out`` windows, which are not trained on.
+    Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
+    """
+    model = TransformedModel(recipe, context, gradient)
+    session = Session(context.state_file, RARER_SAVES * context.save_seconds)
+    settings = Settings(steps, batch_size, {RATE: learning_rate}, schedule, seed)
+
+    def descent(parameters: list[Tensor]) -> SignDescent:
+        return SignDescent([{"params": parameters, "initial_lr": learning_rate}])
+
+    return LayerTraining(
+        model,
+        session,
+        base_of(base, base_options),
+        lambda weight, solved: RoundedWeight(in_cells(weight, solved), solved.quantized, ranges=ranges),
+        lambda block, objective: trained_block(block, objective, settings, session, descent, _bounds(block)),
+        held_out,
+        error if error == "relative" else "squared",
+        _emphasis(model, session, error, trim_low, trim_high),
+    ).run(context.progress)
+
+
+def _emphasis(
+    model: TransformedModel, session: Session, error: str, trim_low: float, trim_high: float
+) -> list[Emphasis] | None:
+    """Emphasis of the output error of every layer; ``session`` keeps the weights of channels."""
+    if error == "trimmed":
+        return [Emphasis(None, trim_low, trim_high)] * len(model.layers)
+    if error != "fisher":
+        return None
+    if CHANNELS not in session.finished:
+        session.finished[CHANNELS] = divergence_gradients(model).cpu()
+    return [Emphasis(channels.to(model.device)) for channels in session.finished[CHANNELS]]
+
+
+def _bounds(block: Block) -> dict[str, Bounds]:
+    return {
+        f"{linear_key(block.index, linear)}.{name}": ends
+        for linear, learned in block.learned.items()
+        for name, ends in learned.bounds().items()
+    }

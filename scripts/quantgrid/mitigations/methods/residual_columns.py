@@ -1,0 +1,76 @@
+"""Residual columns: a second code for the input channels of largest activations (SERQ, arXiv 2603.08185).
+
+The main codes are those of ``base``. The columns of W with the largest inputs get second codes, of what
+rounding to nearest leaves of them, with scales of their own; the linear adds them to its main codes, so
+that these columns have about twice the bits. They take the bytes of a bfloat16 term of rank ``rank``,
+as sparse outliers do. Deviations: SERQ stores the first code apart and the remainder in the main
+matrix, which needs scale groups that hold no other columns; here the main codes come first, so that any
+granularity works. Its scaling of inputs is a transform (``scaling`` with ``alpha: 1``).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...calibration.statistics import SiteStatistics
+from ...quantization.compensation_storage import residual_bits
+from ...quantizer.quantized_weight import Compensated, ResidualColumns
+from ...quantizer.tensors import quantize
+from ...schemes.quant_scheme import QuantScheme
+from ..defaults import ORDER, RANK
+from .bases import solve_base
+from .low_rank import rank_of
+
+
+def residual_columns(
+    weight: Tensor,
+    statistics: SiteStatistics,
+    scheme: QuantScheme,
+    rank: int | float = RANK,
+    order: str = ORDER,
+    base: str = "rtn",
+    global_scale: Tensor | None = None,
+    **base_options: Any,
+) -> Compensated:
+    """Quantize ``weight`` (*batch, m, n) by ``base``, with second codes for the columns of largest inputs.
+
+    ``order``: by ``maximum`` |x_j|, or by ``second_moment`` E[x_j²]. Without second codes, where the
+    budget does not reach for one scale group of columns, this is the base. Under another base than
+    ``rtn`` the main codes are those of the weight minus the second codes; columns that are rounded first
+    (``activation_order``) keep their precision.
+    """
+    weight = weight.float()
+    count = affordable_columns(rank_of(rank, weight.shape), weight.shape, scheme)
+    if count == 0:
+        return solve_base(base, weight, statistics, scheme, global_scale=global_scale, **base_options)
+    nearest = solve_base("rtn", weight, statistics, scheme, global_scale=global_scale)
+    columns = magnitudes(statistics, order).topk(count, dim=-1).indices.sort(-1).values
+    left = (weight - nearest.weight()).gather(-1, columns.unsqueeze(-2).expand(*weight.shape[:-1], count))
+    residual = ResidualColumns(quantize(left, scheme.separate), columns)
+    if base == "rtn":
+        return replace(nearest, residual=residual)
+    rest = weight - residual.added_to(torch.zeros_like(weight))
+    return replace(
+        solve_base(base, rest, statistics, scheme, global_scale=global_scale, **base_options), residual=residual
+    )
+
+
+def magnitudes(statistics: SiteStatistics, order: str) -> Tensor:
+    """Size (*batch, n) of the inputs that orders the columns."""
+    if order == "second_moment":
+        return statistics.second_moment.diagonal(dim1=-2, dim2=-1)
+    return torch.maximum(statistics.maximum.abs(), statistics.minimum.abs())
+
+
+def affordable_columns(rank: int, shape: torch.Size, scheme: QuantScheme) -> int:
+    """Largest number of residual columns of a weight of ``shape`` (*batch, m, n), in whole scale groups,
+    within the bits of a bfloat16 term of ``rank``."""
+    m, n = shape[-2:]
+    numbers = range(0, n + 1, scheme.group_size or 1)
+    last = bisect_right(numbers, 16 * rank * (m + n), key=lambda count: residual_bits(m, count, scheme.separate))
+    return numbers[max(0, last - 1)]

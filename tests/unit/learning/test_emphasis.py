@@ -1,0 +1,62 @@
+"""Emphasis of output errors: none is the plain error, weights and shares act as stated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quantgrid.learning.emphasis import Emphasis
+from quantgrid.learning.objectives import squared_error
+
+
+def outputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(found, wanted) (windows, tokens, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.randn(2, 20, 10, generator=generator, dtype=torch.float64)
+    return wanted + 0.1 * torch.randn(wanted.shape, generator=generator, dtype=torch.float64), wanted
+
+
+def error(emphasis: Emphasis, found: torch.Tensor, wanted: torch.Tensor) -> float:
+    wanted = emphasis.weighted(wanted)
+    return squared_error(emphasis.counted(found, wanted), wanted, "squared").item()
+
+
+def test_no_weight_and_no_share_is_the_plain_error():
+    found, wanted = outputs()
+    plain = squared_error(found, wanted, "squared").item()
+    assert error(Emphasis(), found, wanted) == plain
+    assert error(Emphasis(torch.ones(10, dtype=torch.float64)), found, wanted) == plain
+    assert error(Emphasis(None, 0.001, 0.001), found, wanted) == plain  # of 400 errors, 0.4 are left out
+
+
+def test_weights_count_squares_and_their_scale_does_not_matter():
+    found, wanted = outputs()
+    weights = torch.rand(10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    by_hand = (weights * (found - wanted) ** 2).sum() / (weights * wanted**2).sum()
+    assert error(Emphasis(weights), found, wanted) == pytest.approx(by_hand.item())
+    assert error(Emphasis(7 * weights), found, wanted) == pytest.approx(by_hand.item())
+
+
+def test_shares_leave_out_the_smallest_and_the_largest_errors():
+    found, wanted = outputs()
+    squares = (found - wanted).square().flatten().sort().values
+    for low, high in ((0.0, 0.05), (0.5, 0.0), (0.25, 0.01)):
+        left = squares[int(low * 400) : 400 - int(high * 400)].sum() / wanted.square().sum()
+        assert error(Emphasis(None, low, high), found, wanted) == pytest.approx(left.item())
+
+
+def test_the_order_of_tokens_and_channels_does_not_matter_and_larger_shares_leave_less():
+    found, wanted = outputs()
+    tokens, channels = (torch.randperm(count, generator=torch.Generator().manual_seed(2)) for count in (20, 10))
+    moved = [part[:, tokens][:, :, channels] for part in (found, wanted)]
+    sizes = [error(Emphasis(None, 0.0, share), found, wanted) for share in (0.0, 0.01, 0.1, 0.4)]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    assert error(Emphasis(None, 0.0, 0.1), *moved) == pytest.approx(sizes[2])
+
+
+def test_errors_that_are_left_out_have_no_gradient():
+    found, wanted = outputs()
+    found.requires_grad_()
+    emphasis = Emphasis(None, 0.1, 0.1)
+    squared_error(emphasis.counted(found, wanted), wanted, "squared").backward()
+    assert int((found.grad == 0).sum()) == 80

@@ -1,0 +1,177 @@
+"""Learned rounding: its arithmetic against the published formula in plain loops, its start, and its bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from learned_cases import recipe_of, trained
+from mitigation_cases import SCHEMES, inputs, weight_of
+from quantgrid.learning.divergence_gradients import divergence_gradients
+from quantgrid.learning.learned_codes import RoundedWeight, in_cells
+from quantgrid.learning.trainables import Free, SignDescent
+from quantgrid.learning.training import Settings
+from quantgrid.learning.transformed import TransformedModel
+from quantgrid.mitigations.methods.bases import solve_base
+from quantgrid.mitigations.methods.rtn import rtn
+from quantgrid.quantization.cached import Recipe, quantize_decoder
+from quantgrid.quantization.checkpoints import load_full_precision, load_quantized, save_quantized
+from quantgrid.quantizer import quantize
+from quantgrid.schemes import scheme
+from quantgrid.schemes.cell_schemes import CellSchemes
+from reference_statistics import statistics_of
+from tiny_decoders import VARIED
+
+E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+E2M1 = np.concatenate([-E2M1[:0:-1], E2M1])
+
+
+def published(weight, offset, factor):
+    """SignRound on INT4 per channel (arXiv 2309.05516): s clip(round(W / s + V), -8, 7), s the shrunk
+    range over 7."""
+    step = factor * np.abs(weight).max(-1, keepdims=True) / 7
+    return step * np.clip(np.round(weight / step + offset), -8, 7), step
+
+
+def on_e2m1(weight, offset, step):
+    """Nearest value to W / s + V d, with d the distance of the values around W / s, one element at a time."""
+    found = np.empty_like(weight)
+    for place, value in np.ndenumerate(weight / step):
+        above = min(max(int(np.searchsorted(E2M1, value, side="right")), 1), len(E2M1) - 1)
+        moved = value + offset[place] * (E2M1[above] - E2M1[above - 1])
+        found[place] = E2M1[np.abs(E2M1 - moved).argmin()]
+    return found * step
+
+
+def fixed(seed=0):
+    """(weight (m, n), offsets, factors (m, 1)) in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = weight_of(seed)
+    offset = torch.rand(weight.shape, generator=generator) - 0.5
+    return weight, offset, 0.7 + 0.3 * torch.rand(len(weight), 1, generator=generator)
+
+
+def test_values_are_those_of_the_published_formula():
+    weight, offset, factor = fixed()
+    rounded = RoundedWeight(weight, quantize(weight, scheme("int4_sym")))
+    found = rounded.rounded({"offset": offset, "factor": factor})
+    wanted, step = published(weight.double().numpy(), offset.double().numpy(), factor.double().numpy())
+    assert np.abs(found.double().numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
+    moved = np.abs(wanted - published(weight.double().numpy(), 0.0, factor.double().numpy())[0]) / step
+    assert 0.1 < (moved > 0.5).mean() < 0.9 and moved.max() < 1.01
+
+
+def test_offsets_on_floats_count_in_code_distances():
+    weight, offset, _ = fixed()
+    rounded = RoundedWeight(weight, quantize(weight, scheme("fp4")), ranges=False)
+    found = rounded.rounded({"offset": offset}).double().numpy()
+    step = np.abs(weight.double().numpy()).max(-1, keepdims=True) / 6
+    assert (
+        np.abs(found - on_e2m1(weight.double().numpy(), offset.double().numpy(), step)).max()
+        < 1e-5 * np.abs(found).max()
+    )
+
+
+def test_steps_are_those_of_the_published_descent():
+    """One linear, squared output error, derivatives by hand: dŴ/dV = s where W / s + V is in range, dŴ/db =
+    s / b (code - W / s) there and s / b times the limit elsewhere."""
+    weight, x = weight_of(), inputs().numpy()
+    moment, w = x.T @ x / len(x), weight.double().numpy()
+    rounded, settings = RoundedWeight(weight, quantize(weight, scheme("int4_sym"))), Settings(20, 1, {}, "linear")
+    # ranges a little shrunk: at the full range the largest weight is in range or not by the last bit
+    free = Free({**rounded.start(), "factor": torch.full((len(weight), 1), 0.93)}, rounded.bounds())
+    optimizer = SignDescent([{"params": list(free.parameters()), "lr": 0.0}])
+    optimizer.register_step_post_hook(lambda *_: free.confine())
+    offset, factor = np.zeros_like(w), np.full((len(w), 1), 0.93)
+    for step in range(12):
+        optimizer.param_groups[0]["lr"] = rate = 0.02 * settings.factor(step)
+        optimizer.zero_grad()
+        error = rounded.rounded(free.values()) - weight
+        ((error.double() @ torch.from_numpy(moment)) * error).sum().backward()
+        optimizer.step()
+
+        wanted, s = published(w, offset, factor)
+        upstream, units = 2 * (wanted - w) @ moment, w / s + offset
+        inside = (units >= -8) & (units <= 7)
+        by_factor = upstream * np.where(inside, wanted / s - w / s, np.clip(units, -8, 7)) * s / factor
+        offset = offset - rate * np.sign(upstream * inside)
+        factor = np.minimum(factor - rate * np.sign(by_factor.sum(-1, keepdims=True)), 1.0)
+        found = free.values()
+        assert (np.abs(found["offset"].detach().numpy() - offset) > 1e-6).mean() < 1e-3  # signs of rounding errors
+        assert np.abs(found["factor"].detach().numpy() - factor).max() < 1e-6
+    assert np.abs(offset).max() > 0.1 and factor.min() < 0.9 and factor.max() > 0.96
+
+
+def test_an_offset_reaches_half_a_code():
+    rates = [0.005 * Settings(200, 8, {}, "linear").factor(step) for step in range(200)]
+    assert sum(rates) == pytest.approx(201 / 400)
+
+
+@pytest.mark.parametrize("ranges", [False, True])
+@pytest.mark.parametrize("base", ["rtn", "gptq"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_start_has_the_codes_of_the_base(name, base, ranges):
+    weight, of_scheme = weight_of(), SCHEMES[name]
+    solved = solve_base(base, weight, statistics_of(inputs()), of_scheme)
+    moved = in_cells(weight, solved)
+    rounded = RoundedWeight(moved, solved.quantized, ranges=ranges)
+    begun = rounded.quantized(rounded.start())
+    assert torch.equal(begun.dequantize(), solved.dequantized())
+    assert torch.equal(rounded.rounded(rounded.start()), solved.dequantized())
+    stays = quantize(weight, of_scheme, solved.quantized.parameters).dequantize() == solved.dequantized()
+    assert torch.equal(moved[stays], weight[stays]) and (base == "gptq" or bool(stays.all()))
+    # moved towards the code, and no farther than to the code
+    nearer = (moved - solved.dequantized()).abs() < (weight - solved.dequantized()).abs()
+    assert bool(nearer[~stays].all()) and bool((((weight - moved) * (moved - solved.dequantized()))[~stays] >= 0).all())
+
+
+@pytest.mark.parametrize("base", ["rtn", "gptq"])
+@pytest.mark.parametrize("name", ["int4", "int4 asymmetric", "fp4", "nf4"])
+def test_no_offset_in_reach_moves_a_code_by_more_than_one(name, base):
+    """Codes in the order of their values, which is that of bit patterns for all but floats."""
+    weight, of_scheme = weight_of(), SCHEMES[name]
+    solved = solve_base(base, weight, statistics_of(inputs()), of_scheme)
+    rounded = RoundedWeight(in_cells(weight, solved), solved.quantized, ranges=False)
+    offset = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) * 1.005 - 0.5025
+    before, after = (found.codes.long() for found in (solved.quantized, rounded.quantized({"offset": offset})))
+    if of_scheme.element_format.kind == "float":
+        before, after = (torch.where(codes > 7, 8 - codes, codes) for codes in (before, after))
+    moved = (before - after).abs()
+    assert moved.max() == 1 and 0.15 < (moved == 1).float().mean() < 0.35  # 1/4 of uniform fractions
+
+
+@pytest.mark.parametrize("error", [pytest.param("relative", marks=pytest.mark.slow), "trimmed", "fisher"])
+def test_every_loss_falls_on_windows_that_were_not_trained_on(error, given):
+    options = {"trim_high": 0.01} if error == "trimmed" else {}
+    done = trained(given(VARIED[1]), "learned_rounding", error=error, steps=16, learning_rate=1 / 32, **options)
+    assert all(end["end"] < end["start"] for end in done.ends.values())
+
+
+def test_fisher_weights_are_those_of_the_stored_model(given, tmp_path):
+    """Gradients of the divergence at the outputs of the layers, in the checkpoint of rounding to nearest."""
+    made = given(VARIED[1])
+    recipe = recipe_of(made, CellSchemes(scheme("int4")))
+    found = divergence_gradients(TransformedModel(recipe, made.context(), "range"))
+    content = quantize_decoder(
+        made.decoder, Recipe(recipe.transform, recipe.schemes, rtn, recipe.statistics_file)
+    ).content
+    save_quantized(content, tmp_path / "model.safetensors", tmp_path / "quantgrid.json", {"axes": {}})
+    model, exact, outputs = load_quantized(tmp_path), load_full_precision(made.folder), []
+
+    def kept(_module, _inputs, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        outputs.append(hidden if hidden.requires_grad else hidden.requires_grad_())
+
+    for layer in model.model.layers:
+        layer.register_forward_hook(kept)
+    total = torch.zeros_like(found)
+    for window in made.tokens:
+        outputs.clear()
+        with torch.no_grad():
+            target = exact(window[None]).logits[0].log_softmax(-1)
+        logits = model(window[None]).logits[0].log_softmax(-1)
+        divergence = (target.exp() * (target - logits)).sum()
+        total += torch.stack([part.abs().sum((0, 1)) for part in torch.autograd.grad(divergence, outputs)])
+    wanted = total / total.mean(-1, keepdim=True)
+    assert torch.allclose(found, wanted, rtol=0.05) and found.std(-1).min() > 0.05

@@ -1,0 +1,123 @@
+"""Residual columns: which columns get second codes, what these are worth, and the bytes that they take."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mitigation_cases import INT4, SCHEMES, M, N, energy, inputs, roundtrip, weight_of
+from quantgrid.calibration.statistics import stack
+from quantgrid.mitigations.methods.bases import solve_base
+from quantgrid.mitigations.methods.gptq import gptq
+from quantgrid.mitigations.methods.low_rank import low_rank
+from quantgrid.mitigations.methods.residual_columns import affordable_columns, magnitudes, residual_columns
+from quantgrid.mitigations.methods.rtn import rtn
+from quantgrid.mitigations.methods.sparse_outliers import sparse_outliers
+from quantgrid.quantization.compensation_storage import residual_bits, side_bits
+from quantgrid.quantization.layer_errors import accounted_bits
+from quantgrid.quantizer import quantize
+from quantgrid.quantizer.tensors import step_size
+from reference_statistics import statistics_of
+
+GROUPED = [name for name, scheme in SCHEMES.items() if scheme.group_size]
+ALL = 100  # a rank whose bytes are enough for second codes of every column
+
+
+@pytest.mark.parametrize("base", ["rtn", "gptq", "mr_gptq"])
+def test_without_a_rank_it_is_the_base(base):
+    weight, statistics = weight_of(), statistics_of(inputs())
+    found, wanted = (
+        residual_columns(weight, statistics, INT4, rank=0, base=base),
+        solve_base(base, weight, statistics, INT4),
+    )
+    assert found.residual is None and torch.equal(found.quantized.codes, wanted.quantized.codes)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_second_codes_of_every_column_round_what_the_first_leave(name):
+    weight, scheme = weight_of(), SCHEMES[name]
+    found = residual_columns(weight, statistics_of(inputs()), scheme, rank=ALL)
+    first = quantize(weight, scheme).dequantize()
+    assert torch.equal(found.residual.columns, torch.arange(N))
+    assert torch.equal(found.dequantized(), first + quantize(weight - first, scheme).dequantize())
+
+
+@pytest.mark.parametrize("order", ["maximum", "second_moment"])
+def test_columns_are_those_of_the_largest_inputs(order):
+    x = inputs()
+    found = residual_columns(weight_of(), statistics_of(x), INT4, rank=1, order=order)
+    sizes = x.abs().amax(0) if order == "maximum" else x.square().mean(0)
+    assert torch.allclose(magnitudes(statistics_of(x), order).double(), sizes, rtol=1e-5)
+    chosen = torch.zeros(N, dtype=torch.bool).index_fill(0, found.residual.columns, True)
+    assert 0 < int(chosen.sum()) < N and sizes[chosen].min() >= sizes[~chosen].max() * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("name", ["int4", "int4 group-16", "mxfp4", "int4 asymmetric group-32"])
+def test_no_entry_of_these_columns_errs_more_than_half_a_step_of_the_second_codes(name):
+    weight, scheme = weight_of(), SCHEMES[name]
+    found = residual_columns(weight, statistics_of(inputs()), scheme, rank=8)
+    second, columns = found.residual.quantized, found.residual.columns
+    error = (weight - found.dequantized())[:, columns].abs()
+    steps = step_size(second.parameters, scheme, second.codes.shape)
+    steps = steps.repeat_interleave(len(columns) // steps.shape[-1], -1)
+    if scheme.element_format.kind == "float":  # distances from 4 to 6 are 2 steps, and the OCP scale clips 6 to 8
+        steps = 4 * steps
+    assert (error <= 0.5 * steps * (1 + 1e-5) + 1e-6).all()
+    bare = (weight - rtn(weight, None, scheme).dequantized())[:, columns].abs()
+    assert error.square().sum() < bare.square().sum() / 20
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp4", "nvfp4", "int4 asymmetric group-32"])
+@pytest.mark.parametrize("rank", [0, 1, 4, 24])
+def test_they_take_the_bytes_of_a_rank_and_no_more(name, rank):
+    scheme, budget, unit = SCHEMES[name].separate, 16 * rank * (M + N), SCHEMES[name].group_size or 1
+    count = affordable_columns(rank, torch.Size([M, N]), SCHEMES[name])
+    assert count % unit == 0 and (count == 0 or residual_bits(M, count, scheme) <= budget)
+    assert count == N or residual_bits(M, count + unit, scheme) > budget
+
+
+@pytest.mark.parametrize("name", ["int4", "int4 asymmetric group-32", "nvfp4", "kmeans groups"])
+def test_they_come_back_from_disk_and_weigh_what_is_accounted(name):
+    weights = torch.stack([weight_of(0), weight_of(10)])
+    statistics = stack([statistics_of(inputs(0)), statistics_of(inputs(10))])
+    solved = residual_columns(weights, statistics, SCHEMES[name], rank=24)
+    assert solved.residual is not None
+    for layer in range(2):
+        weight, nothing, bits = roundtrip(solved, layer)
+        assert nothing is None and torch.equal(weight, solved.dequantized()[layer])
+        assert math.isclose(bits, side_bits(solved) * M * N, rel_tol=1e-9) and bits <= 16 * 24 * (M + N)
+
+
+def test_at_equal_bytes_none_of_three_takes_more_and_each_lowers_the_error():
+    """Inputs of a few large channels, as before a smoothing or a rotation."""
+    x, weight = inputs(), weight_of()
+    statistics, scheme = statistics_of(x), SCHEMES["int4 group-16"]
+    bare, budget = rtn(weight, None, scheme), 16 * 3 * (M + N) / (M * N)
+    solved = {
+        "columns": residual_columns(weight, statistics, scheme, rank=3, order="second_moment"),
+        "term": low_rank(weight, statistics, scheme, rank=3, metric="qera_exact"),
+        "outliers": sparse_outliers(weight, statistics, scheme, rank=3, metric="qera_approx"),
+    }
+    plain = accounted_bits(bare, scheme)["stored_bits"]
+    for found in solved.values():
+        assert plain < accounted_bits(found, scheme)["stored_bits"] <= plain + budget + 1e-9
+    errors = {name: energy(weight - found.dequantized(), statistics.second_moment) for name, found in solved.items()}
+    assert max(errors.values()) < energy(weight - bare.dequantized(), statistics.second_moment)
+
+
+def test_columns_that_gptq_rounds_first_keep_their_precision():
+    weight, statistics = weight_of(), statistics_of(inputs())
+    found = residual_columns(
+        weight, statistics, INT4, rank=4, order="second_moment", base="gptq", activation_order=True
+    )
+    rest = weight - found.residual.added_to(torch.zeros_like(weight))
+    assert torch.equal(found.quantized.codes, gptq(rest, statistics, INT4, activation_order=True).quantized.codes)
+    first = statistics.second_moment.diagonal().argmax()
+    step = step_size(found.residual.quantized.parameters, INT4, found.residual.quantized.codes.shape)[..., 0]
+    assert ((weight - found.dequantized())[:, first].abs() <= 0.5 * step * (1 + 1e-4) + 1e-6).all()
+    bare = gptq(weight, statistics, INT4, activation_order=True)
+    assert energy(weight - found.dequantized(), statistics.second_moment) < energy(
+        weight - bare.dequantized(), statistics.second_moment
+    )
