@@ -9,7 +9,7 @@ from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.ground.storage import write_json
 from quantgrid.ground.tensor_files import TensorSpool
-from quantgrid.inference.linear import compute_device, compute_dtype
+from quantgrid.inference.linear import compute_dtype, placement
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
 from quantgrid.learning import outcomes
 from quantgrid.machine.malloc import fit_allocator
@@ -30,19 +30,16 @@ def recipe(job) -> Recipe:
 def quantized(job) -> Quantized:
     """Quantize from cached statistics, or sequentially, with each layer's inputs taken from the
     quantized layers before it. Packed layers are stored on disk until all are done."""
-    packed = TensorSpool(Path(job.checkpoint).parent)
+    packed, place = TensorSpool(Path(job.checkpoint).parent), placement(job.spec["compute"])
+    decoder = DecoderFolder(job.model, placement=place)
     if "propagation" not in job.spec:
-        return quantize_decoder(DecoderFolder(job.model), recipe(job), progress("quantizing linears"), packed)
+        return quantize_decoder(decoder, recipe(job), progress("quantizing linears"), packed)
     sequential = import_module(
         f"quantgrid.{job.spec['modules']['propagation']}"
     )  # not an import statement, so that only cells that use it depend on it
-    device = compute_device(job.spec["compute"]["device"])
-    how = sequential.Sequential.load(
-        job.windows, dtype=compute_dtype(job.spec["compute"]["dtype"], device), device=device, **job.spec["propagation"]
-    )
-    return sequential.quantize_sequentially(
-        DecoderFolder(job.model), recipe(job), how, progress("quantizing layers"), packed
-    )
+    dtype = compute_dtype(job.spec["compute"]["dtype"], place.device)
+    how = sequential.Sequential.load(job.windows, dtype=dtype, device=place.device, **job.spec["propagation"])
+    return sequential.quantize_sequentially(decoder, recipe(job), how, progress("quantizing layers"), packed)
 
 
 def main() -> None:
@@ -60,6 +57,7 @@ def main() -> None:
     fit_allocator(shape_from_folder(job.model))
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
     about["trainings"] = outcomes.of_transform(job.transform)
+    about["placement"] = placement(job.spec["compute"]).to_dict()
     try:
         done = quantized(job)
         write_json(

@@ -19,13 +19,14 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from quantgrid.ground.errors import ConfigError
+from quantgrid.ground.errors import ConfigError, shortened
 from quantgrid.ground.storage import put_off, verified
 from quantgrid.jobs import fork_server
 from quantgrid.jobs.integrity import verify, write_record
 from quantgrid.jobs.progress import FAILED_RESULT
 from quantgrid.jobs.shared_cache import CACHED_RULES, detach
 from quantgrid.machine.gpus import choose
+from quantgrid.machine.memory import less_memory
 from quantgrid.plan.steps import OUTPUTS, REPORTS
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -129,6 +130,19 @@ def compute(rule: str, words: list[str], spec: dict) -> None:
     write_record(rule, made, threads)
 
 
+def one_line(error: BaseException, rule: str, spec: dict) -> str:
+    """Message of an error that the user can mend: invalid input, or a GPU with too little memory; else empty."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return ""
+    learned = spec.get("transform", {}).get("learned")
+    kind = "propagate_model" if "propagation" in spec else "learn_transform" if learned else rule
+    said = shortened(str(error).removeprefix("CUDA out of memory. "))
+    return f"the GPU has too little memory ({said}): {less_memory(kind)}"
+
+
 def main() -> None:
     rule, *words = sys.argv[1:]
     begin, spec = time.monotonic(), json.loads(words[words.index("--spec") + 1])
@@ -137,7 +151,8 @@ def main() -> None:
         compute(rule, words, spec)
     except BaseException as error:
         print(f"failed after {foot(begin)}", file=sys.stderr)
-        raise (SystemExit(f"{rule}: {error}") if isinstance(error, ConfigError) else error) from None
+        said = one_line(error, rule, spec)
+        raise (SystemExit(f"{rule}: {said}") if said else error) from None
     print(f"done in {foot(begin)}", file=sys.stderr)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import tempfile
 import time
 from glob import glob
@@ -46,3 +47,14 @@ def choose(devices: str = DEVICES) -> None:
     count = len(glob(devices))
     if count and "CUDA_VISIBLE_DEVICES" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(take(count))
+
+
+def card_memory() -> int | None:
+    """Bytes of the smallest GPU that nvidia-smi lists; None without it."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
+    return min(sizes) << 20 if sizes else None

@@ -55,7 +55,11 @@ class CheckpointContent:
 
     def add_plain(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         """Add unquantized tensors: norms and biases in float32, embeddings in bfloat16."""
-        self.tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
+        self._put({name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add ``tensors`` from any device; they are kept on the CPU."""
+        self.tensors.update({name: tensor.cpu() for name, tensor in tensors.items()})
 
     def add_ends(self, ends: Mapping[str, Tensor]) -> None:
         """Add embedding and lm_head in bfloat16 and the final norm in float32; a tied lm_head is
@@ -70,24 +74,24 @@ class CheckpointContent:
         name = site_name(layer, site)
         if online:
             self.online[name], tensors = stored(name, online)
-            self.tensors.update(tensors)
+            self._put(tensors)
         if rounding is not None:
             self.activations[name] = rounding.scheme
-            self.tensors.update({f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()})
+            self._put({f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()})
 
     def add_linear(self, names: list[str], solved: Compensated) -> None:
         """Add one linear of several layers; the leading dimension of ``solved`` is
         ``len(names)``."""
         parts, packed = _parts(solved.quantized), packed_bits(self.schemes.weight)
         for i, name in enumerate(names):
-            self.tensors[f"{name}.codes"] = pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)
-            self.tensors.update(
+            self._put({f"{name}.codes": pack(solved.quantized.codes[i], self.schemes.weight.element_format.bits)})
+            self._put(
                 {
                     f"{name}.{part}": pack(tensor[i].flatten(), packed[part]) if part in packed else tensor[i]
                     for part, tensor in parts.items()
                 }
             )
-            self.tensors.update({f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()})
+            self._put({f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()})
             self.linears[name] = {"shape": list(solved.quantized.codes[i].shape), **side_entry(solved)}
 
 
@@ -174,7 +178,7 @@ class PackedCheckpoint:
         """Replace every linear of decoder layer ``index`` by a :class:`QuantizedLinear` and load
         its other tensors."""
         prefix, plan = LAYER_PREFIX.format(layer=index), self.shape.plan(index)
-        tensors = self.read(prefix, site_name(index, ""))
+        tensors = {name: part.to(self.device) for name, part in self.read(prefix, site_name(index, "")).items()}
         for site in plan.sites.values():
             name = site_name(index, site.name)
             site_input = SiteInput(

@@ -100,7 +100,8 @@ def take_outliers(
     if not entry["outliers"]:
         return None
     values, columns, counts = (tensors.pop(f"{name}.outlier_{part}") for part in ("values", "columns", "counts"))
-    return values, torch.repeat_interleave(torch.arange(len(counts)), _unsigned(counts)), _unsigned(columns)
+    rows = torch.arange(len(counts), device=counts.device)
+    return values, torch.repeat_interleave(rows, _unsigned(counts)), _unsigned(columns)
 
 
 def _outlier_tensors(outliers: Outliers, layer: int, shape: torch.Size) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def qat_finetune(
         else Divergence(network, held_out, load_full_precision(context.model_folder, device=model.device))
     )
     start = {
-        linear_key(index, linear): weight[0].to(model.device)
+        linear_key(index, linear): weight[0]
         for index in range(len(model.layers))
         for linear, weight in model.weights(model.folded(index)).items()
     }
@@ -136,7 +136,7 @@ def qat_finetune(
     kept = _trained(start, objective, settings, weight_decay, session, context)
     for index in range(len(model.layers)):
         layer = model.folded(index)
-        weights = {linear: kept[linear_key(index, linear)].cpu()[None] for linear in layer.plan.linears}
+        weights = {linear: kept[linear_key(index, linear)][None] for linear in layer.plan.linears}
         model.store(layer, {linear: rtn(weight, None, recipe.schemes.weight) for linear, weight in weights.items()})
     return Trained(model.finished(), session.table(), session.ends)
 

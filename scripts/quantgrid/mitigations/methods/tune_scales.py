@@ -22,7 +22,7 @@ from torch import Tensor
 from ...calibration.layers import DecoderLayer
 from ...calibration.statistics import stack
 from ...inference.transform import Parameters
-from ...learning.learned_scales import ScaledWeight, moved
+from ...learning.learned_scales import ScaledWeight
 from ...learning.objectives import OneLayer
 from ...learning.session import Session
 from ...learning.training import Settings, train
@@ -100,9 +100,7 @@ def tune_scales(
             model,
             index,
             {
-                linear: ScaledWeight(
-                    weight.to(model.device), moved(solved[linear].quantized, model.device), base != "rtn"
-                )
+                linear: ScaledWeight(weight, solved[linear].quantized, base != "rtn")
                 for linear, weight in weights.items()
             },
         )
@@ -111,9 +109,7 @@ def tune_scales(
         model.store(
             layer,
             {
-                linear: Compensated(
-                    moved(scaled.quantized(block.of(linear, values)), "cpu"), details=solved[linear].details
-                )
+                linear: Compensated(scaled.quantized(block.of(linear, values)), details=solved[linear].details)
                 for linear, scaled in block.scaled.items()
             },
         )
