@@ -17,7 +17,7 @@ def main() -> None:
         plan = Plan(validation.load(parser.parse_args().configfile))
         print(text(plan))
         jobs = ((step.rule, SimpleNamespace(**step.wildcards)) for steps in plan.all_steps().values() for step in steps)
-        print("largest jobs:", *needs(plan, jobs), sep="\n  ")
+        print("largest jobs:", *needs(plan, jobs, plan.config["compute"]["device"] != "cpu"), sep="\n  ")
     except ConfigError as error:
         raise SystemExit(f"estimate_run: {error}") from None
 

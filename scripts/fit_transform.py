@@ -9,6 +9,7 @@ from typing import Any
 from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.ground.storage import write_tensors, write_text
+from quantgrid.inference.linear import placement
 from quantgrid.inference.transform import Transform, fit
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
 from quantgrid.learning.loss_columns import HEADER
@@ -52,7 +53,8 @@ def main() -> None:
     module = import_module(f"quantgrid.{job.spec['modules']['transform']}")
     about, losses = record(job.spec, statistics=job.statistics, windows=job.windows), HEADER
     try:
-        fitted = fit(module.primitives(**given), DecoderFolder(job.model), job.statistics, progress("fitting layers"))
+        decoder = DecoderFolder(job.model, placement=placement(job.spec["compute"]))
+        fitted = fit(module.primitives(**given), decoder, job.statistics, progress("fitting layers"))
         if wanted["learned"]:
             fitted, losses, ends = trained(module, fitted, job, given)
             about |= ends

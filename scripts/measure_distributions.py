@@ -3,6 +3,7 @@
 from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.ground.storage import write_json
+from quantgrid.inference.linear import placement
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
 from quantgrid.learning import outcomes
 from quantgrid.quantization.distributions import describe
@@ -17,9 +18,8 @@ def main() -> None:
         "trainings": outcomes.of_transform(job.transform),
     }
     try:
-        found = describe(
-            DecoderFolder(job.model), load_transform(job.transform), job.statistics, progress("describing layers")
-        )
+        decoder = DecoderFolder(job.model, placement=placement(job.spec["compute"]))
+        found = describe(decoder, load_transform(job.transform), job.statistics, progress("describing layers"))
         write_json(job.distribution, {**about, "status": "ok", **found})
     except NumericalFailure as failure:
         write_json(job.distribution, {**about, "status": "failed", "reason": str(failure)})

@@ -11,7 +11,7 @@ from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.ground.storage import blake3_of, read_json, write_json
 from quantgrid.ground.tensor_files import TensorSpool
-from quantgrid.inference.linear import compute_device, compute_dtype
+from quantgrid.inference.linear import compute_dtype, placement
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
 from quantgrid.learning import outcomes
 from quantgrid.machine.malloc import fit_allocator
@@ -54,21 +54,17 @@ def quantized(job, about, chosen: Mapping[str, str]) -> Quantized:
     """Quantize from cached statistics, or sequentially, with each layer's inputs taken from the
     quantized layers before it. Packed layers are stored on disk until all are done; sequentially,
     an interrupted job goes on behind the last of them."""
-    folder = Path(job.checkpoint).parent
+    folder, place = Path(job.checkpoint).parent, placement(job.spec["compute"])
+    decoder = DecoderFolder(job.model, placement=place)
     if "propagation" not in job.spec:
-        packed = TensorSpool(folder)
-        return quantize_decoder(DecoderFolder(job.model), recipe(job, chosen), progress("quantizing linears"), packed)
+        return quantize_decoder(decoder, recipe(job, chosen), progress("quantizing linears"), TensorSpool(folder))
     sequential = import_module(
         f"quantgrid.{job.spec['modules']['propagation']}"
     )  # not an import statement, so that only cells that use it depend on it
-    device = compute_device(job.spec["compute"]["device"])
-    how = sequential.Sequential.load(
-        job.windows, dtype=compute_dtype(job.spec["compute"]["dtype"], device), device=device, **job.spec["propagation"]
-    )
+    dtype = compute_dtype(job.spec["compute"]["dtype"], place.device)
+    how = sequential.Sequential.load(job.windows, dtype=dtype, device=place.device, **job.spec["propagation"])
     state = sequential.SequentialState(folder, fingerprint(job, about))
-    return sequential.quantize_sequentially(
-        DecoderFolder(job.model), recipe(job, chosen), how, progress("quantizing layers"), state
-    )
+    return sequential.quantize_sequentially(decoder, recipe(job, chosen), how, progress("quantizing layers"), state)
 
 
 def main() -> None:
@@ -88,6 +84,7 @@ def main() -> None:
     read = ("transform", "statistics", "windows", "allocation")
     about = record(job.spec, **{name: getattr(job, name) for name in read})
     about["trainings"] = outcomes.of_transform(job.transform)
+    about["placement"] = placement(job.spec["compute"]).to_dict()
     try:
         bits = allocation(job)
         done = quantized(job, about, bits.get("schemes", {}))

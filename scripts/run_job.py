@@ -18,13 +18,14 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from quantgrid.ground.errors import ConfigError
+from quantgrid.ground.errors import ConfigError, shortened
 from quantgrid.ground.storage import put_off, verified, write_text
 from quantgrid.jobs import fork_server
 from quantgrid.jobs.integrity import verify, write_record
 from quantgrid.jobs.progress import FAILED_RESULT
 from quantgrid.jobs.shared_cache import CACHED_RULES, detach
 from quantgrid.machine.gpus import choose
+from quantgrid.machine.memory import less_memory
 from quantgrid.machine.usage import COLD, WARM, Usage, begin, usage
 from quantgrid.plan.steps import OUTPUTS, REPORTS
 
@@ -134,6 +135,19 @@ def compute(rule: str, words: list[str], spec: dict) -> None:
     write_record(rule, made, threads)
 
 
+def one_line(error: BaseException, rule: str, spec: dict) -> str:
+    """Message of an error that the user can mend: invalid input, or a GPU with too little memory; else empty."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return ""
+    learned = spec.get("transform", {}).get("learned")
+    kind = "propagate_model" if "propagation" in spec else "learn_transform" if learned else rule
+    said = shortened(str(error).removeprefix("CUDA out of memory. "))
+    return f"the GPU has too little memory ({said}): {less_memory(kind)}"
+
+
 def main() -> None:
     rule, *words = sys.argv[1:]
     begun, start = begin(), WARM if fork_server.in_fork() else COLD
@@ -143,7 +157,8 @@ def main() -> None:
         compute(rule, words, spec)
     except BaseException as error:
         print(f"failed after {foot(usage(begun, start))}", file=sys.stderr)
-        raise (SystemExit(f"{rule}: {error}") if isinstance(error, ConfigError) else error) from None
+        said = one_line(error, rule, spec)
+        raise (SystemExit(f"{rule}: {said}") if said else error) from None
     used = usage(begun, start)
     for path in named(words).get("costs", ()):
         write_text(path, used.table())

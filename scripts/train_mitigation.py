@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.ground.storage import write_json, write_text
+from quantgrid.inference.linear import placement
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
 from quantgrid.learning import outcomes
 from quantgrid.learning.loss_columns import HEADER
@@ -21,11 +22,18 @@ def main() -> None:
     use_threads(job.spec)
     about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
     about["trainings"] = outcomes.of_transform(job.transform)
+    about["placement"] = placement(job.spec["compute"]).to_dict()
     wanted, losses = job.spec["mitigation"], HEADER
     train = getattr(import_module(f"quantgrid.{job.spec['modules']['mitigation']}"), wanted["method"])
     state = Path(job.checkpoint).with_name("training.safetensors")
+    compute = job.spec["compute"]
     context = TrainingContext(
-        Path(job.model), Path(job.windows), job.spec["compute"]["device"], state, progress("training")
+        Path(job.model),
+        Path(job.windows),
+        compute["device"],
+        state,
+        progress("training"),
+        solver_dtype=compute["solver_dtype"],
     )
     try:
         recipe = Recipe(load_transform(job.transform), CellSchemes.from_dict(job.spec["schemes"]), None, job.statistics)

@@ -13,7 +13,7 @@ SCHEMA_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "key of compute": (
         lambda c: c.update(compute={"dtypes": "float32"}),
-        ["compute: unknown key 'dtypes' - did you mean 'dtype'? Accepted: device, dtype"],
+        ["compute: unknown key 'dtypes' - did you mean 'dtype'? Accepted: device, dtype, solver_dtype"],
     ),
     "key of a model": (
         changed("models", "tiny", pathh="x"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -30,9 +29,10 @@ from turns import solver_options  # noqa: E402
 from quantgrid.calibration.layers import DecoderFolder  # noqa: E402
 from quantgrid.calibration.statistics import SiteStatistics, stack  # noqa: E402
 from quantgrid.inference.transform import layer_state  # noqa: E402
+from quantgrid.machine.devices import Placement  # noqa: E402
 from quantgrid.mitigations.methods.gptq import gptq  # noqa: E402
 from quantgrid.models.plans import LINEARS, SITE_OF, SITES  # noqa: E402
-from quantgrid.quantization.cached import chunks  # noqa: E402
+from quantgrid.quantization.grouping import chunks  # noqa: E402
 from quantgrid.quantizer import find_parameters  # noqa: E402
 from quantgrid.schemes import QuantScheme, scheme  # noqa: E402
 
@@ -93,13 +93,12 @@ def toolkit() -> Solver:
     return solve
 
 
-def problems(decoder: DecoderFolder, group: range, statistics: str, device: torch.device) -> tuple[Weights, Statistics]:
-    """The linears of the layers ``group`` and the second moments of their inputs, on ``device``."""
+def problems(decoder: DecoderFolder, group: range, statistics: str) -> tuple[Weights, Statistics]:
+    """The linears of the layers ``group`` and the second moments of their inputs."""
     layers = [layer_state(decoder, index, statistics) for index in group]
-    stacked = {site: stack([layer.statistics[site] for layer in layers]) for site in SITES}
     return (
-        {linear: torch.stack([layer.weights[linear].float() for layer in layers]).to(device) for linear in LINEARS},
-        {site: replace(found, second_moment=found.second_moment.to(device)) for site, found in stacked.items()},
+        {linear: torch.stack([layer.weights[linear].float() for layer in layers]) for linear in LINEARS},
+        {site: stack([layer.statistics[site] for layer in layers]) for site in SITES},
     )
 
 
@@ -118,12 +117,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     solve: Solver = own if options.solver == "quantgrid" else toolkit()
-    decoder, of_scheme = DecoderFolder(options.model), scheme("int4", group_size=options.group_size)
+    place = Placement(options.device)
+    decoder, of_scheme = DecoderFolder(options.model, placement=place), scheme("int4", group_size=options.group_size)
     seconds, errors = 0.0, []
     with torch.no_grad():
-        solve(*problems(decoder, range(1), options.statistics, options.device), of_scheme, options.damping)
-        for group in chunks(decoder):
-            weights, statistics = problems(decoder, group, options.statistics, options.device)
+        solve(*problems(decoder, range(1), options.statistics), of_scheme, options.damping)
+        for group in chunks(decoder.shape, place.budget()):
+            weights, statistics = problems(decoder, group, options.statistics)
             used, taken = solve(weights, statistics, of_scheme, options.damping)
             seconds += taken
             errors += [

@@ -15,6 +15,7 @@ include: "internals.smk"
 SCRIPTS = os.path.join(checkout(), "scripts")
 sys.path.insert(0, SCRIPTS)
 
+from quantgrid.machine.gpus import card_memory
 from quantgrid.machine.malloc import KEEP_FREED
 from quantgrid.config import check, read
 from quantgrid.jobs.drivers import DRIVER, HELD
@@ -25,7 +26,7 @@ from quantgrid.jobs.locks import hold
 from quantgrid.jobs.progress import predict
 from quantgrid.jobs import slurm_names
 from quantgrid.plan.pipeline import Plan
-from quantgrid.plan.preflight import crowded, in_memory, made_again, needs, require_room
+from quantgrid.plan.preflight import crowded, in_memory, made_again, needs, on_card, require_room
 from quantgrid.config.shown_transforms import FIGURES
 from quantgrid.config.cells import AXES, Cell
 from quantgrid.plan.steps import CELL_PATH as CELL, outputs_of
@@ -134,14 +135,15 @@ def forecast(jobs, local):
 def preflight(jobs, local):
     """Print the resources of the largest ``jobs``, and stop if one cannot fit; ``local``: on this machine."""
     single = [(rule, wildcards) for rule, wildcards, _ in jobs]
-    found = needs(PLAN, single)
+    card = on_card(PLAN)
+    found = needs(PLAN, single, card)
     said = "\n  ".join(["largest jobs, as predicted (scripts/quantgrid/machine/memory.py):", *map(str, found)])
     if local:
         said = "\n".join([said, *crowded(PLAN, {rule for rule, _ in single}, workflow.cores)])
     said = "\n".join([said, *made_again(outputs for _, _, outputs in jobs)])
     sys.stderr.write(f"{said}\n")  # unbuffered: Snakemake prints its messages from another thread
     try:
-        require_room(found, RESULTS, in_memory(PLAN, local))
+        require_room(found, RESULTS, in_memory(PLAN, local), card_memory() if local and card else None)
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 

@@ -66,11 +66,12 @@ class Accumulator:
             "maximum": torch.maximum(self.extremes["maximum"], high),
         }
 
-    def result(self) -> SiteStatistics:
+    def result(self, device: torch.device | str = "cpu") -> SiteStatistics:
+        """Statistics of all rows, on ``device``."""
         _mirror_(self.sums["second_moment"])
-        means = {name: (total / self.count).cpu() for name, total in self.sums.items()}
-        extremes = {name: value.double().cpu() for name, value in self.extremes.items()}
-        return SiteStatistics(count=self.count, samples=self.sample.tokens().cpu(), **means, **extremes)
+        means = {name: (total / self.count).to(device) for name, total in self.sums.items()}
+        extremes = {name: value.double().to(device) for name, value in self.extremes.items()}
+        return SiteStatistics(count=self.count, samples=self.sample.tokens().to(device), **means, **extremes)
 
 
 def _mirror_(matrix: Tensor) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ground.errors import ConfigError
+from ..machine.devices import in_smaller_parts
 from ..models.canonical import shape_of
 from ..models.shapes import ModelShape
 from .accumulators import LARGEST, Accumulator, sample_positions, site_name
@@ -70,10 +71,15 @@ def layer_inputs(model: nn.Module, windows: Tensor) -> tuple[Tensor, list[dict[s
 
 def advance(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], batch_size: int = 1) -> None:
     """Replace layer inputs (windows, window, d) by layer outputs, ``batch_size`` windows at a
-    time."""
-    for rows in hidden.split(batch_size):
-        output = layer(rows, **arguments)
-        rows.copy_(output[0] if isinstance(output, tuple) else output)
+    time, or fewer where a GPU has too little memory."""
+
+    def run(rows: range) -> None:
+        part = hidden[rows.start : rows.stop]
+        output = layer(part, **arguments)
+        part.copy_(output[0] if isinstance(output, tuple) else output)
+
+    windows = range(len(hidden))
+    in_smaller_parts([windows[start : start + batch_size] for start in windows[::batch_size]], run)
 
 
 @torch.no_grad()

@@ -30,7 +30,9 @@ def shrunk(statistics: SiteStatistics) -> SiteStatistics:
     """``statistics`` with a second moment that is shrunk to its diagonal, with weight n / (n + N)."""
     moment = statistics.second_moment
     if statistics.count == 0:
-        return replace(statistics, memory={}, second_moment=torch.eye(len(moment), dtype=moment.dtype))
+        return replace(
+            statistics, memory={}, second_moment=torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        )
     weight = len(moment) / (len(moment) + statistics.count)
     return replace(statistics, memory={}, second_moment=moment.lerp(torch.diag(moment.diagonal()), weight))
 

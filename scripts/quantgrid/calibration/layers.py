@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..ground.errors import ConfigError, NumericalFailure
 from ..ground.storage import open_tensors, read_json, tensor_names
+from ..machine.devices import Placement
 from ..models.families import FAMILIES
 from ..models.lm_head import Head
 from ..models.multimodal import PREFIX, prefix_of, stored_name
@@ -56,6 +57,11 @@ class DecoderLayer:
     @property
     def plan(self) -> LayerPlan:
         return self.shape.plan(self.index)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights; the CPU without any."""
+        return next((tensor.device for tensor in self.weights.values()), torch.device("cpu"))
 
     def blocking(self, site: str) -> str:
         """Name of the online operation at ``site`` that blocks folding into its predecessors, or nothing.
@@ -156,10 +162,13 @@ class LaterStatistics(dict[str, SiteStatistics]):
 
 
 class DecoderFolder:
-    """Canonical model folder, read layer by layer; of ``layers`` only the first."""
+    """Canonical model folder, read layer by layer; of ``layers`` only the first.
 
-    def __init__(self, folder: str | Path, layers: int | None = None):
-        self.folder = Path(folder)
+    :meth:`layer` and :meth:`ends` place their tensors on the device of ``placement``.
+    """
+
+    def __init__(self, folder: str | Path, layers: int | None = None, placement: Placement | None = None):
+        self.folder, self.placement = Path(folder), placement or Placement()
         path = self.folder / "config.json"
         self.config = first_layers(read_json(path), layers)
         self.prefix = prefix_of(self.config, str(path))
@@ -225,6 +234,7 @@ class DecoderFolder:
             stored = self.stored(names[role] for role in roles)
             for role in roles:
                 if (tensor := stored.get(names[role])) is not None:
+                    tensor = tensor.to(self.placement.device)
                     require_finite(names[role], tensor)
                     found[role] = tensor.to(dtype)
         return found

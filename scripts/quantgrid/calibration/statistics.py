@@ -10,8 +10,8 @@ dimensions, so that one call covers several layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class SiteStatistics:
 
     ``count`` tokens seen; ``mean`` (n,); ``second_moment`` (n, n) = E[xxᵀ]; ``mean_absolute``,
     ``minimum``, ``maximum`` (n,); ``samples`` (tokens, n), always including the first token of a
-    window and the tokens of largest norm.
+    window and the tokens of largest norm. ``solver_dtype``: float64, or float32 where factorizations of
+    the second moment are computed in it first (``mitigations/solvers/precision.py``).
     """
 
     count: int
@@ -38,6 +39,7 @@ class SiteStatistics:
     maximum: Tensor
     samples: Tensor
     estimated: bool = False
+    solver_dtype: torch.dtype = torch.float64
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -45,6 +47,12 @@ class SiteStatistics:
         if key not in self.memory:
             self.memory[key] = make()
         return self.memory[key]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Statistics with all tensors on ``device``."""
+        tensors = {part.name: getattr(self, part.name) for part in fields(self)}
+        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, memory={}, **moved)
 
     def transformed(self, T: Tensor | Rows, z: Tensor | None = None) -> SiteStatistics:
         """Statistics of x̃ = Tᵀ(x - z).
@@ -113,6 +121,7 @@ class SiteStatistics:
             samples.amax(-2).to(mean),
             samples,
             estimated=True,
+            solver_dtype=self.solver_dtype,
         )
 
     def magnitude(self, kind: str) -> Tensor:
@@ -159,7 +168,11 @@ _TENSORS = ("mean", "second_moment", "mean_absolute", "minimum", "maximum", "sam
 def stack(statistics: Sequence[SiteStatistics]) -> SiteStatistics:
     """Stack the statistics of several layers along a leading layer dimension."""
     tensors = {name: torch.stack([getattr(s, name) for s in statistics]) for name in _TENSORS}
-    about = {"count": statistics[0].count, "estimated": any(s.estimated for s in statistics)}
+    about = {
+        "count": statistics[0].count,
+        "estimated": any(s.estimated for s in statistics),
+        "solver_dtype": statistics[0].solver_dtype,
+    }
     if all(isinstance(s, PairedStatistics) for s in statistics):
         return PairedStatistics(**about, **tensors, cross=torch.stack([s.cross for s in statistics]))
     return SiteStatistics(**about, **tensors)

@@ -32,7 +32,7 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
     candidates; raises :class:`ConfigError` for an invalid cell."""
     study = config["studies"][name]
     where = f"studies.{name}"
-    found = product_cells(config, study, where)
+    found = dict.fromkeys(product_cells(config, study, where))
     if not found:
         raise ConfigError(
             f"{where}: the study has no cells; give each of {', '.join(AXES)} at least one value that "
@@ -43,7 +43,7 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
         found |= dict.fromkeys(uniform_cells(config, cell))
     for cell in found:
         check_cell(config, cell, where)
-    kept = candidates(config, study["race"], found, f"{where}.race") if "race" in study else found
+    kept = candidates(config, study["race"], list(found), f"{where}.race") if "race" in study else list(found)
     return list(dict.fromkeys([*(baseline(model) for model in dict.fromkeys(cell.model for cell in kept)), *kept]))
 
 

@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "mitigations": {},
     "formats": {},
     "tasks": {},
-    "compute": {"device": "auto", "dtype": "auto"},
+    "compute": {"device": "auto", "dtype": "auto", "solver_dtype": "auto"},
     "evaluation": {"batch_size": 8, "task_limit": None, "residual_error_windows": 4, "shard_windows": 32},
     "evaluate": {"perplexity": [], "tasks": [], "residual_error": []},
     "exports": [],

@@ -158,8 +158,8 @@ def _answers(item: Item, states: Tensor, head: Head) -> Iterator[tuple[int, floa
         predicting += [begin - 1, *range(start, start + own)]
         targets += continuation
         start += own
-    logits = head(states[torch.tensor(predicting, device=states.device)])
-    target = torch.tensor(targets, device=states.device)
+    logits = head(states[torch.tensor(predicting).to(states.device)])
+    target = torch.tensor(targets).to(states.device)
     chosen = logits.float().log_softmax(-1).gather(1, target.unsqueeze(1)).squeeze(1)
     likeliest = logits.argmax(-1) == target
     sizes = [len(continuation) for continuation in item.asked]

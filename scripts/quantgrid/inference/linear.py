@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..machine.devices import Placement, solver_dtype
 from ..quantizer.ranges import clamp_ranges
 from ..quantizer.scales import QuantizationParameters
 from ..quantizer.tensors import fake_quantize, find_parameters
@@ -150,3 +151,9 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 def compute_device(name: str) -> torch.device:
     """Device of ``compute.device`` in the config; ``auto`` is a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def placement(compute: Mapping[str, Any]) -> Placement:
+    """Placement of the layers of a job under ``compute`` of the config."""
+    device = compute_device(compute["device"])
+    return Placement(device, solver_dtype(compute["solver_dtype"], device))

@@ -84,8 +84,8 @@ def apply(operation: Operation, x: Tensor) -> Tensor:
     )
 
 
-def cast(operation: Operation, dtype: torch.dtype, device: torch.device | str = "cpu") -> Operation:
-    """Operation with its tensors on ``device`` in ``dtype``; channel orders stay integers."""
+def cast(operation: Operation, dtype: torch.dtype, device: torch.device | str | None = None) -> Operation:
+    """Operation with its tensors in ``dtype``, moved to ``device`` if given; channel orders stay integers."""
     return {
         **operation,
         **{

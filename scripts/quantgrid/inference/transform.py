@@ -9,7 +9,7 @@ safetensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,15 +21,11 @@ from ..calibration.accumulators import site_name
 from ..calibration.layers import DecoderFolder, DecoderLayer, LaterStatistics, require_finite
 from ..calibration.statistics import SiteStatistics, from_file
 from ..ground.storage import open_tensors, write_tensors
+from ..machine.chunks import ROWS
 from ..models.plans import END_ROLES, PER_TOKEN
 from ..models.shapes import ModelShape
 
 Parameters = dict[str, Tensor]
-ROWS = (
-    1 << 13
-    # rows of embedding and lm_head folded at a time; a multiple of the block size of a rotation
-)
-
 
 # primitives of all imported modules, by class name
 PRIMITIVES: dict[str, type[Primitive]] = {}
@@ -88,9 +84,10 @@ class Transform:
     primitives: list[Primitive] = field(default_factory=list)
     parameters: Parameters = field(default_factory=dict)
 
-    def part(self, *prefixes: str) -> Parameters:
+    def part(self, *prefixes: str, device: torch.device | None = None) -> Parameters:
+        """Parameters whose names begin with one of ``prefixes``, without it; moved to ``device`` if given."""
         return {
-            name.removeprefix(prefix): tensor
+            name.removeprefix(prefix): tensor if device is None else tensor.to(device)
             for prefix in prefixes
             for name, tensor in self.parameters.items()
             if name.startswith(prefix)
@@ -98,15 +95,16 @@ class Transform:
 
     def add(self, prefix: str, parameters: Parameters) -> None:
         """Add fitted parameters under ``prefix``, ``{primitive}.model`` or
-        ``{primitive}.{layer}``."""
+        ``{primitive}.{layer}``; they stay on the CPU."""
         laid_out = {
-            f"{prefix}.{name}": value.contiguous() for name, value in parameters.items()
+            f"{prefix}.{name}": value.cpu().contiguous() for name, value in parameters.items()
         }  # in the memory layout of a file: matrix products depend on it
         self.parameters |= laid_out
 
     def fold_one(self, layer: DecoderLayer, number: int) -> None:
-        """Fold primitive ``number`` only."""
-        self.primitives[number].fold_layer(layer, self.part(f"{number}.model.", f"{number}.{layer.index}."))
+        """Fold primitive ``number`` only, on the device of the layer."""
+        parameters = self.part(f"{number}.model.", f"{number}.{layer.index}.", device=layer.device)
+        self.primitives[number].fold_layer(layer, parameters)
 
     def fold_layer(self, layer: DecoderLayer) -> None:
         for number in range(len(self.primitives)):
@@ -114,7 +112,7 @@ class Transform:
 
     def fold_ends(self, ends: Parameters) -> None:
         for number, primitive in enumerate(self.primitives):
-            primitive.fold_ends(ends, self.part(f"{number}.model."))
+            primitive.fold_ends(ends, self.part(f"{number}.model.", device=ends["final_norm"].device))
 
     def save(self, path: str | Path, metadata: Mapping | None = None) -> None:
         names = [{"class": type(primitive).__name__, "options": asdict(primitive)} for primitive in self.primitives]
@@ -125,18 +123,21 @@ def layer_state(decoder: DecoderFolder, index: int, statistics: str | Path | Non
     """Decoder layer with its weights and, given a statistics file, the statistics of its sites."""
     layer = decoder.layer(index)
     if statistics is not None:
-        layer.statistics = site_statistics(layer, statistics)
+        layer.statistics = site_statistics(layer, statistics, decoder.placement.solver_dtype)
     return layer
 
 
-def site_statistics(layer: DecoderLayer, path: str | Path) -> dict[str, SiteStatistics]:
-    """Statistics of the sites of ``layer`` in the file ``path``; those of experts are read later."""
+def site_statistics(
+    layer: DecoderLayer, path: str | Path, solver_dtype: torch.dtype = torch.float64
+) -> dict[str, SiteStatistics]:
+    """Statistics of the sites of ``layer`` in the file ``path``, on its device; those of experts are read
+    later."""
 
     def read(site: str) -> SiteStatistics:
         with open_tensors(path) as file:
             found = from_file(file, site_name(layer.index, site))
         found.require_finite(site_name(layer.index, site))
-        return found
+        return replace(found, solver_dtype=solver_dtype).to(layer.device)
 
     later = layer.plan.expert_sites
     held = {site: read(site) for site in layer.plan.sites if site not in later}
@@ -200,10 +201,11 @@ def _folded(
 
 
 def folded_ends(transform: Transform, decoder: DecoderFolder, dtype: torch.dtype) -> Parameters:
-    """Transformed tensors outside of the layers: embedding and untied lm_head in ``dtype``, others in float64.
+    """Transformed tensors outside of the layers, on the CPU: embedding and untied lm_head in ``dtype``, others in
+    float64.
 
     Folding is float64 and treats every row (token of the vocabulary) separately, so it processes
-    ``ROWS`` rows at a time.
+    ``ROWS`` rows at a time, on the device of the decoder's layers.
     """
     stored = decoder.stored(END_ROLES.values())
     ends = {role: stored[name] for role, name in END_ROLES.items() if name in stored}
@@ -212,14 +214,18 @@ def folded_ends(transform: Transform, decoder: DecoderFolder, dtype: torch.dtype
     found: Parameters = {}
     for start in range(0, decoder.shape.vocabulary, ROWS):
         rows = slice(start, start + ROWS)
-        folded = {role: (tensor[rows] if role in PER_TOKEN else tensor).double() for role, tensor in ends.items()}
+        folded = {
+            role: (tensor[rows] if role in PER_TOKEN else tensor).to(decoder.placement.device).double()
+            for role, tensor in ends.items()
+        }
         transform.fold_ends(folded)
         for role, tensor in folded.items():
             if role in PER_TOKEN:
                 size, kept = (decoder.shape.vocabulary, *tensor.shape[1:]), dtype if tensor.dim() > 1 else tensor.dtype
-                found.setdefault(role, torch.empty(size, dtype=kept))[rows] = tensor
+                whole = found.setdefault(role, torch.empty(size, dtype=kept))
+                whole[rows] = tensor.to(kept).cpu()
             else:
-                found[role] = tensor
+                found[role] = tensor.cpu()
     return found
 
 

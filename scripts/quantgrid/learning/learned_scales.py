@@ -11,7 +11,7 @@ code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,16 +24,6 @@ from .straight_through import substituted
 
 NO_SHIFT = 0.5
 NEAR_EDGE = 0.49  # octaves; at half an octave a power of two rounds to the next
-
-
-def moved(quantized: QuantizedTensor, device: torch.device | str) -> QuantizedTensor:
-    """``quantized`` with all its tensors on ``device``."""
-    tensors = {
-        part.name: tensor.to(device)
-        for part in fields(quantized)
-        if isinstance(tensor := getattr(quantized, part.name), Tensor)
-    }
-    return replace(quantized, **tensors)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from ..inference.input_maps import EMPTY, InputMap
 from ..inference.linear import SiteInput, compute_device
 from ..inference.online import cast
 from ..inference.transform import Parameters, Transform
+from ..machine.devices import Placement
 from ..machine.memory import KEPT, kept_bytes
 from ..models.plans import kind_of
 from ..quantization.checkpoints import load_full_precision
@@ -45,7 +46,8 @@ class Folding:
     """Decoder layers as functions of the learned parameters (float32), initially ``start``."""
 
     def __init__(self, folder: str | Path, start: Transform, device: torch.device | str = "cpu"):
-        self.decoder, self.primitives, self.device = DecoderFolder(folder), start.primitives, device
+        self.decoder = DecoderFolder(folder, placement=Placement(torch.device(device)))
+        self.primitives, self.device = start.primitives, device
         self.shape = self.decoder.shape
         self.first = next(
             (number for number, primitive in enumerate(self.primitives) if hasattr(primitive, "learns")),

@@ -11,9 +11,9 @@ from pathlib import Path
 class TrainingContext:
     """Inputs of a training other than its options.
 
-    ``model_folder``: a canonical folder. ``windows_file``: a file of token windows, or None. ``device``
-    as in a config. ``state_file``: file for resuming after an interruption, or None. ``progress`` wraps
-    the iteration over steps. ``save_seconds``: interval between saves of the state.
+    ``model_folder``: a canonical folder. ``windows_file``: a file of token windows, or None. ``device`` and
+    ``solver_dtype`` as in a config. ``state_file``: file for resuming after an interruption, or None.
+    ``progress`` wraps the iteration over steps. ``save_seconds``: interval between saves of the state.
     ``statistics_file``: calibration statistics, or None.
     """
 
@@ -24,3 +24,4 @@ class TrainingContext:
     progress: Callable[[Iterable], Iterable] = iter
     save_seconds: float = 30.0
     statistics_file: Path | None = None
+    solver_dtype: str = "auto"

@@ -20,7 +20,7 @@ from ..calibration.layers import DecoderFolder, DecoderLayer
 from ..corpora import token_windows
 from ..ground.errors import ConfigError
 from ..inference.key_values import round_key_values
-from ..inference.linear import compute_device
+from ..inference.linear import placement
 from ..inference.transform import folded_ends
 from ..models.lm_head import head_of
 from ..models.plans import END_ROLES, LINEARS
@@ -60,12 +60,9 @@ class TransformedModel:
             raise ConfigError(
                 "a mitigation that trains needs a format that rounds every linear; use one without 'linears'"
             )
-        self.recipe, self.decoder, self.device = (
-            recipe,
-            DecoderFolder(context.model_folder),
-            compute_device(context.device),
-        )
-        self.gradient = gradient
+        place = placement({"device": context.device, "solver_dtype": context.solver_dtype})
+        self.recipe, self.gradient, self.device = recipe, gradient, place.device
+        self.decoder = DecoderFolder(context.model_folder, placement=place)
         self.windows = token_windows.load(context.windows_file)[0].to(self.device)
         self.result = Quantized(CheckpointContent(self.decoder.config, recipe.schemes))
         ends = folded_ends(recipe.transform, self.decoder, torch.bfloat16)

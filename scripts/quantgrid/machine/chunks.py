@@ -21,3 +21,6 @@ def batch_tokens(device: str) -> int:
 
 
 HELD = 1 << 31  # bytes of layer inputs that one sweep of a measurement of sensitivities keeps
+# rows of embedding and lm_head folded at a time; a multiple of the block size of a rotation
+ROWS = 1 << 13
+WORKING = 4.5  # memory of layers that are quantized in one call, in units of their weights and second moments

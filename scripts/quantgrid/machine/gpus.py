@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import subprocess
 import tempfile
 import time
 from glob import glob
@@ -57,3 +58,14 @@ def driver_initialized() -> bool:
     except OSError:  # not loaded
         return False
     return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED
+
+
+def card_memory() -> int | None:
+    """Bytes of the smallest GPU that nvidia-smi lists; None without it."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
+    return min(sizes) << 20 if sizes else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..models.plans import SITES
 from ..models.shapes import ModelShape, all_weights, held_moments, layer_moments, layer_weights
-from .chunks import CHUNK, HELD
+from .chunks import CHUNK, HELD, ROWS, WORKING
 from .malloc import LARGE, gives_back, layer_bytes
 
 START = 700  # MiB: Python, torch and transformers
@@ -21,6 +21,16 @@ PIECE = 1024  # tokens, or one window, of a training in one forward pass (learni
 KEPT = 1 << 32
 SCREENED = ("decompose_model", "propagate_model", "evaluate_perplexity")  # parts of a first look of a race
 WHOLE = 1 << 33  # bytes of float32 weights up to which the model gate runs the whole model
+CONTEXT = 700  # MiB of a GPU: the CUDA context and the workspaces of its libraries
+# settings of a config that lower the memory of a job, by rule or kind of work
+LESS_MEMORY = {
+    "calibrate_model": "use fewer or shorter windows in its corpus",
+    "propagate_model": "use fewer or shorter windows in its corpus",
+    "learn_transform": "lower `batch_size` of the transform",
+    "train_mitigation": "lower `batch_size` of the mitigation",
+    **dict.fromkeys(("evaluate_reference", "evaluate_perplexity", "evaluate_tasks"), "lower `evaluation.batch_size`"),
+    "measure_residual_error": "lower `evaluation.residual_error_windows`",
+}
 
 
 def parameters(shape: ModelShape) -> int:
@@ -65,7 +75,7 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
     moments = held_moments(shape)
     widest = max(size for site in SITES for size in shape.site_sizes(site)) ** 2
     layer = layer_bytes(shape)
-    together = 4.5 * min(LARGE, shape.layers * layer)  # layers that are quantized in one call
+    together = WORKING * min(LARGE, shape.layers * layer)  # layers that are quantized in one call
     gaps = 0 if gives_back(shape) else 4 * shape.layers * one  # gaps between blocks that are kept
     running = ends + 8 * one + hidden + gaps  # a layer as stored and in float32
     needed = {
@@ -125,3 +135,43 @@ def disk_bytes(job: str, shape: ModelShape, tokens: int = 0) -> int:
 def memory_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int:
     """MiB requested from a scheduler: :func:`peak_mb` plus the Snakemake process of the job."""
     return PROCESS + peak_mb(job, shape, tokens, batch)
+
+
+def card_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1, width: int = 2) -> int:
+    """Peak memory of a GPU in MiB of a ``job`` on a model of ``shape``; 0 for jobs that compute on the CPU.
+
+    ``job``, ``tokens`` and ``batch`` as for :func:`peak_mb`, of whose terms this consists; ``width`` is the
+    number of bytes of a weight in a forward pass. Nothing was measured on a GPU.
+    """
+    weights, one = parameters(shape), layer_weights(shape)
+    ends, logits = 2 * shape.vocabulary * shape.hidden_size, 2 * 4 * batch * shape.vocabulary
+    hidden, layer = width * tokens * shape.hidden_size, layer_bytes(shape)
+    inner = max(shape.intermediate_size, shape.active_experts * shape.expert_size)
+    passing = 4 * batch * (8 * shape.hidden_size + 6 * inner)  # activations of one layer, rounded in float32
+    running = width * (ends + one) + 2 * one + hidden + passing  # a layer with its codes
+    together = WORKING * min(LARGE, shape.layers * layer)
+    rows = 4 * 8 * ROWS * shape.hidden_size  # of embedding and lm_head in float64
+    widest = max(size for site in SITES for size in shape.site_sizes(site)) ** 2
+    backward = min(KEPT, max(PIECE, batch) * kept_bytes(shape)) + 5 * 4 * max(CHUNK, batch) * shape.vocabulary
+    needed = {
+        "calibrate_model": running + 8 * held_moments(shape) + 16 * widest,
+        "fit_transform": 3 * layer,
+        "learn_transform": 3 * 4 * weights + backward,
+        "measure_distributions": 2 * layer,
+        "quantize_model": max(together, 2.5 * layer) + rows,
+        "decompose_model": max(together, 4 * layer) + rows,
+        "propagate_model": max(together, 4.5 * layer) + rows + running + hidden,
+        "train_mitigation": 8 * 4 * weights + 2 * logits,
+        "evaluate_reference": running,
+        "evaluate_perplexity": max(running, 1.5 * width * ends + 2 * hidden + 6 * 4 * CHUNK * shape.vocabulary),
+        "evaluate_tasks": width * weights + 4 * one + logits + passing,
+        "measure_residual_error": 2 * running,
+    }.get(job)
+    return 0 if needed is None else CONTEXT + int(needed / MIB)
+
+
+def less_memory(job: str) -> str:
+    """Advice for a ``job``, a rule or a kind of work, that has too little memory on a GPU."""
+    return "; or ".join(
+        filter(None, (LESS_MEMORY.get(job), "set `compute: {device: cpu}` or use a GPU with more memory"))
+    )

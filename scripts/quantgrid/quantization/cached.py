@@ -1,9 +1,9 @@
 """Quantization with cached statistics: fold in the transform, quantize every linear, measure
 errors.
 
-All layers of a model have the same shapes, so one call solves as many layers as fit in ``BUDGET``
-bytes. The model itself never runs: a mitigation needs only the transformed weight and the
-transformed statistics of its site.
+All layers of a model have the same shapes, so one call solves as many layers as fit in the budget of
+the decoder's placement; a GPU that runs out of memory gets half of them. The model itself never runs: a
+mitigation needs only the transformed weight and the transformed statistics of its site.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,18 +23,18 @@ from ..calibration.layers import DecoderFolder, DecoderLayer
 from ..calibration.statistics import SiteStatistics
 from ..inference.activations import choose
 from ..inference.transform import Transform, folded_ends, layer_state
-from ..machine.malloc import LARGE, layer_bytes
+from ..machine.devices import in_smaller_parts
 from ..models.plans import kind_of, linear_key
-from ..models.shapes import ModelShape, layer_tensors, module_name
+from ..models.shapes import layer_tensors, module_name
 from ..quantizer.quantized_weight import Compensated
 from ..schemes.cell_schemes import CellSchemes
 from ..schemes.quant_scheme import QuantScheme
 from .checkpoints import CheckpointContent
+from .grouping import batches, chunks
 from .layer_errors import Roundings, Site, accounted_bits, measure, ratio
 from .shared_scales import clipped_weight, shared_global_scales
 from .transform_costs import transform_costs
 
-BUDGET = LARGE  # bytes of weights and second moments (float64) held at a time
 Mitigation = Callable[..., Compensated]  # of a weight, the statistics of its site and a scheme
 
 
@@ -72,37 +73,6 @@ class Quantized:
         return {**found, "stored_bits": found["stored_bits"] + found["added_bits"]}
 
 
-def chunks(decoder: DecoderFolder) -> list[range]:
-    """Split the layers into groups of one plan whose weights and second moments fit in ``BUDGET`` bytes."""
-    shape, size = decoder.shape, max(1, BUDGET // layer_bytes(decoder.shape))
-    groups: list[range] = []
-    for index in range(shape.layers):
-        last = groups[-1] if groups else range(0)
-        if 0 < len(last) < size and shape.is_sparse(last[0]) == shape.is_sparse(index):
-            groups[-1] = range(last.start, index + 1)
-        else:
-            groups.append(range(index, index + 1))
-    return groups
-
-
-def batches(shape: ModelShape, group: range) -> list[list[str]]:
-    """Linears that are solved together in every layer of ``group``, in the order of their sites.
-
-    One linear, or as many experts of one linear as fit in ``BUDGET`` bytes; gate and up of the same
-    experts follow each other.
-    """
-    plan = shape.plan(group[0])
-    alone = [linear for linear in plan.linears if kind_of(linear) == linear or linear.endswith(".shared")]
-    found = [[linear] for linear in alone]
-    experts = [site.partition(".")[2] for site in plan.expert_sites]
-    for kinds in (("gate", "up"), ("down",)) if experts else ():
-        m, n = shape.linear_size(f"{kinds[0]}.{experts[0]}")
-        count = max(1, BUDGET // (8 * len(group) * (m * n + 2 * n * n)))
-        for start in range(0, len(experts), count):
-            found += [[f"{kind}.{expert}" for expert in experts[start : start + count]] for kind in kinds]
-    return found
-
-
 def quantize_decoder(
     decoder: DecoderFolder,
     recipe: Recipe,
@@ -116,32 +86,64 @@ def quantize_decoder(
     ``tensor_files.TensorSpool`` to keep them out of memory; the default is a dict.
     """
     result = Quantized(CheckpointContent(decoder.config, recipe.schemes, tensors={} if packed is None else packed))
-    work = [(group, names) for group in chunks(decoder) for names in batches(decoder.shape, group)]
-    layers: list[DecoderLayer] = []
-    roundings: list[Roundings] = []
-    site: Site | None = None
-    read: list[tuple[int, str]] = []
-    begun = None
+    shape, budget = decoder.shape, decoder.placement.budget()
+    work = [(group, names) for group in chunks(shape, budget) for names in batches(shape, group, budget)]
+    held, parts, begun = _Group(result, decoder, recipe), [], None
     for group, names in progress(work):
         if group is not begun:
-            layers, site, read, begun = [], None, [], group  # free the previous group before reading the next
-            layers = list(transformed(decoder, recipe, group))
-            roundings = [add_layer(result, layer, recipe.schemes.activation) for layer in layers]
-        for targets in by_scheme([(layer, name) for layer in layers for name in names], recipe.schemes):
-            if scheme_of(targets, recipe.schemes) is None:
-                keep_linears(result, targets)
-                continue
-            wanted = [(layer.index, layer.plan.site_of[name]) for layer, name in targets]
-            if read != wanted:
-                site, read = None, wanted  # free the previous site before making the next
-            site = site or Site.of(
-                [(layers[index - group[0]], roundings[index - group[0]], name) for index, name in wanted]
-            )
-            quantize_linears(result, recipe, targets, site)
-    layers, site = [], None
+            parts, begun = [group], group
+        parts = in_smaller_parts(parts, partial(held.quantize, names))
+    held.free()
     result.content.add_ends(folded_ends(recipe.transform, decoder, torch.bfloat16))
     result.finish(decoder, recipe.statistics_file)
     return result
+
+
+class _Group:
+    """Transformed layers that are solved together, and the inputs of the linears that are solved next."""
+
+    def __init__(self, result: Quantized, decoder: DecoderFolder, recipe: Recipe):
+        self.result, self.decoder, self.recipe = result, decoder, recipe
+        self.free()
+
+    def free(self) -> None:
+        """Free the layers and their inputs."""
+        self.held: range | None = None
+        self.layers: list[DecoderLayer] = []
+        self.roundings: list[Roundings] = []
+        self.site: Site | None = None
+        self.read: list[tuple[int, str]] = []
+
+    def _load(self, part: range) -> None:
+        """Read the layers ``part``, unless they are held; the previous ones are freed first."""
+        if part == self.held:
+            return
+        self.free()
+        self.layers = list(transformed(self.decoder, self.recipe, part))
+        self.roundings = [add_layer(self.result, layer, self.recipe.schemes.activation) for layer in self.layers]
+        self.held = part
+
+    def quantize(self, names: Sequence[str], part: range) -> None:
+        """Quantize the linears ``names`` of the layers ``part``; nothing is held after an error."""
+        try:
+            self._load(part)
+            self._solve(names)
+        except BaseException:
+            self.free()
+            raise
+
+    def _solve(self, names: Sequence[str]) -> None:
+        schemes, first = self.recipe.schemes, self.layers[0].index
+        for targets in by_scheme([(layer, name) for layer in self.layers for name in names], schemes):
+            if scheme_of(targets, schemes) is None:
+                keep_linears(self.result, targets)
+                continue
+            wanted = [(layer.index, layer.plan.site_of[name]) for layer, name in targets]
+            if self.read != wanted:
+                self.site, self.read = None, wanted  # free the previous site before making the next
+            sites = [(self.layers[index - first], self.roundings[index - first], name) for index, name in wanted]
+            self.site = self.site or Site.of(sites)
+            quantize_linears(self.result, self.recipe, targets, self.site)
 
 
 def transformed(decoder: DecoderFolder, recipe: Recipe, group: range) -> Iterator[DecoderLayer]:

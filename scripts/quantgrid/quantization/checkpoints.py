@@ -57,7 +57,11 @@ class CheckpointContent:
 
     def add_plain(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         """Add unquantized tensors: norms and biases in float32, embeddings in bfloat16."""
-        self.tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
+        self._put({name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add ``tensors`` from any device; they are kept on the CPU."""
+        self.tensors.update({name: tensor.cpu() for name, tensor in tensors.items()})
 
     def add_ends(self, ends: Mapping[str, Tensor]) -> None:
         """Add embedding and lm_head in bfloat16, what else is outside of the layers in float32; a tied
@@ -73,10 +77,10 @@ class CheckpointContent:
         name = site_name(layer, site)
         if online:
             self.online[name], tensors = stored(name, online)
-            self.tensors.update(tensors)
+            self._put(tensors)
         if rounding is not None:
             self.activations[name] = rounding.scheme
-            self.tensors.update({f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()})
+            self._put({f"{name}.{part}": tensor for part, tensor in rounding.named_buffers()})
 
     def add_linear(self, names: list[str], solved: Compensated, candidate: str = "") -> None:
         """Add linears of one scheme; the leading dimension of ``solved`` is ``len(names)``.
@@ -84,8 +88,8 @@ class CheckpointContent:
         ``candidate`` names the scheme among the candidates of an allocation.
         """
         for i, name in enumerate(names):
-            stored_parts = {**code_tensors(solved.quantized, i), **side_tensors(solved, i)}
-            self.tensors.update({f"{name}.{part}": tensor for part, tensor in stored_parts.items()})
+            self._put({f"{name}.{part}": tensor for part, tensor in code_tensors(solved.quantized, i).items()})
+            self._put({f"{name}.{part}": tensor for part, tensor in side_tensors(solved, i).items()})
             shape, named = list(solved.quantized.codes[i].shape), {"scheme": candidate} if candidate else {}
             self.linears[name] = {"shape": shape, **side_entry(solved), **named}
 
@@ -170,7 +174,7 @@ class PackedCheckpoint:
         """Replace every linear of decoder layer ``index`` by a :class:`QuantizedLinear` and load
         its other tensors."""
         prefix, plan = LAYER_PREFIX.format(layer=index), self.shape.plan(index)
-        tensors = self.read(prefix, site_name(index, ""))
+        tensors = {name: part.to(self.device) for name, part in self.read(prefix, site_name(index, "")).items()}
         for site in plan.sites.values():
             name = site_name(index, site.name)
             site_input = SiteInput(

@@ -120,7 +120,8 @@ def take_outliers(
     if not entry["outliers"]:
         return None
     values, columns, counts = (tensors.pop(f"{name}.outlier_{part}") for part in ("values", "columns", "counts"))
-    return values, torch.repeat_interleave(torch.arange(len(counts)), _unsigned(counts)), _unsigned(columns)
+    rows = torch.arange(len(counts), device=counts.device)
+    return values, torch.repeat_interleave(rows, _unsigned(counts)), _unsigned(columns)
 
 
 def take_residual(name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:

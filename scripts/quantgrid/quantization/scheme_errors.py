@@ -17,8 +17,9 @@ from ..calibration.layers import DecoderFolder, DecoderLayer
 from ..calibration.statistics import stack
 from ..models.plans import linear_key
 from ..schemes.cell_schemes import CellSchemes
-from .cached import Quantized, Recipe, add_layer, batches, chunks, transformed
+from .cached import Quantized, Recipe, add_layer, transformed
 from .checkpoints import CheckpointContent
+from .grouping import batches, chunks
 from .layer_errors import Site, accounted_bits, measure
 from .shared_scales import clipped_weight, shared_global_scales
 from .transform_costs import transform_costs
@@ -43,13 +44,14 @@ def scheme_errors(
     found: Errors = {}
     layers: list[DecoderLayer] = []
     measured: list[DecoderLayer] = []
-    for group in progress(chunks(decoder)):
+    budget = decoder.placement.budget()
+    for group in progress(chunks(decoder.shape, budget)):
         layers, measured = [], []  # free the previous group before reading the next
         layers = list(transformed(decoder, recipe, group))
         measured = layers if other is recipe else list(transformed(decoder, other, group))
         for layer in layers:
             add_layer(content, layer, {})
-        for names in batches(decoder.shape, group):
+        for names in batches(decoder.shape, group, budget):
             found |= _of_linears(recipe, layers, measured, names)
     return {"linears": found, "added_bits": transform_costs(content.content, decoder)["added_bits"]}
 

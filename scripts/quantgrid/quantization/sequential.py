@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +162,13 @@ class RunningLayer:
         if site not in self.plan.expert_sites:
             for tokens in routed.hidden:
                 accumulator.add(self.inputs[site].prepare(tokens))
-            return accumulator.result()
+            return accumulator.result(self.how.device)
         number = int(site.partition(".")[2])
         for tokens in routed.tokens_of(number):
             if len(tokens):
                 accumulator.add(self.inputs[site].prepare(self.experts[number].inner(tokens)))
         if accumulator.count:
-            return shrunk(accumulator.result())
+            return shrunk(accumulator.result(self.how.device))
         return unseen(self.experts[number].down_proj.weight.shape[-1], 1)
 
     def advance(self, hidden: Tensor, arguments: Mapping[str, Any]) -> None:
@@ -219,7 +219,10 @@ def quantize_sequentially(
                     running, original, site, hidden, original_hidden, arguments[index], how.skip_first
                 )
             statistics.require_finite(f"{site_name(index, site)} behind quantized layers")
-            statistics, measured = stack([statistics]), Site.of([(layer, roundings, site)])
+            statistics = replace(
+                stack([statistics]).to(decoder.placement.device), solver_dtype=decoder.placement.solver_dtype
+            )
+            measured = Site.of([(layer, roundings, site)])
             for linear in reading.linears:
                 solved = quantize_linears(result, recipe, [(layer, linear)], measured, statistics)
                 running.quantized(site, linear, solved)
@@ -279,7 +282,7 @@ def _statistics(
             wanted = original.input_of(site, original_hidden[window : window + 1], arguments)[skip_first:]
             part = ((wanted.float() - x.float()).mT @ x.float()).double()
             cross = part if cross is None else cross.add_(part)
-    found = accumulator.result()
+    found = accumulator.result(running.how.device)
     if cross is None:
         return found
     return PairedStatistics(
@@ -287,5 +290,5 @@ def _statistics(
             name: getattr(found, name)
             for name in ("count", "mean", "second_moment", "mean_absolute", "minimum", "maximum", "samples")
         },
-        cross=cross.cpu() / found.count,
+        cross=cross / found.count,
     )

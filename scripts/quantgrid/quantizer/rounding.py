@@ -35,7 +35,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 @cache
 def code_values(number_format: NumberFormat, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Value of every code as a cached 1-D tensor; do not modify it."""
-    return torch.tensor(number_format.values(), dtype=dtype, device=device)
+    return torch.tensor(number_format.values(), dtype=dtype).to(device)
 
 
 def encode(

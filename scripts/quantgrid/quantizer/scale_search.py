@@ -71,7 +71,7 @@ def _largest_candidates(high: Tensor, scheme: QuantScheme, global_scale: Tensor 
     the format.
     """
     storage = scheme.storage
-    table = torch.tensor(_scale_values(storage), device=high.device)
+    table = torch.tensor(_scale_values(storage)).to(high.device)
     unit = scheme.limit * scheme.scale_multiplier * (1.0 if global_scale is None else global_scale)
     wanted = torch.where(high > 0, high / unit, 0.0) * (1 + SLACK)
     covering = table[torch.searchsorted(table, wanted).clamp_(max=len(table) - 1)]

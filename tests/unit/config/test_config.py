@@ -201,7 +201,7 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
         {"default": 1},
         False,
     )
-    assert checked["compute"] == {"device": "auto", "dtype": "auto"}
+    assert checked["compute"] == {"device": "auto", "dtype": "auto", "solver_dtype": "auto"}
     assert checked["evaluation"] == {"batch_size": 8, "task_limit": None, "residual_error_windows": 4}
     settled = {"corpus": "text", "samples": 256, "skip_first": 0, "experts": "routed"}
     assert checked["calibrations"]["default"] == settled

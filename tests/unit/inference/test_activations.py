@@ -15,9 +15,9 @@ from quantgrid.ground.storage import read_json
 from quantgrid.inference.activations import choose, fixed_parameters
 from quantgrid.inference.linear import Rounding
 from quantgrid.inference.transform import fit, layer_state
+from quantgrid.machine import devices
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.models.plans import SITES
-from quantgrid.quantization import cached
 from quantgrid.quantization.cached import Quantized, Recipe, quantize_decoder
 from quantgrid.quantization.checkpoints import load_quantized, save_quantized
 from quantgrid.quantizer import fake_quantize
@@ -222,7 +222,7 @@ def test_every_site_takes_its_best_element_and_says_so(folder, tmp_path, monkeyp
         assert errors[element] == min(errors.values()) and set(errors) == {"int4", "e2m1"}
         linear = f"{layer}.{SITES[site][0]}"
         assert done.errors[linear]["joint_output_error"] == single[element].errors[linear]["joint_output_error"]
-    monkeypatch.setattr(cached, "BUDGET", 1)
+    monkeypatch.setattr(devices, "LARGE", 1)
     assert quantized(folder, "int4_sym", element=["int4", "e2m1"], by_head=True).choices == done.choices
 
 

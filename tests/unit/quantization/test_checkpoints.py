@@ -31,17 +31,18 @@ from quantgrid.ground.errors import ConfigError, NumericalFailure
 from quantgrid.ground.places import SCRIPTS
 from quantgrid.ground.storage import read_json, sha256_of, write_json
 from quantgrid.inference.transform import fit
+from quantgrid.machine import devices
 from quantgrid.mitigations.methods.gptq import gptq
 from quantgrid.mitigations.methods.gptq_low_rank import gptq_low_rank
 from quantgrid.mitigations.methods.low_rank import low_rank
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.models.plans import LINEARS, SITE_OF
-from quantgrid.quantization import cached
 from quantgrid.quantization.cached import summarize
 from quantgrid.quantization.checkpoints import (
     load_quantized,
     save_failed,
 )
+from quantgrid.quantization.grouping import chunks
 from quantgrid.quantization.layer_errors import output_square
 from quantgrid.quantizer import fake_quantize
 from reference_statistics import close
@@ -227,8 +228,8 @@ def test_a_failed_cell_passes_its_reason_on(tmp_path):
 def test_layers_in_chunks_are_layers_at_once(mitigation, given, monkeypatch):
     made = given["qwen2"]
     whole = quantized(made, "hadamard", "int4", mitigation=mitigation)
-    monkeypatch.setattr(cached, "BUDGET", 1)
-    assert cached.chunks(made.decoder) == [range(0, 1), range(1, 2)]
+    monkeypatch.setattr(devices, "LARGE", 1)
+    assert chunks(made.decoder.shape, 1) == [range(0, 1), range(1, 2)]
     parts = quantized(made, "hadamard", "int4", mitigation=mitigation)
     assert whole.content.tensors.keys() == parts.content.tensors.keys() and whole.details == parts.details
     for name, tensor in whole.content.tensors.items():

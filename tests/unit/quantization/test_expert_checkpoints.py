@@ -18,6 +18,7 @@ from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.calibration.streaming import streamed
 from quantgrid.evaluation.perplexity import final_states
 from quantgrid.inference.transform import fit
+from quantgrid.machine import devices
 from quantgrid.mitigations.methods.gptq import gptq
 from quantgrid.mitigations.methods.gptq_low_rank import gptq_low_rank
 from quantgrid.mitigations.methods.low_rank import low_rank
@@ -26,9 +27,9 @@ from quantgrid.mitigations.methods.sparse_outliers import sparse_outliers
 from quantgrid.mitigations.methods.tune_scales import tune_scales
 from quantgrid.models.lm_head import head_of
 from quantgrid.models.plans import SITES
-from quantgrid.quantization import cached
 from quantgrid.quantization.cached import Quantized, Recipe, quantize_decoder
 from quantgrid.quantization.checkpoints import PackedCheckpoint, load_quantized, save_quantized
+from quantgrid.quantization.grouping import batches
 from quantgrid.quantization.sequential import Sequential, quantize_sequentially
 from quantgrid.reporting.style import METRICS
 from quantgrid.schemes import activation_scheme, scheme
@@ -162,8 +163,8 @@ def test_rounded_weights_in_transformers_own_model_give_its_logits(architecture,
 def test_experts_solved_together_are_those_solved_alone(given, monkeypatch):
     made = given(SPARSE)
     together = quantized(made, "gptq", ACTIVATIONS)
-    monkeypatch.setattr(cached, "BUDGET", 1)
-    assert len(cached.batches(made.decoder.shape, range(1))) == 3 * 7 + 4
+    monkeypatch.setattr(devices, "LARGE", 1)
+    assert len(batches(made.decoder.shape, range(1), 1)) == 3 * 7 + 4
     alone = quantized(made, "gptq", ACTIVATIONS)
     assert (
         together.content.tensors.keys() == alone.content.tensors.keys()

@@ -53,11 +53,11 @@ def cross_term_of(statistics: PairedStatistics, factor: Tensor, order: Tensor | 
     """
     dead = statistics.second_moment.diagonal(dim1=-2, dim2=-1) <= 0
     cross = (
-        statistics.cross.to(factor.device, torch.float64)
+        statistics.cross.to(factor.device, statistics.solver_dtype)
         .masked_fill(dead.unsqueeze(-2), 0.0)
         .masked_fill(dead.unsqueeze(-1), 0.0)
     )
     if order is not None:
         cross = cross.gather(-2, order.unsqueeze(-1).expand_as(cross)).gather(-1, order.unsqueeze(-2).expand_as(cross))
-    upper = factor.double()
+    upper = factor.to(cross.dtype)
     return (torch.triu(cross @ upper.mT, 1) @ upper).float()

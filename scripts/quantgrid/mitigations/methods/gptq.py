@@ -22,13 +22,15 @@ from ...schemes.quant_scheme import QuantScheme
 from ..defaults import BLOCK_SIZE, DAMPING, SCALES
 from ..solvers.cholesky import damped_cholesky
 from ..solvers.columns import Columns, Sweep
+from ..solvers.precision import checked, distance, probes, recorded
 
 LARGEST_SOLVED = 96  # order up to which a triangular solve is faster than splitting
 
 
 def inverse_factor(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """(U, damping used): upper triangular U (*batch, n, n) in float64, UᵀU = (C + damping *
-    mean(diag C) I)⁻¹.
+    """(U, damping used): upper triangular U (*batch, n, n), UᵀU = (C + damping * mean(diag C) I)⁻¹.
+
+    U has the dtype of ``moment`` C, float64 or float32 (:func:`.cholesky.damped_cholesky`).
 
     One Cholesky factorization with rows and columns reversed gives H = V Vᵀ with V upper
     triangular, and U = V⁻¹. For a large site each of these matrices takes half a GB, so each is
@@ -109,7 +111,7 @@ def solve(
     order = diagonal.argsort(dim=-1, descending=True, stable=True) if activation_order else None
     if order is not None:
         columns, used = _permuted(columns, order), used.changed(lambda x: _permuted(x, order))
-    factor, damped = statistics.remembered(
+    factor, damped, dtypes = statistics.remembered(
         ("gptq", damping, activation_order), lambda: _site_factor(statistics, dead, order, damping)
     )
     if corrected is not None:
@@ -119,13 +121,14 @@ def solve(
         columns = _permuted(columns, order.argsort(-1))
     if not torch.isfinite(columns).all():
         raise NumericalFailure("GPTQ: the rounded weight holds NaN or infinity")
-    return Compensated(quantize(columns.mT, scheme, found.parameters), details={"damping": damped.flatten().tolist()})
+    details = {"damping": damped.flatten().tolist(), **recorded("factor_dtype", statistics.solver_dtype, dtypes)}
+    return Compensated(quantize(columns.mT, scheme, found.parameters), details=details)
 
 
 def _site_factor(
     statistics: SiteStatistics, dead: Tensor, order: Tensor | None, damping: float
-) -> tuple[Tensor, Tensor]:
-    """:func:`inverse_factor` of a site, in float32, columns in ``order``.
+) -> tuple[Tensor, Tensor, list[str]]:
+    """:func:`inverse_factor` of a site, rounded to float32, columns in ``order``, and the dtype of each.
 
     A dead column gets the mean diagonal entry, so that it does not change the damping of the others
     (the published code uses 1, with sums over all tokens).
@@ -135,30 +138,54 @@ def _site_factor(
     moments = statistics.second_moment
     n = moments.shape[-1]
     orders = [slice(None)] * (moments.numel() // n**2) if order is None else order.reshape(-1, n)
-    factors = []
+    factors, dtypes = [], []
     for moment, unseen, columns in zip(moments.reshape(-1, n, n), dead.reshape(-1, n), orders):
-        factor, used = inverse_factor(_living(moment, unseen)[columns][:, columns], damping)
+        (factor, used), dtype = _checked_factor(moment, unseen, columns, damping, statistics.solver_dtype)
         factors.append((factor.float(), used))
+        dtypes.append(dtype)
     factor, used = (torch.stack(parts) for parts in zip(*factors))
-    return factor.reshape(moments.shape), used.reshape(moments.shape[:-2])
+    return factor.reshape(moments.shape), used.reshape(moments.shape[:-2]), dtypes
 
 
-def living_moment(statistics: SiteStatistics, damped: Tensor) -> Tensor:
-    """Second moment (*batch, n, n) in float64 as :func:`solve` factorizes it: dead inputs with the mean
+def _checked_factor(
+    moment: Tensor, unseen: Tensor, columns: Tensor | slice, damping: float, dtype: torch.dtype
+) -> tuple[tuple[Tensor, Tensor], str]:
+    """:func:`inverse_factor` of one living moment, and the dtype that it took (:func:`.precision.checked`)."""
+
+    def living(dtype: torch.dtype) -> Tensor:
+        return _living(moment, unseen, dtype)[columns][:, columns]
+
+    return checked(
+        dtype,
+        lambda used: inverse_factor(living(used), damping),
+        lambda found: _inversion_error(*found, living(found[0].dtype)),
+    )
+
+
+def _inversion_error(factor: Tensor, damping: Tensor, moment: Tensor) -> float:
+    """Relative error of Uᵀ U H x from random x, H = ``moment`` + ``damping`` mean(diag) I, U ``factor``
+    (n, n)."""
+    x = probes(moment)
+    images = moment @ x + (damping * moment.diagonal().mean()).to(x) * x
+    return distance(factor.mT @ (factor @ images), x)
+
+
+def living_moment(statistics: SiteStatistics, damped: Tensor, dtype: torch.dtype) -> Tensor:
+    """Second moment (*batch, n, n) in ``dtype`` as :func:`solve` factorizes it: dead inputs with the mean
     diagonal entry, plus ``damped`` (*batch) times that mean."""
     moments = statistics.second_moment
     n = moments.shape[-1]
     dead = moments.diagonal(dim1=-2, dim2=-1) <= 0
-    found = torch.stack([_living(*pair) for pair in zip(moments.reshape(-1, n, n), dead.reshape(-1, n))])
+    found = torch.stack([_living(*pair, dtype) for pair in zip(moments.reshape(-1, n, n), dead.reshape(-1, n))])
     diagonal = found.diagonal(dim1=-2, dim2=-1)
     diagonal += damped.reshape(-1, 1) * diagonal.mean(-1, keepdim=True)
     return found.reshape(moments.shape)
 
 
-def _living(moment: Tensor, unseen: Tensor) -> Tensor:
-    """Float64 copy of ``moment`` (n, n); ``unseen`` columns (n,) get the mean of the other diagonal
+def _living(moment: Tensor, unseen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Copy of ``moment`` (n, n) in ``dtype``; ``unseen`` columns (n,) get the mean of the other diagonal
     entries."""
-    moment = moment.to(torch.float64, copy=True)
+    moment = moment.to(dtype, copy=True)
     living = moment.diagonal()[~unseen]
     moment.diagonal().masked_fill_(unseen, living.mean() if len(living) else 1.0)
     return moment

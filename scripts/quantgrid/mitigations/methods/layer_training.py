@@ -7,7 +7,7 @@ own inputs come from the finished layers, with activations rounded as in the cel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,7 +17,6 @@ from ...calibration.layers import DecoderLayer
 from ...calibration.statistics import stack
 from ...inference.transform import Parameters
 from ...learning.emphasis import Emphasis
-from ...learning.learned_scales import moved
 from ...learning.objectives import OneLayer
 from ...learning.session import Session
 from ...learning.trainables import Bounds, Free
@@ -104,19 +103,14 @@ class LayerTraining:
             block = Block(
                 model,
                 index,
-                {
-                    linear: self.learned(weight.to(model.device), on_device(solved[linear], model.device))
-                    for linear, weight in weights.items()
-                },
+                {linear: self.learned(weight, solved[linear]) for linear, weight in weights.items()},
             )
             emphasis = self.emphasis[index] if self.emphasis else None
             values = self.fit(block, OneLayer(block, self.held_out, index, inputs, wanted, self.error, emphasis))
             inputs = block.output(inputs, values)
             if self.session.ends[str(index)]["kept"] == "learned":
                 solved = {
-                    linear: Compensated(
-                        moved(learned.quantized(block.of(linear, values)), "cpu"), details=solved[linear].details
-                    )
+                    linear: Compensated(learned.quantized(block.of(linear, values)), details=solved[linear].details)
                     for linear, learned in block.learned.items()
                 }
             model.store(layer, solved)
@@ -157,11 +151,6 @@ def solved_layer(
         for linear in site.linears:
             found[linear] = base(weights[linear], statistics, model.recipe.schemes.weight)
     return found
-
-
-def on_device(solved: Compensated, device: torch.device | str) -> Compensated:
-    """``solved`` with its codes and scales on ``device``."""
-    return replace(solved, quantized=moved(solved.quantized, device))
 
 
 def base_of(name: str, options: dict) -> Callable[..., Compensated]:

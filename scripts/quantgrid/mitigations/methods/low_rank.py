@@ -25,7 +25,8 @@ from ...schemes.quant_scheme import QuantScheme
 from ..defaults import BRANCH_INPUT, FACTORS, METRIC, RANK
 from ..solvers.cholesky import damped_cholesky
 from ..solvers.factors import stored_term
-from ..solvers.singular import leading_directions
+from ..solvers.precision import checked, distance, probes, recorded
+from ..solvers.singular import deviation, leading_directions
 from .rtn import rtn
 
 # smallest damping of E[xxᵀ] under qera_exact; raised where a float32 second moment of few tokens
@@ -85,8 +86,8 @@ def term(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> t
     """Optimal term for ``error`` (*batch, m, n): (left (*batch, m, r), right (*batch, r, n),
     details per layer).
 
-    Factors are float64. Details: ``svd``, the solver of large matrices, and under ``qera_exact``
-    ``ridge``, the damping of E[xxᵀ] that was needed.
+    Factors are float64. Details: ``svd``, the solver of large matrices, under ``qera_exact`` ``ridge``,
+    the damping of E[xxᵀ] that was needed, and dtypes where the solver dtype is float32.
     """
     matrices = error.reshape(-1, *error.shape[-2:]).double()
     halves, details = _metric(statistics, metric)
@@ -95,18 +96,40 @@ def term(error: Tensor, statistics: SiteStatistics, rank: int, metric: str) -> t
         if halves is None
         else halves.reshape(-1, *halves.shape[-(2 if metric == "qera_exact" else 1) :])
     )
-    found, record = [], []
+    found, record, dtypes = [], [], []
     for matrix, half in zip(matrices, halves):  # one at a time, to stay in the cache
         about: dict[str, str] = {}
-        left = leading_directions(
-            matrix if half is None else matrix @ half if half.dim() == 2 else matrix * half, rank, about
-        )
+        left, dtype = _directions(matrix, half, rank, statistics.solver_dtype, about)
         found.append((left, left.mT @ matrix))
         record.append(about.get("svd", ""))
+        dtypes.append(dtype)
     left, right = (torch.stack(parts).reshape(*error.shape[:-2], *parts[0].shape) for parts in zip(*found))
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NumericalFailure("low-rank: the singular vectors hold NaN or infinity")
-    return left, right, details | ({"svd": record} if any(record) else {})
+    details |= {"svd": record} if any(record) else {}
+    return left, right, details | recorded("svd_dtype", statistics.solver_dtype, dtypes)
+
+
+def _directions(
+    matrix: Tensor, half: Tensor | None, rank: int, dtype: torch.dtype, about: dict[str, str]
+) -> tuple[Tensor, str]:
+    """Leading left singular vectors (m, r) of ``matrix`` times M in float64, and the dtype that they took.
+
+    ``half`` M is the identity for None, a diagonal (n,) or a matrix (n, n).
+    """
+
+    def weighted(used: torch.dtype) -> Tensor:
+        wide = matrix.to(used)
+        if half is None:
+            return wide
+        return wide @ half.to(used) if half.dim() == 2 else wide * half.to(used)
+
+    found, name = checked(
+        dtype,
+        lambda used: leading_directions(weighted(used), rank, about),
+        lambda vectors: deviation(weighted(vectors.dtype), vectors),
+    )
+    return found.double(), name
 
 
 def column_weights(statistics: SiteStatistics, metric: str) -> Tensor:
@@ -124,7 +147,20 @@ def _metric(statistics: SiteStatistics, metric: str) -> tuple[Tensor | None, dic
         return None, {}
     if metric != "qera_exact":
         return column_weights(statistics, metric), {}
-    lower, used = statistics.remembered(
-        "cholesky", lambda: damped_cholesky(statistics.second_moment.to(torch.float64, copy=True), RIDGE)
-    )
-    return lower, {"ridge": used.flatten().tolist()}
+
+    def factorized(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        damped = statistics.second_moment.to(dtype, copy=True)
+        return *damped_cholesky(damped, RIDGE), damped
+
+    def error(found: tuple[Tensor, Tensor, Tensor]) -> float:
+        lower, _, damped = found
+        x = probes(damped)
+        return distance(lower @ (lower.mT @ x), damped @ x)
+
+    def checked_factor() -> tuple[Tensor, Tensor, str]:
+        (lower, used, _), dtype = checked(statistics.solver_dtype, factorized, error)
+        return lower, used, dtype
+
+    lower, used, dtype = statistics.remembered("cholesky", checked_factor)
+    ridges = used.flatten().tolist()
+    return lower, {"ridge": ridges, **recorded("ridge_dtype", statistics.solver_dtype, [dtype] * len(ridges))}

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from ...inference.transform import Parameters
-from ...learning.learned_scales import moved
 from ...learning.objectives import Objective, divided
 from ...learning.session import Session
 from ...learning.straight_weight import StraightWeight
@@ -33,7 +32,7 @@ from ...models.plans import linear_key
 from ...quantization.cached import Recipe
 from ...quantization.checkpoints import load_full_precision
 from ...quantizer.quantized_weight import Compensated
-from .layer_training import base_of, on_device, solved_layer
+from .layer_training import base_of, solved_layer
 
 # saves are this many times rarer than in other trainings: the state is three times the model
 RARER_SAVES = 10
@@ -125,7 +124,7 @@ def qat_finetune(
         layer = model.folded(index)
         for linear in layer.plan.linears if kept else ():
             name = linear_key(index, linear)
-            codes = moved(learned[name].quantized({"weight": kept[name].to(model.device)}), "cpu")
+            codes = learned[name].quantized({"weight": kept[name].to(model.device)})
             solved[name] = Compensated(codes, details=solved[name].details)
         model.store(layer, {linear: solved[linear_key(index, linear)] for linear in layer.plan.linears})
     return Trained(model.finished(), session.table(), session.ends)
@@ -142,8 +141,7 @@ def _started(
         for linear, found in solved_layer(base_of(base, options), model, layer, weights).items():
             name = linear_key(index, linear)
             solved[name] = found
-            weight, there = weights[linear].to(model.device), on_device(found, model.device)
-            learned[name] = StraightWeight.of(weight, there, base, gradient)
+            learned[name] = StraightWeight.of(weights[linear], found, base, gradient)
     return solved, learned
 
 

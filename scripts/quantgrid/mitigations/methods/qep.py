@@ -11,6 +11,8 @@ needs paired statistics and so requires ``propagation: sequential``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from ...quantizer.quantized_weight import Compensated
 from ...schemes.quant_scheme import QuantScheme
 from ..defaults import BLOCK_SIZE, CORRECTION, CORRECTION_DAMPING, DAMPING, SCALES
 from ..solvers.cholesky import damped_cholesky
+from ..solvers.precision import checked, distance, probes, recorded
 from .bases import solve_base
 
 
@@ -41,16 +44,19 @@ def qep(
 
     The other options are those of the base. Raises :class:`ConfigError` for unpaired statistics.
     """
-    weight = weight.float()
+    weight, details = weight.float(), {}
     if correction:
-        weight = weight + correction * (weight.double() @ input_map(statistics, correction_damping)).float()
-    return solve_base(
+        change, dtype = input_map(statistics, correction_damping)
+        weight = weight + correction * (weight.to(change.dtype) @ change).float()
+        details = recorded("correction_dtype", statistics.solver_dtype, [dtype] * weight.shape[:-2].numel())
+    solved = solve_base(
         base, weight, statistics, scheme, damping, block_size, activation_order, scales, global_scale=global_scale
     )
+    return replace(solved, details=solved.details | details)
 
 
-def input_map(statistics: SiteStatistics, damping: float) -> Tensor:
-    """D (C + damping mean(diag C) I)⁻¹ (*batch, n, n) of a site, D = E[(x* - x) xᵀ], float64.
+def input_map(statistics: SiteStatistics, damping: float) -> tuple[Tensor, str]:
+    """D (C + damping mean(diag C) I)⁻¹ (*batch, n, n) of a site, D = E[(x* - x) xᵀ], and its dtype.
 
     Rows and columns of dead inputs are zero.
     """
@@ -59,15 +65,25 @@ def input_map(statistics: SiteStatistics, damping: float) -> Tensor:
             "QEP needs paired statistics (full-precision and quantized model): set propagation to 'sequential'"
         )
 
-    def solved() -> Tensor:
-        lower, _ = damped_cholesky(statistics.second_moment.to(torch.float64, copy=True), damping)
-        return torch.cholesky_solve(living_cross(statistics).mT, lower).mT
+    def solved(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        damped = statistics.second_moment.to(dtype, copy=True)
+        lower, _ = damped_cholesky(damped, damping)
+        return torch.cholesky_solve(living_cross(statistics, dtype).mT, lower).mT, damped
 
-    return statistics.remembered(("qep", damping), solved)
+    def error(found: tuple[Tensor, Tensor]) -> float:
+        change, damped = found
+        x = probes(damped)
+        return distance(change @ (damped @ x), living_cross(statistics, change.dtype) @ x)
+
+    def checked_map() -> tuple[Tensor, str]:
+        (change, _), dtype = checked(statistics.solver_dtype, solved, error)
+        return change, dtype
+
+    return statistics.remembered(("qep", damping), checked_map)
 
 
-def living_cross(statistics: PairedStatistics) -> Tensor:
-    """D (*batch, n, n) in float64 with the rows and columns of dead inputs zeroed."""
+def living_cross(statistics: PairedStatistics, dtype: torch.dtype) -> Tensor:
+    """D (*batch, n, n) in ``dtype`` with the rows and columns of dead inputs zeroed."""
     dead = statistics.second_moment.diagonal(dim1=-2, dim2=-1) <= 0
-    cross = statistics.cross.to(statistics.second_moment.device, torch.float64)  # type: ignore[union-attr]
+    cross = statistics.cross.to(statistics.second_moment.device, dtype)  # type: ignore[union-attr]
     return cross.masked_fill(dead.unsqueeze(-2), 0.0).masked_fill(dead.unsqueeze(-1), 0.0)

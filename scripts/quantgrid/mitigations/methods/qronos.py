@@ -11,6 +11,8 @@ so requires ``propagation: sequential``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from ...quantizer.quantized_weight import Compensated
 from ...schemes.quant_scheme import QuantScheme
 from ..defaults import BLOCK_SIZE, DAMPING, SCALES
 from ..solvers.columns import Columns
+from ..solvers.precision import checked, distance, probes, recorded
 from .gptq import living_moment, solve
 from .qep import living_cross
 
@@ -42,16 +45,22 @@ def qronos(
             "Qronos needs paired statistics (full-precision and quantized model): set propagation to 'sequential'"
         )
 
+    dtypes: list[str] = []
+
     def corrected(columns: Tensor, used: Columns, order: Tensor | None, damped: Tensor) -> Tensor:
-        def moments() -> tuple[Tensor, Tensor, Tensor]:
-            moment, paired = living_moment(statistics, damped), living_cross(statistics)
+        def moments(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+            moment, paired = living_moment(statistics, damped, dtype), living_cross(statistics, dtype)
             if order is not None:
                 moment, paired = _in_order(moment, order), _in_order(paired, order)
             return moment, paired.add_(moment), torch.linalg.cholesky(moment[..., 1:, 1:])
 
-        return first_column(columns, used, *statistics.remembered(("qronos", damping, activation_order), moments))
+        found, dtype = statistics.remembered(
+            ("qronos", damping, activation_order), lambda: checked(statistics.solver_dtype, moments, _solving_error)
+        )
+        dtypes.extend([dtype] * columns.shape[:-2].numel())
+        return first_column(columns, used, *found)
 
-    return solve(
+    solved = solve(
         weight,
         statistics,
         scheme,
@@ -62,20 +71,29 @@ def qronos(
         global_scale=global_scale,
         corrected=corrected,
     )
+    return replace(solved, details=solved.details | recorded("correction_dtype", statistics.solver_dtype, dtypes))
+
+
+def _solving_error(found: tuple[Tensor, Tensor, Tensor]) -> float:
+    """Relative error of H⁻¹ H x from random x, H the moment without its first row and column."""
+    moment, _, lower = found
+    rest = moment[..., 1:, 1:]
+    x = probes(rest)
+    return distance(torch.cholesky_solve(rest @ x, lower), x)
 
 
 def first_column(columns: Tensor, used: Columns, moment: Tensor, paired: Tensor, lower: Tensor) -> Tensor:
     """``columns`` (*batch, n, m) with the first rounded and the others optimal for it.
 
-    ``moment`` is C and ``paired`` G, both (*batch, n, n) in float64, ``lower`` the Cholesky factor of C
-    without its first row and column.
+    ``moment`` is C and ``paired`` G, both (*batch, n, n) in float64 or float32, ``lower`` the Cholesky
+    factor of C without its first row and column.
     """
-    wide = columns.double()
+    wide = columns.to(moment.dtype)
     wanted = paired.mT @ wide  # rows of (W G)ᵀ
     rest = (moment[..., 1:, :1] * wide[..., 1:, :]).sum(-2)
     best = (wanted[..., 0, :] - rest) / moment[..., 0, :1]
     first = used.rounded(best.float(), 0).unsqueeze(-2)
-    left = wanted[..., 1:, :] - moment[..., 1:, :1] * first.double()
+    left = wanted[..., 1:, :] - moment[..., 1:, :1] * first.to(moment.dtype)
     later = torch.cholesky_solve(left, lower)
     return torch.cat([first, later.float()], -2)
 

@@ -63,10 +63,14 @@ def alternate(
 
 
 def output_errors(error: Tensor, statistics: SiteStatistics) -> Tensor:
-    """tr(E C Eᵀ) (*batch,) float64 of ``error`` (*batch, m, n)."""
+    """tr(E C Eᵀ) (*batch,) float64 of ``error`` (*batch, m, n); products in the solver dtype."""
     moments = statistics.second_moment.reshape(-1, *statistics.second_moment.shape[-2:])
     matrices = error.reshape(-1, *error.shape[-2:])
-    found = [((matrix.double() @ moment.double()) * matrix).sum() for matrix, moment in zip(matrices, moments)]
+    wide = statistics.solver_dtype
+    found = [
+        ((matrix.to(wide) @ moment.to(wide)) * matrix).sum(dtype=torch.float64)
+        for matrix, moment in zip(matrices, moments)
+    ]
     return torch.stack(found).reshape(error.shape[:-2])
 
 

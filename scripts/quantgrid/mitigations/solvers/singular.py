@@ -20,12 +20,12 @@ OVERSAMPLING = 2  # columns of the random block, times the rank
 LARGEST_BLOCKS = 16  # powers after which the randomized solver is abandoned
 ACCURACY = 1e-3  # relative, of singular value number ``rank``
 NOTHING = 1e-6  # relative to the largest singular value: smaller ones need no accuracy
-# relative to the norm of a column in float64: anything smaller is rounding error
-ROUNDING = 1e-13
+# relative to the norm of a column: anything smaller is rounding error
+ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
 def leading_directions(matrix: Tensor, rank: int, record: dict[str, str] | None = None) -> Tensor:
-    """The ``rank`` leading left singular vectors (m, rank) of ``matrix`` (m, n).
+    """The ``rank`` leading left singular vectors (m, rank) of ``matrix`` (m, n), in its dtype.
 
     ``record['svd']`` names the solver of a large matrix.
     """
@@ -53,14 +53,14 @@ def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
 
     LAPACK takes a third of the time when it computes only these.
     """
-    if gram.is_cuda:
+    if gram.device.type != "cpu":
         return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(-1)
     wanted = [len(gram) - rank, len(gram) - 1]
     return torch.from_numpy(scipy.linalg.eigh(gram.numpy(), subset_by_index=wanted, driver="evr")[1]).flip(-1)
 
 
 def krylov_directions(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor | None, int]:
-    """(vectors (m, rank), blocks used) of ``matrix`` (m, n) float64; None if not converged.
+    """(vectors (m, rank), blocks used) of ``matrix`` (m, n); None if not converged.
 
     Singular values from a growing space increase towards the true ones. Blocks are added until
     singular value number ``rank`` has changed by less than a tenth of ``ACCURACY`` twice in a row.
@@ -98,12 +98,22 @@ def krylov_directions(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor 
     return None, LARGEST_BLOCKS
 
 
+def deviation(matrix: Tensor, vectors: Tensor) -> float:
+    """Error of left singular vectors ``vectors`` (m, r) of ``matrix`` (m, n): the larger of their distance
+    from orthonormal ones, and of the share of A Aᵀ V outside of their space."""
+    images = matrix @ (matrix.mT @ vectors)
+    outside = torch.linalg.norm(images - vectors @ (vectors.mT @ images))
+    size = torch.linalg.norm(images)
+    angles = vectors.mT @ vectors - torch.eye(vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+    return max((outside / size).item() if size > 0 else 0.0, angles.abs().max().item())
+
+
 def _added(basis: Tensor, block: Tensor) -> Tensor:
     """Orthonormal columns (m, k') that ``block`` (m, k) adds to the orthonormal ``basis`` (m, b).
 
     Directions at the level of rounding errors are dropped.
     """
-    least = ROUNDING * torch.linalg.vector_norm(block, dim=0).max()
+    least = ROUNDING[block.dtype] * torch.linalg.vector_norm(block, dim=0).max()
     block, factor = torch.linalg.qr(block - basis @ (basis.mT @ block))
     block = block[:, factor.diagonal().abs() > least]
     return torch.linalg.qr(block - basis @ (basis.mT @ block)).Q

@@ -113,14 +113,14 @@ def greedy_rotation(samples: Tensor, spread: Tensor, steps: int, shared: bool = 
 
     ``samples`` are tokens (tokens, n), ``spread`` is the matrix of a step (size, size).
     """
-    size = len(spread)
+    size, spread = len(spread), spread.to(samples.device)
     x = samples.float().reshape(1, -1, size) if shared else samples.float().unflatten(-1, (-1, size)).transpose(0, 1)
     blocks = len(x)
-    rotation = torch.eye(size, dtype=torch.float64).repeat(blocks, 1, 1)
+    rotation = torch.eye(size, dtype=torch.float64, device=x.device).repeat(blocks, 1, 1)
     best, least = rotation, x.abs().amax((1, 2))
-    every = torch.arange(blocks)
+    every, channels = torch.arange(blocks, device=x.device), torch.arange(size, device=x.device)
     for _ in range(steps):
-        peak, order = x.abs().amax(1).argmax(1), torch.arange(size).repeat(blocks, 1)
+        peak, order = x.abs().amax(1).argmax(1), channels.repeat(blocks, 1)
         order[every, peak], order[:, 0] = 0, peak
         step = spread[order.unsqueeze(2), order.unsqueeze(1)]  # E M E of every block
         x, rotation = x @ step.float(), rotation @ step

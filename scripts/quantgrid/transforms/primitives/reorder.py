@@ -35,8 +35,10 @@ def permute_offline(layer: DecoderLayer, site: str, order: Tensor) -> None:
     shape, columns = layer.shape, order
     if site == "output_input":
         within = order.repeat_interleave(shape.heads // shape.kv_heads, 0)
-        columns = (within + torch.arange(shape.heads).unsqueeze(-1) * shape.head_dim).flatten()
-        order = (order + torch.arange(shape.kv_heads).unsqueeze(-1) * shape.head_dim).flatten()
+        columns, order = (
+            (part + torch.arange(len(part), device=part.device).unsqueeze(-1) * shape.head_dim).flatten()
+            for part in (within, order)
+        )
     last = layer.plan.sites[site].source
     for source in (last,) if site == "output_input" else (last.replace("up", "gate"), last):
         for role in (source, f"{source}_bias"):
@@ -139,10 +141,11 @@ def equal_mass(values: Tensor, size: int) -> Tensor:
     Channels by descending value go to the block with the smallest sum that is not full.
     """
     blocks: list[list[int]] = [[] for _ in range(len(values) // size)]
+    masses = values.tolist()
     open_blocks = [(0.0, number) for number in range(len(blocks))]
     for channel in values.argsort(descending=True, stable=True).tolist():
         mass, number = heapq.heappop(open_blocks)
         blocks[number].append(channel)
         if len(blocks[number]) < size:
-            heapq.heappush(open_blocks, (mass + float(values[channel]), number))
+            heapq.heappush(open_blocks, (mass + masses[channel], number))
     return torch.tensor(blocks).flatten()

@@ -106,7 +106,8 @@ class RotateResidual(Primitive):
             return {"operation": "signed_hadamard", **parameters}
         if parameters.keys() == {"matrix"}:
             return {"operation": "block_rotate", "blocks": parameters["matrix"][None]}
-        units = torch.eye(len(next(iter(parameters.values()))), dtype=torch.float64)
+        first = next(iter(parameters.values()))
+        units = torch.eye(len(first), dtype=torch.float64, device=first.device)
         return {"operation": "block_rotate", "blocks": self._rows(parameters)(units)[None]}
 
     def fold_ends(self, ends: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:

@@ -50,7 +50,8 @@ class RotatePrincipal(RotateResidual):
         }
 
     def _moment(self, layer: DecoderLayer, site: Site) -> Tensor:
-        gain = layer.weights[site.norm] if site.norm else torch.ones(layer.shape.hidden_size, dtype=torch.float64)
+        ones = torch.ones(layer.shape.hidden_size, dtype=torch.float64, device=layer.device)
+        gain = layer.weights[site.norm] if site.norm else ones
         if self.source == "weights":
             # one expert after another: all of them in float64 do not fit in memory
             groups = [[linear] for linear in site.linears] if site.block else [site.linears]
