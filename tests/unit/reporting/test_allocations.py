@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from quantgrid.config.cells import MIXED, baseline
 from quantgrid.ground.places import ROOT
 from quantgrid.reporting.claims.recommendation import recommend, text
 from quantgrid.reporting.data import allocations, collection
+from quantgrid.reporting.figures import allocations as figure_of_bits
 from quantgrid.reporting.page import report
 
 WINDOWS = 24
@@ -124,3 +126,23 @@ def test_an_allocation_without_a_uniform_cell_stays():
     made = {cell: own for cell, own in evaluations(content(), 0.02).items() if cell.granularity in ("-", MIXED)}
     found = recommend(collection.records(made), collection.items(made), "tiny", 6.0)
     assert list(found.granularity) == [MIXED] and baseline("tiny") in made
+
+
+def test_the_figure_has_the_front_and_measured_marks(tmp_path):
+    made, paths = evaluations(content(), 0.007), []
+    for cell, own in made.items():
+        if "allocation" in own["error"]:
+            front = [{"bits": bits, "predicted_kl": 0.1 / bits**2} for bits in (4.0, 5.0, 6.0, 8.0)]
+            error = {**own["error"], "axes": cell.axes, "allocation": {**own["error"]["allocation"], "front": front}}
+            paths.append(tmp_path / "error.json")
+            paths[0].write_text(json.dumps(error))
+    marks = figure_of_bits.points(paths, collection.records(made))
+    assert list(marks.kind.value_counts()[[figure_of_bits.FRONT, figure_of_bits.PREDICTED]]) == [4, 2]
+    measured = marks[marks.kind.isin([figure_of_bits.MEASURED, figure_of_bits.ALLOCATED])].set_index("kind")
+    assert measured.bits.to_dict() == {figure_of_bits.MEASURED: 5.0, figure_of_bits.ALLOCATED: 5.9}
+    assert (measured.low < measured.divergence).all() and (measured.divergence < measured.high).all()
+    figure = figure_of_bits.plot(marks)
+    figure.draw_without_rendering()
+    texts = [text.get_text() for text in (*figure.axes[0].texts, *figure.axes[0].get_yticklabels())]
+    assert "shared" in texts and not any("$" in text for text in texts)
+    assert figure_of_bits.plot(marks.iloc[:0]).axes

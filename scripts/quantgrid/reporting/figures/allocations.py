@@ -16,6 +16,7 @@ from ...config.cells import MIXED
 from ...ground.storage import read_json
 from ..data.records import AXES
 from ..style import CONFIDENCE, HEIGHT, INK, PALETTE, WIDTH, value_label
+from .panels import scale_ticks
 from .pareto import BITS
 from .scene import clip
 from .study_figures import SETTINGS
@@ -109,7 +110,7 @@ def plot(marks: pd.DataFrame) -> Figure:
 
 
 def draw(ax: Axes, part: pd.DataFrame) -> None:
-    """Draw one panel, the numbers of allocated cells' names next to their marks."""
+    """Draw one panel, with the names of allocated cells next to their marks."""
     ax.set_yscale("log")
     ax.grid(axis="y")
     for kind, look in LOOKS.items():
@@ -119,5 +120,6 @@ def draw(ax: Axes, part: pd.DataFrame) -> None:
             continue
         spread = [(own.divergence - own.low).fillna(0), (own.high - own.divergence).fillna(0)]
         ax.errorbar(own.bits, own.divergence, spread, label=kind, **look)
+    scale_ticks(ax, True, *ax.get_ylim())
     for row in part[part.kind == ALLOCATED].itertuples():
         ax.annotate(row.name, (row.bits, row.divergence), (4, -8), textcoords="offset points", fontsize=6.5)
