@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from ..config import entries, registry
@@ -87,6 +88,12 @@ def ends_of(shape: ModelShape) -> int:
 def tokens_of(entry: Mapping[str, Any]) -> int:
     """Count the tokens of a corpus entry; ``WHOLE_CORPUS`` if it takes the complete corpus."""
     return entry["windows"] * entry["window"] if "windows" in entry else WHOLE_CORPUS
+
+
+@cache
+def _sizes(shape: ModelShape) -> Counter[tuple[int, int]]:
+    """Count the linears of a model by their size (m, n)."""
+    return Counter(shape.linear_size(linear) for plan, count in shape.plans() for linear in plan.linears * count)
 
 
 class Estimate:
@@ -185,8 +192,7 @@ class Estimate:
     def _quantization(self, step: Step) -> Iterator[tuple[str, float]]:
         shape, method = self._shape(step), step.spec["mitigation"]["method"]
         costs = registry.costs(method, step.spec["mitigation"]["options"])
-        sizes = Counter(shape.linear_size(linear) for plan, count in shape.plans() for linear in plan.linears * count)
-        for (m, n), count in sizes.items():
+        for (m, n), count in _sizes(shape).items():
             yield "solver", count * 10 * m * n  # fold, measure, pack
             if "solve" in costs:
                 yield "solver", count * (2 * m * n * n + n**3)

@@ -4,6 +4,7 @@ memory and threads of jobs. Standard library only."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from ..config import entries
@@ -72,12 +73,12 @@ class RuleLookUps:
     def memory_mb(self, rule: str) -> Callable[..., int]:
         """Resource function of a rule: wildcards and attempt -> the job's memory in MiB."""
         size = workload.size(self.config, rule)
-        return lambda wildcards, attempt: (
-            attempt
-            * memory_mb(
-                workload.kind(self.config, rule, wildcards), entries.shape(self.config, wildcards.model), **size
-            )
-        )
+
+        @cache
+        def needed(kind: str, model: str) -> int:
+            return memory_mb(kind, entries.shape(self.config, model), **size)
+
+        return lambda wildcards, attempt: attempt * needed(workload.kind(self.config, rule, wildcards), wildcards.model)
 
     def threads(self, rule: str) -> int:
         threads = self.config["threads"]
