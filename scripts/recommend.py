@@ -2,6 +2,7 @@
 computes no cell."""
 
 import argparse
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -10,8 +11,11 @@ from quantgrid.config.grid import expand_studies
 from quantgrid.config.paths import results_folder
 from quantgrid.ground.errors import ConfigError
 from quantgrid.jobs.job import run
+from quantgrid.plan.pipeline import Plan
 from quantgrid.reporting.claims.recommendation import recommended, text
 from quantgrid.reporting.claims.served import with_servers
+from quantgrid.reporting.data import races
+from quantgrid.reporting.style import recipe_label
 
 
 def judged(found: pd.DataFrame, content: dict) -> pd.DataFrame:
@@ -22,6 +26,21 @@ def judged(found: pd.DataFrame, content: dict) -> pd.DataFrame:
     except ConfigError:
         return found
     return with_servers(found, config, expand_studies(config))
+
+
+def raced(content: dict, model: str) -> Iterator[str]:
+    """Sentence of each race of ``model`` that has ended, and its recipes, the cheapest first."""
+    try:
+        plan = Plan(validation.check(content))
+    except ConfigError:  # a part of a config is enough to rank its cells
+        return
+    for race in (race for own in plan.raced.values() for race in own if race.model == model):
+        decision = races.last(plan, race)
+        labels = [
+            recipe_label(row["transform"], row["mitigation"], row["granularity"], row["format"])
+            for row in races.cheapest_first(race, decision).to_dict("records")
+        ]
+        yield f"{races.summary(race, decision)} The cheapest first: {'; '.join(labels) or 'none'}."
 
 
 def main() -> None:
@@ -42,6 +61,8 @@ def main() -> None:
     found = recommended(results_folder(content), asked.model, asked.bits, asked.corpus, advice)
     title = f"{asked.model}, at most {asked.bits:g} bits per weight: {len(found)} recipes"
     print(text(judged(found.head(asked.top), content) if asked.top else found, title, asked.top))
+    for line in raced(content, asked.model):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def losses_of(model: str, folder: Path, cores: int) -> dict[str, list[float]]:
     plan = Plan(configs.check(content))
     cells = [cell for cell in plan.cells if cell.quantized]
     paths = {cell.path: plan.merge_shards(cell, CORPUS).outputs["result"] for cell in cells}
-    make(content, folder, paths.values(), cores)
+    make(content, folder, [*paths.values(), *["--warm"] * (sys.platform == "linux")], cores)
     return {name: read_json(path)["windows"]["kl_divergence"] for name, path in paths.items()}
 
 
