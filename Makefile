@@ -27,7 +27,7 @@ XLLAMACPP := .venv-xllamacpp
 SERVING := .venv-serving
 # Two processes with one thread each; the tests of one file share fixtures and stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-BENCH ?= fake_quantize low_rank online_rotation learning evaluation tasks jobs sequential gptq grid gpu
+BENCH ?= fake_quantize low_rank online_rotation learning evaluation tasks jobs sequential gptq grid search gpu
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 HASHED := --require-hashes --no-deps
 START = $(if $(filter 0,$(WARM)),--cold,$(if $(WARM),--warm))

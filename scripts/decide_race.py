@@ -32,7 +32,8 @@ def look(plan: Plan, race: Race, number: int, before: dict[str, Any], place: str
         if found["status"] != "ok":
             failed[cell.path] = broken[cell.path] = found["reason"]
         elif not is_within(stored, race.settings["budget"]):
-            failed[cell.path] = f"{stored:.4g} stored bits per weight, the budget is {race.settings['budget']:g}"
+            reason = f"{stored:.4g} stored bits per weight, the budget is {race.settings['budget']:g}"
+            failed[cell.path] = broken[cell.path] = reason
         else:
             losses[cell.path] = [*losses.get(cell.path, []), *found["windows"][race.settings["metric"]]]
             corpus = corpus or {"corpus": found["corpus"], "dtype": found["dtype"]}

@@ -2,6 +2,7 @@
 Reads the results of a run; computes no cell."""
 
 import argparse
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -11,9 +12,12 @@ from quantgrid.config.grid import expand_studies
 from quantgrid.config.paths import results_folder
 from quantgrid.ground.errors import ConfigError
 from quantgrid.jobs.job import run
+from quantgrid.plan.pipeline import Plan
 from quantgrid.reporting.claims.recommendation import candidates, kinds, limit, read_results, recommend, within
 from quantgrid.reporting.claims.recommendation_text import text
 from quantgrid.reporting.claims.served import with_servers
+from quantgrid.reporting.data import races
+from quantgrid.reporting.style import recipe_label
 
 
 def served(found: pd.DataFrame, content: dict) -> dict[str, str] | None:
@@ -25,6 +29,21 @@ def served(found: pd.DataFrame, content: dict) -> dict[str, str] | None:
         return None
     judged = with_servers(found, config, expand_studies(config))
     return dict(zip(judged.cell, judged.served))
+
+
+def raced(content: dict, model: str) -> Iterator[str]:
+    """Sentence of each race of ``model`` that has ended, and its recipes, the cheapest first."""
+    try:
+        plan = Plan(validation.check(content))
+    except ConfigError:  # a part of a config is enough to rank its cells
+        return
+    for race in (race for own in plan.raced.values() for race in own if race.model == model):
+        decision = races.last(plan, race)
+        labels = [
+            recipe_label(row["transform"], row["mitigation"], row["granularity"], row["format"])
+            for row in races.cheapest_first(race, decision).to_dict("records")
+        ]
+        yield f"{races.summary(race, decision)} The cheapest first: {'; '.join(labels) or 'none'}."
 
 
 def main() -> None:
@@ -52,6 +71,8 @@ def main() -> None:
         title = f"{asked.model}, {kind.title}, at most {bits:g} bits per weight: {len(found)} recipes"
         programs = served(found.head(asked.top), content)
         print("\n" * bool(number) + text(found, title, asked.top, programs))
+    for line in raced(content, asked.model):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ LONGEST = 2000  # hours beyond which a machine is not worth mentioning
 SIDE_BY_SIDE = 2  # packed checkpoints on disk at a time, unless all are kept
 # Timeout of a job in minutes: PATIENCE x its estimate, clamped to [SHORTEST, LONGEST_JOB].
 PATIENCE, SHORTEST, LONGEST_JOB = 6, 60, 24 * 60
+RACED = 0.17  # share of the windows of a race of dense candidates (tests/unit/evaluation/test_races.py)
 INSTANT = ("merge_shards", "decide_race")  # jobs of the driver without torch
 
 
@@ -288,4 +289,9 @@ def text(plan: Plan) -> str:
         f"about {sum(disk.values()) / 1e9:.1f} GB of disk "
         f"({', '.join(f'{name} {size / 1e9:.1f}' for name, size in disk.items())})"
     )
+    if plan.raced:
+        lines.append(
+            "races count as if every candidate took all looks and were evaluated by its study; simulated ones used "
+            f"{RACED:.0%} of their windows"
+        )
     return "\n".join([*lines, "from stated costs (docs/performance.md), a factor of two either way"])

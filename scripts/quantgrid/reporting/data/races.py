@@ -21,8 +21,8 @@ from ...ground.errors import ConfigError
 from ...jobs.integrity import read_verified
 from ...plan.pipeline import Plan
 from ...plan.race_steps import Race
+from .records import RACE
 
-PREFIX = "race_"  # of the metric of a race, such as race_kl_divergence
 STAYED = "not told apart from the best"
 
 
@@ -54,7 +54,7 @@ def contents(race: Race, decision: Mapping[str, Any]) -> dict[Cell, dict[str, An
             value, error = mean_and_error(losses)
             found[cell] = {
                 "status": "ok",
-                "metric": PREFIX + race.settings["metric"],
+                "metric": RACE + race.settings["metric"],
                 "value": value,
                 "stderr": error,
                 "count": len(losses),

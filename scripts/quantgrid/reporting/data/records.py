@@ -25,6 +25,8 @@ STARTS = (
     "start_kept",
     "start_kept_parts",
 )  # see quantgrid/learning/outcomes.py; absent from records of earlier versions
+RACE = "race_"  # prefix of the metric of a race, such as race_kl_divergence
+EVALUATED = ("perplexity", "accuracy")  # metrics of cells that a study evaluates
 PROTOCOL = "protocol"  # canonical JSON; empty if there is only one protocol
 NUMBERS = ("value", "stderr", "count", "difference", "difference_stderr")
 BEST = (
@@ -37,8 +39,15 @@ FULL_PRECISION = "full precision"
 
 def read_records(path: str | Path) -> pd.DataFrame:
     """Read ``studies/{study}.csv``: texts unchanged (never NaN), numbers as float64 (NaN if
-    empty)."""
-    return tidy(pd.read_csv(path, dtype=str, keep_default_na=False), str(path))
+    empty); without the cells that left a race, which have no evaluations."""
+    return evaluated(tidy(pd.read_csv(path, dtype=str, keep_default_na=False), str(path)))
+
+
+def evaluated(records: pd.DataFrame) -> pd.DataFrame:
+    """Drop the records of races, and all records of the cells that left one."""
+    raced = records.metric.str.startswith(RACE)
+    left = set(records[raced].cell) - set(records[records.metric.isin(EVALUATED)].cell)
+    return records[~raced & ~records.cell.isin(left)].reset_index(drop=True)
 
 
 def tidy(records: pd.DataFrame, source: str = "records") -> pd.DataFrame:

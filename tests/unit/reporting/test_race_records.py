@@ -1,0 +1,93 @@
+"""Races in results: rows, the table of the page, sentences, and what tables leave out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from quantgrid.config.cells import Cell
+from quantgrid.evaluation.races import Conditions, cut, race
+from quantgrid.plan.race_steps import Race
+from quantgrid.plan.shards import Shard
+from quantgrid.reporting.data import collection, races, records
+from quantgrid.reporting.figures import races as race_figures
+from quantgrid.reporting.page.race_sections import race_section
+
+CELLS = [Cell("m", "none", name, "channel", "int4") for name in ("rtn", "gptq", "low_rank", "broken")]
+LOOKS = (8, 16)
+INFO = {"corpus": "race-text", "text_sha256": "ab", "join": "\n\n", "window": 128, "stride": 128, "windows": 40,
+        "selection": "sequential", "tokens": 6000, "tokenizer_sha256": "ef", "skip_windows": 4}  # fmt: skip
+
+
+@pytest.fixture
+def raced() -> tuple[Race, dict[str, Any]]:
+    """A race of four recipes: two stay, one leaves at the first look, one fails."""
+    settings = {"metric": "kl_divergence", "alpha": 0.05, "close": 0.2, "budget": 4.5}
+    shards = (Shard(0, 8), Shard(8, 16))
+    made = Race("best", "m", "race-text", tuple(CELLS), shards, settings)
+    base = [0.1, 0.12, 0.11, 0.13, 0.1, 0.09, 0.12, 0.1] * 2
+    factors = {CELLS[0]: 1.02, CELLS[1]: 1.0, CELLS[2]: 3.0}
+    losses: dict[str, Any] = {
+        cell.path: cut([value * factor for value in base], LOOKS) for cell, factor in factors.items()
+    }
+    outcome = race({**losses, CELLS[3].path: ["it broke", "it broke"]}, Conditions(LOOKS, 4, close=0.2))
+    used = {
+        name: [value for part in parts for value in part][: outcome.windows[name]] for name, parts in losses.items()
+    }
+    bits = {cell.path: {"stored_bits": 4.25, "online_operations": 10 * number} for number, cell in enumerate(CELLS)}
+    return made, {
+        "looks": [decision.to_dict() for decision in outcome.decisions],
+        "losses": used,
+        "bits": bits,
+        "failed": {CELLS[3].path: "it broke"},
+        "corpus": {"corpus": INFO, "dtype": "float32"},
+        "survivors": list(outcome.survivors),
+        "ended": outcome.decisions[-1].ended,
+    }
+
+
+def test_the_sentence_counts_what_is_not_told_apart_and_what_was_saved(raced):
+    made, decision = raced
+    assert decision["survivors"] == [CELLS[1].path, CELLS[0].path]
+    assert races.summary(made, decision) == (
+        "2 of 4 recipes of m are not told apart, best kept with probability >= 0.95 under the test's assumptions; "
+        "the others of these are within 20% of the best; 62% of the window evaluations were saved."
+    )
+    alone = {**decision, "survivors": decision["survivors"][:1], "ended": "one candidate is left"}
+    assert races.summary(made, alone).startswith("One of 4 recipes of m is better than all others, best kept")
+
+
+def test_the_cheapest_of_those_that_stay_comes_first(raced):
+    assert list(races.cheapest_first(*raced).mitigation) == ["rtn", "gptq"], "fewer online operations"
+
+
+def test_the_table_has_a_row_per_candidate_with_its_reason(raced):
+    table = races.table(*raced).set_index("mitigation")
+    assert list(table.index) == ["gptq", "rtn", "low_rank", "broken"]
+    assert table.reason["gptq"] == table.reason["rtn"] == races.STAYED and table.reason["broken"] == "it broke"
+    assert table.look["low_rank"] == 1 and table.p["low_rank"] < 0.001 and table.windows["low_rank"] == 8
+    assert table.difference["gptq"] == 0.0 and table.difference["low_rank"] == pytest.approx(2 * table.loss["gptq"])
+
+
+def test_rows_of_a_race_have_a_protocol_of_their_own_and_no_place_in_tables(raced):
+    made, decision = raced
+    evaluations = {cell: {f"race.{made.corpus}": found} for cell, found in races.contents(made, decision).items()}
+    frame = collection.records(evaluations)
+    assert set(frame.metric) == {"race_kl_divergence", ""} and set(frame["count"].dropna()) == {8}
+    assert frame.set_index("mitigation").reason["broken"] == "it broke"
+    assert races.protocol(made, decision)["looks"] == [8, 16] and races.protocol(made, decision)["skip_windows"] == 4
+    measured = frame[frame.mitigation == "gptq"].assign(metric="perplexity", protocol="")
+    kept = records.evaluated(records.tidy(pd.concat([frame, measured])))
+    assert set(kept.mitigation) == {"gptq", "broken"} and set(kept.metric) == {"perplexity", ""}
+
+
+def test_the_page_shows_the_course_and_all_candidates(raced):
+    made, decision = raced
+    found = race_section(made, decision)
+    assert found["image"].startswith("data:image/svg") and len(found["rows"]) == 4
+    assert all(len(row) == len(found["columns"]) for row in found["rows"])
+    assert "The cheapest to run of these is RTN" in found["summary"].replace("no transform + ", "")
+    course = race_figures.course(made, decision)
+    assert list(course[course.cell == CELLS[2].path].windows) == [8]
