@@ -13,7 +13,7 @@ from quantgrid.config import validation  # noqa: E402 (the library is in scripts
 from quantgrid.plan.pipeline import Plan  # noqa: E402
 from quantgrid.reporting.data import allocations, collection  # noqa: E402
 
-HEAD = (
+HEAD = ("", "stored bits", "predicted", "measured", "best uniform scheme", "measured", "ratio", "difference, 95 %")
     "",
     "stored bits",
     "predicted",
