@@ -14,15 +14,6 @@ from quantgrid.plan.pipeline import Plan  # noqa: E402
 from quantgrid.reporting.data import allocations, collection  # noqa: E402
 
 HEAD = ("", "stored bits", "predicted", "measured", "best uniform scheme", "measured", "ratio", "difference, 95 %")
-    "",
-    "stored bits",
-    "predicted",
-    "measured",
-    "best uniform scheme",
-    "measured",
-    "ratio",
-    "difference, 95 % interval",
-)
 
 
 def table(plan: Plan) -> str:
