@@ -74,7 +74,7 @@ def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
     assert (folder / "results.parquet").is_file()
     overview = [
         f"{name}.{kind}"
-        for name in ("pareto", "number-lines", "residual-error")
+        for name in ("pareto", "number-lines", "residual-error", "allocations")
         for kind in ("png", "pdf", "svg", "csv")
     ]
     for path in ("claims.csv", "checks/reference-1m-planted.json", *overview):
@@ -91,8 +91,8 @@ def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
         and "model reference-1m-planted" in page
         and "normalization token" in page
     )
-    assert "Error of the residual stream over the layers" in page
-    assert page.count('href="data:text/csv;base64,') == 2 * len(smoke.config()["studies"]) + 3
+    assert "Error of the residual stream over the layers" in page and "Allocations of bits" in page
+    assert page.count('href="data:text/csv;base64,') == 2 * len(smoke.config()["studies"]) + 4
 
 
 def test_every_row_says_how_it_was_measured(smoke: Checkout):

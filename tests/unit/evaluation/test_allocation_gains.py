@@ -96,7 +96,7 @@ def of(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mitigation", [rtn, gptq])
-@pytest.mark.parametrize("name", ["reference-4m", "reference-12m"])
+@pytest.mark.parametrize("name", ["reference-4m", pytest.param("reference-12m", marks=pytest.mark.nightly)])
 def test_predictions_of_uniform_models_are_near_what_is_measured(name, mitigation, of):
     made = of(name)
     table = made.table(mitigation)

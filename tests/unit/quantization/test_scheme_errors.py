@@ -33,7 +33,10 @@ CANDIDATES = {
 SEVERAL = CellSchemes(candidates=CANDIDATES)
 
 
-@pytest.fixture(scope="module", params=["LlamaForCausalLM", "Qwen2MoeForCausalLM"])
+MODELS = ["LlamaForCausalLM", pytest.param("Qwen2MoeForCausalLM", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def made(request, tmp_path_factory):
     """(folder, statistics, other statistics) of a tiny model."""
     folder = build(request.param, tmp_path_factory.mktemp("several"))
