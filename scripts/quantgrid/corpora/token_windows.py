@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ground.errors import ConfigError, unknown_name
 from ..ground.storage import open_tensors, read_metadata, write_tensors
-from ..models.folders import positions_in, require_positions
+from ..models.folders import has_position_table, positions_in, require_positions
 from . import library_docs
 from .documents import CHAT, read_hub, read_local
 from .hub import with_commit
@@ -163,7 +163,8 @@ def tokenize(
     import torch
 
     positions = positions_in(tokenizer_folder)
-    require_positions(entry, positions, where, f"the model in {tokenizer_folder}")
+    table = has_position_table(tokenizer_folder)
+    require_positions(entry, positions, where, f"the model in {tokenizer_folder}", table)
     tokenizer = load_tokenizer(tokenizer_folder)
     if entry["source"] == "hub":
         entry = with_commit(entry, where)

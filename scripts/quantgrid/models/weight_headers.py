@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ground.errors import ConfigError
+from .dequantize import METHODS
 from .multimodal import LAYOUTS, in_files, prefix_of, stored_name
 from .plans import END_ROLES, LAYER_PREFIX, Stored, kind_of
 from .shapes import ModelShape
@@ -127,6 +128,8 @@ def _require_unquantized(tensors: Mapping[str, Mapping[str, Any]], where: str) -
 def remedy(method: str) -> str:
     """Way out for a model that is already quantized, by the name of the method in its quantization_config."""
     advice = "name the full-precision checkpoint it was made from"
+    if method in METHODS:
+        advice += f", set dequantize: {method}"
     if method not in DEQUANTIZED:
         return advice
     return (

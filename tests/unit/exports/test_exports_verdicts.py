@@ -163,6 +163,14 @@ def test_experts_are_dense_only():
     assert judge("dense", features(WEIGHTS, shape=sparse)).kind == "bound"
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_layer_norms_and_experts_in_one_tensor_are_not_written(target):
+    opt = ModelShape(**{**SHAPE, "architecture": "OPTForCausalLM"})
+    assert "no target writes the LayerNorms of OPTForCausalLM" in refusal(target, WEIGHTS, shape=opt)
+    sparse = {**SHAPE, "architecture": "GptOssForCausalLM", "experts": 4, "active_experts": 2, "expert_size": 64}
+    assert "writes the experts in one tensor of GptOss" in refusal(target, WEIGHTS, shape=ModelShape(**sparse))
+
+
 def test_gptq_and_awq_hold_weights_of_integers():
     assert "does not round activations" in refusal("gptq", {"preset": "w4a8"})
     assert "integers of 4 bits" in refusal("awq", {"preset": "w8a16"})

@@ -4,22 +4,25 @@ the family agree with transformers' classes."""
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from family_cases import DENSE, QUICK
 from quantgrid.evaluation.gates import LOGITS, Agreement, check_model, own_logits, streamed_logits
-from quantgrid.ground.errors import ConfigError
+from quantgrid.ground.errors import ConfigError, UnsupportedModel
 from quantgrid.ground.places import ROOT
 from quantgrid.ground.storage import read_json
 from quantgrid.models.families import FAMILIES
 from quantgrid.models.family import Family
 from quantgrid.models.fetch import KEPT, fetch
+from quantgrid.models.folders import check_folder, has_position_table, positions_in, require_positions
 from quantgrid.models.plans import Stored
 from quantgrid.models.shapes import shape_from_config
 from quantgrid.models.weight_headers import tensor_headers, verify_weights
@@ -177,6 +180,49 @@ def test_defaults_are_those_of_transformers(name):
     assert "num_key_value_heads" not in left or getattr(bare, "num_key_value_heads", 24) == 24
     assert "head_dim" not in left or getattr(bare, "head_dim", None) in (None, 4)
     assert "tie_word_embeddings" not in left or not bare.tie_word_embeddings
+
+
+ONLY = {
+    "OPTForCausalLM": {"do_layer_norm_before": False, "activation_function": "gelu"},
+    "GPT2LMHeadModel": {"add_cross_attention": True},
+    "PhiForCausalLM": {"qk_layernorm": True},
+    "StableLmForCausalLM": {"use_parallel_residual": True, "qk_layernorm": True},
+    "NemotronForCausalLM": {"hidden_act": "silu"},
+    "CohereForCausalLM": {"use_qk_norm": True},
+    "Ernie4_5_MoeForCausalLM": {"use_bias": True},
+}
+
+
+@pytest.mark.parametrize("name, key", [(name, key) for name, values in ONLY.items() for key in values])
+def test_parts_that_a_family_does_not_describe_are_refused_with_the_obstacle(name, key, family_model):
+    config = read_json(family_model(name).folder / "config.json")
+    supported, obstacle = FAMILIES[name].only[key]
+    with pytest.raises(UnsupportedModel, match=f"here: {name} with {key}: {ONLY[name][key]!r} has {obstacle}"):
+        shape_from_config({**config, key: ONLY[name][key]}, "here")
+    assert shape_from_config({**config, key: supported}) == family_model(name).decoder.shape
+
+
+@torch.no_grad()
+def test_names_without_their_beginning_are_read(family_model, tmp_path):
+    """As in the published files of GPT-2."""
+    made = family_model("GPT2LMHeadModel")
+    folder = Path(shutil.copytree(made.folder, tmp_path / "bare"))
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 8, 8)}, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(TOKENIZER, folder)
+    assert check_folder(folder) == made.decoder.shape
+    assert torch.equal(streamed_logits(folder, made.tokens), made.logits)
+
+
+def test_a_table_of_positions_ends(family_model):
+    folder = family_model("OPTForCausalLM").folder
+    assert positions_in(folder) == 128 and has_position_table(folder)
+    assert not has_position_table(family_model("LlamaForCausalLM").folder)
+    entry = {"window": 129, "beyond_positions": True}
+    require_positions(entry, 128, "corpora.c", "model 'm'")
+    with pytest.raises(ConfigError, match="longer than the 128 positions of model 'm' .* its table has no more"):
+        require_positions(entry, 128, "corpora.c", "model 'm'", table=True)
 
 
 # -- tensors that nothing reads, and missing ones --------------------------------------------------

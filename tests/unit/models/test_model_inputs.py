@@ -82,7 +82,8 @@ def in_mxfp4(held: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor
 
 FIRST = "model.layers.0."
 REMEDY = (
-    r".*name the full-precision checkpoint it was made from, or dequantize it once with transformers: .*from_pretrained"
+    r".*name the full-precision checkpoint it was made from, (set dequantize: mxfp4, )?or dequantize it once with "
+    r"transformers: .*from_pretrained"
     r"\(folder, dtype='bfloat16', quantization_config={}\(dequantize=True\)\).save_pretrained\(new_folder\)"
 )
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -92,10 +92,10 @@ def links(plan: Plan, cell: Cell, base: Path) -> dict[str, str]:
         for name, path in plan.evaluations(study).get(cell, {}).items():
             paths[f"evaluation, {name}"] = path
     for step in steps:
-        paths[f"log, {step.rule}"] = plan.log(step.rule).format(**step.wildcards)
+        paths[f"log, {step.rule}"] = plan.logs(step.rule)["text"].format(**step.wildcards)
     if cell.transform != "none":
         step = plan.fit_transform(cell)
-        paths[f"log, {step.rule}"] = plan.log(step.rule).format(**step.wildcards)
+        paths[f"log, {step.rule}"] = plan.logs(step.rule)["text"].format(**step.wildcards)
     return {name: str(Path(path).relative_to(plan.results)) for name, path in paths.items() if exists(path, base, plan)}
 
 
