@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "sim"
 # operators that take tensors of two devices on every device
@@ -111,10 +111,17 @@ def _written(schema: Any, arguments: tuple, options: dict[str, Any]) -> Iterator
             yield arguments[number] if number < len(arguments) else options.get(argument.name)
 
 
+class _Module(_DummyBackendModule):
+    """What torch asks a backend, including the dtypes of autocast."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
 @cache
 def register() -> torch.device:
     """Register the device in this process and return it."""
-    _setup_privateuseone_for_python_backend(NAME)
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(_run, "PrivateUse1")
     _LIBRARIES.append(library)

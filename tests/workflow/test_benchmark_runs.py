@@ -1,11 +1,13 @@
 """The benchmarks' own arithmetic, and the way that each takes, with shapes that say nothing of
 speed."""
 
+import argparse
 import csv
 import subprocess
 import sys
 from pathlib import Path
 
+import gpu
 import growth
 import numpy as np
 import pytest
@@ -124,7 +126,7 @@ def gpu_rows(folder, *options):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_nothing_is_measured_in_its_place(tmp_path):
     rows = gpu_rows(tmp_path)
-    assert len(rows) == 2
+    assert len(rows) == 4
     assert all(
         row["reached"] == "not measured: no CUDA device" and not row["milliseconds"] and not row["device"]
         for row in rows
@@ -133,12 +135,35 @@ def test_without_a_gpu_nothing_is_measured_in_its_place(tmp_path):
 
 @pytest.mark.slow
 def test_the_way_of_a_gpu_on_the_cpu(tmp_path):
-    rows = gpu_rows(tmp_path, "--device", "cpu", "--small", "--repeats", "1", "--threads", "1", "--peers", "nowhere")
+    small = ("--device", "cpu", "--small", "--repeats", "1", "--threads", "1", "--peers", "nowhere")
+    rows = gpu_rows(tmp_path, *small, "--parts", "fake_quantize", "solver", "evaluation")
     assert [row["case"].split(",")[0] for row in rows] == [
+        "activation in int4",
+        "activation in nvfp4",
         "GPTQ of a layer of small",
         "small",
         "small",
     ]
     assert all(row["device"] == "cpu" and float(row["milliseconds"]) > 0 for row in rows)
-    assert rows[0]["reached"] == "not measured: llm-compressor is not installed"
-    assert [row["rate"].split(" ")[1] for row in rows] == ["s/layer", "tokens/s", "tokens/s"]
+    assert rows[2]["reached"] == "not measured: llm-compressor is not installed"
+    assert [row["rate"].split(" ")[1] for row in rows[2:]] == ["s/layer", "tokens/s", "tokens/s"]
+    (late,) = gpu_rows(tmp_path, *small, "--parts", "smoke", "--minutes", "-1")
+    assert late["case"] == "smoke config" and late["reached"] == "not measured: more than -1 minutes"
+
+
+def test_perplexities_of_a_gpu_are_compared_by_cell():
+    cells = [("none", "rtn", "100"), ("flatquant", "rtn", "100"), ("none", "gptq", "5000")]
+    golden = [
+        {**dict.fromkeys(gpu.AXES, "x"), "transform": transform, "mitigation": mitigation, "perplexity": value}
+        for transform, mitigation, value in cells
+    ]
+    changed = [
+        {**cell, "metric": "perplexity", "value": str(float(cell["perplexity"]) * factor)}
+        for cell, factor in zip(golden, (1 / 1.004, 1.05, 1.08))
+    ]
+    options = argparse.Namespace(device=torch.device("cpu"))
+    stable, others = gpu.compared(changed, golden, options)
+    assert (float(stable["ratio"]), stable["reached"]) == (pytest.approx(1.004, abs=0.005), "yes")
+    assert (float(others["ratio"]), others["reached"]) == (1.08, "yes")
+    worse = [{**row, "value": str(2 * float(row["value"]))} for row in changed]
+    assert [row["reached"] for row in gpu.compared(worse, golden, options)] == ["no", "no"]

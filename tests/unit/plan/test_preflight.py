@@ -172,6 +172,30 @@ def test_what_has_no_room_is_refused_by_name(memory, disk, local, words, tmp_pat
     assert all(word in str(refused.value) for word in words)
 
 
+@pytest.mark.parametrize("card, refused", [(None, False), (16e9, False), (8e9, True)])
+def test_what_does_not_fit_on_the_gpu_is_refused_with_the_setting_to_change(card, refused, tmp_path):
+    need = Need("evaluate_perplexity", "deep", memory=1, disk=1, card=10 * 10**9)
+    assert str(need).endswith("10.0 GB of GPU memory") and "GPU" not in str(NEED)
+    if not refused:
+        require_room([need], tmp_path, False, card)
+        return
+    with pytest.raises(ConfigError, match=r"10\.0 GB of GPU memory .* has 8\.0 GB: lower `evaluation\.batch_size`"):
+        require_room([need], tmp_path, False, card)
+
+
+def test_memory_of_a_gpu_is_predicted_for_jobs_that_compute_on_it():
+    plan = planned(transforms=["none", "trained"], mitigations=["rtn", "low"])
+    found = {need.job: need.card for need in needs(plan, jobs(plan), card=True)}
+    computing = {name for name, size in found.items() if size}
+    assert computing == set(found) - {"fetch_model", "tokenize_corpus", "gate_model", "gate_transform"}
+    assert found["decompose_model"] > found["quantize_model"]
+    wide = Plan(check({**deepcopy(CONTENT), "compute": {"dtype": "float32"}}))
+    assert {need.job: need.card for need in needs(wide, jobs(wide), card=True)}["evaluate_reference"] > found[
+        "evaluate_reference"
+    ]
+    assert not any(need.card for need in needs(plan, jobs(plan)))
+
+
 @pytest.mark.parametrize(
     "device, card, local, here",
     [
