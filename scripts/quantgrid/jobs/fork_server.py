@@ -25,7 +25,8 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from ..ground.places import SCRIPTS
@@ -221,13 +222,30 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
             raise SystemExit
 
 
+@contextmanager
+def _discarding_messages() -> Iterator[None]:
+    """Discard what is written to standard error; a traceback of an exception comes later and is not.
+
+    Imports warn there, in a fresh interpreter into the log of its job.
+    """
+    kept = os.dup(_STREAMS[2])
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), _STREAMS[2])
+    try:
+        yield
+    finally:
+        os.dup2(kept, _STREAMS[2])
+        os.close(kept)
+
+
 def serve(descriptor: int, driver: int) -> None:
     """Import the modules that jobs need, then serve jobs at the listening socket ``descriptor``
     until ``driver``, the parent process, ends."""
-    for name in PRELOADED:
-        if os.getppid() != driver:
-            return
-        import_module(name)
+    with _discarding_messages():
+        for name in PRELOADED:
+            if os.getppid() != driver:
+                return
+            import_module(name)
     with _Server(socket.socket(fileno=descriptor), driver) as server:
         server.declines = driver_initialized()
         server.serve_forever(poll_interval=0.2)

@@ -45,7 +45,8 @@ OTHER_TASK = 50  # thousand tokens of a task not listed above
 ITEM = 0.24  # thousand tokens of the requests per item of a builtin task
 REQUEST = 100  # tokens of a short request
 REPORT = 4.0  # seconds of a job of the reports, most of them imports; measured in the smoke run
-REPORT_SECONDS = {"plot_distributions": 20.0}  # of one that draws many figures
+LIGHT_REPORTS = ("check_baseline", "collect_results", "compare_study", "tabulate_study")  # draw nothing
+REPORT_SECONDS = {"plot_distributions": 20.0, **dict.fromkeys(LIGHT_REPORTS, 1.5)}
 LONGEST = 2000  # hours beyond which a machine is not worth mentioning
 SIDE_BY_SIDE = 2  # packed checkpoints on disk at a time, unless all are kept
 # Timeout of a job in minutes: PATIENCE x its estimate, clamped to [SHORTEST, LONGEST_JOB].

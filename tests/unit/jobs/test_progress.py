@@ -139,16 +139,15 @@ def replay(path: Path) -> Iterator[tuple[float, float, float, Tally]]:
     jobs = [(row["rule"], dict(pair.split("=", 1) for pair in row["axes"].split())) for row in rows]
     tally = tally_of((*job, float(row["predicted"])) for job, row in zip(jobs, rows))
     moments = [(float(row[moment]), order, n) for n, row in enumerate(rows) for order, moment in enumerate(MOMENTS)]
-    whole, done, last = sum(float(row["seconds"]) for row in rows), 0.0, max(float(row["ended"]) for row in rows)
+    whole = sum(float(row["ended"]) - float(row["begun"]) for row in rows)
+    done, last = 0.0, max(float(row["ended"]) for row in rows)
     for now, order, number in sorted(moments):
         if order == 0:
             tally.submit(number, *jobs[number], now)
         elif order == 1:
             tally.begin(number, now)
         else:
-            seconds = float(rows[number]["seconds"])
-            tally.end(number, now, seconds)
-            done += seconds
+            done += tally.end(number, now).seconds
             yield done / whole, tally.seconds_left(now), last - now, tally
 
 

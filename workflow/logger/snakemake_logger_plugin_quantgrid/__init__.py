@@ -72,8 +72,8 @@ def began(logs: Iterable[Path], submitted: float) -> float | None:
 
 
 def computed(logs: Iterable[Path]) -> float | None:
-    """Read the seconds that a finished job computed, without its time in a queue; None if it has not
-    recorded them."""
+    """Read the seconds that a finished job computed, without its time in a queue and until its end was
+    seen; None if it has not recorded them."""
     for path in logs:
         if path.suffix == ".tsv" and path.is_file():
             names, values = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])
@@ -89,6 +89,7 @@ class LogHandler(LogHandlerBase):
 
     def __post_init__(self) -> None:
         self.tally, self.planned, self.listed, self.logs = Tally({}), {}, 0.0, {}
+        self.elsewhere: set = set()  # jobs that were submitted to a queue
 
     def emit(self, record: LogRecord) -> None:
         event, now = getattr(record, "event", None), record.created
@@ -119,6 +120,8 @@ class LogHandler(LogHandlerBase):
         self.logs[record.jobid] = [*map(Path, getattr(record, "log", None) or ())]
         if getattr(record, "local", True):
             self.tally.begin(record.jobid, now)
+        else:
+            self.elsewhere.add(record.jobid)
 
     def look_at_queue(self) -> None:
         """Find the submitted jobs that have begun."""
@@ -128,8 +131,8 @@ class LogHandler(LogHandlerBase):
 
     def finished(self, job: int, now: float) -> None:
         self.look_at_queue()
-        logs = self.logs.pop(job, ())
-        ended = self.tally.end(job, now, computed(logs))
+        logs, elsewhere = self.logs.pop(job, ()), job in self.elsewhere
+        ended = self.tally.end(job, now, computed(logs) if elsewhere else None)
         reasons = [line for path in texts(logs) for line in last_lines(path, 2) if line.startswith(FAILED_RESULT)]
         if reasons and ended and ended.cell:
             self.tally.broken.add(ended.cell)
