@@ -19,6 +19,8 @@ BUDGETS = (2.5, 3.5, 4.25, 4.5, 5.0, 6.5, 8.5, math.inf)  # stored bits per weig
 SHOWN = 5.0  # the budget that is shown first; the next that a recipe meets if none meets it
 LOSS = "negative_log_likelihood"
 ANY = "any"
+TIMES = 3.0  # ratio of perplexities above which the ratio is shown instead of a percentage
+LARGEST = 700.0  # nats: beyond, exp overflows
 
 
 def headlines(records: pd.DataFrame, items: pd.DataFrame, formats: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -97,9 +99,12 @@ def perplexity(value: float, own: pd.DataFrame, dataset: str) -> tuple[str, floa
     if row.empty or not math.isfinite(row.difference.iloc[0]):
         return significant(value), value
     middle, error = float(row.difference.iloc[0]), float(row.difference_stderr.iloc[0])
-    change = [100 * math.expm1(middle + side * CONFIDENCE * error) for side in (0, -1, 1)]
-    shown = [f"{number:+.1f}" if abs(number) < 100 else f"{number:+.0f}" for number in change]
-    return f"{significant(value)}, {shown[0]} % ({shown[1]} to {shown[2]})".replace("-", "−"), value
+    ratios = [math.exp(min(middle + side * CONFIDENCE * error, LARGEST)) for side in (0, -1, 1)]
+    if ratios[0] > TIMES:
+        shown = [significant(ratio) for ratio in ratios]
+        return f"{significant(value)}, {shown[0]} × ({shown[1]} to {shown[2]})", value
+    shown = [f"{100 * (ratio - 1):+.1f}".replace("-", "−") for ratio in ratios]
+    return f"{significant(value)}, {shown[0]} % ({shown[1]} to {shown[2]})", value
 
 
 def accuracy(own: pd.DataFrame) -> tuple[str, float]:

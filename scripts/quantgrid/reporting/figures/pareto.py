@@ -39,7 +39,7 @@ NEAR = 2  # decimals of bits: smaller differences make no recipe cheaper
 SHOWN = 100.0  # multiple of the least divergence of a panel: cells above it are counted, not drawn
 LABELLED = 5  # labelled recipes of a front; the table of recommendations lists all
 PANEL = (3.7, 2.9)  # inches
-ROOM, LEAST = 1.45, 0.5  # of the range of bits, so that labels right of the last mark fit; its least, in bits
+ROOM, LEAST = 1.6, 0.5  # of the range of bits, so that labels right of the last mark fit; its least, in bits
 # without online operations, with: colour and marker
 LOOKS = {False: (PALETTE[0], "o"), True: (PALETTE[1], "D")}
 CAPTION = (
@@ -134,10 +134,10 @@ def quantized(marks: pd.DataFrame) -> pd.DataFrame:
 
 
 def named(part: pd.DataFrame) -> pd.DataFrame:
-    """Select the recipes of one panel to label: those on a front, at most ``LABELLED`` of each, spread
-    over its bits."""
+    """Select the recipes of one panel to label, those with the most bits first, which have the least room:
+    those on a front, at most ``LABELLED`` of each, spread over its bits."""
     chosen = [spread(part[part[front]], LABELLED) for front in ("front_online", "front")]
-    return pd.concat(chosen).drop_duplicates("cell")
+    return pd.concat(chosen).drop_duplicates("cell").sort_values("bits", ascending=False, kind="stable")
 
 
 def spread(part: pd.DataFrame, count: int) -> pd.DataFrame:

@@ -24,10 +24,13 @@ FILTERED = ("model", "transform", "mitigation", "format")
 
 
 def cell_lines(records: pd.DataFrame, formats: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List the cells of results.csv, one line per cell and corpus of its perplexity: the axes, labels
+    """List the cells of results.csv by divergence, one line per cell and corpus: the axes, labels
     of these, ``cell``, ``recipe``, ``deployment``, ``status``, and ``bits``, ``divergence``, ``perplexity``
     and ``accuracy`` as (text, sort value)."""
     marks = points(records, formats)
+    places = {model: at for at, model in enumerate(dict.fromkeys(records.model))}
+    ranked = marks.assign(at=marks.model.map(places), quantized=~marks.baseline)
+    marks = ranked.sort_values(["at", "dataset", "quantized", "divergence"], kind="stable")
     errors = records[records.metric == "kl_divergence"].set_index(["cell", "dataset"]).stderr.to_dict()
     own = dict(list(records.groupby("cell", sort=False)))
     found = []
