@@ -281,6 +281,7 @@ def test_the_scripts_collect_what_the_plan_names(tmp_path):
         study: (
             "--spec",
             plan.study_spec(study),
+            "--decisions",
             "--first",
             place[study] + plan.study_inputs(study)[0],
             "--records",

@@ -28,9 +28,9 @@ def raced() -> tuple[Race, dict[str, Any]]:
     shards = (Shard(0, 8), Shard(8, 16))
     made = Race("best", "m", "race-text", tuple(CELLS), shards, settings)
     base = [0.1, 0.12, 0.11, 0.13, 0.1, 0.09, 0.12, 0.1] * 2
-    factors = {CELLS[0]: 1.02, CELLS[1]: 1.0, CELLS[2]: 3.0}
+    factors = {CELLS[0]: (1.08, 0.97), CELLS[1]: (1.0, 1.0), CELLS[2]: (3.0, 3.0)}
     losses: dict[str, Any] = {
-        cell.path: cut([value * factor for value in base], LOOKS) for cell, factor in factors.items()
+        cell.path: cut([value * part for value, part in zip(base, pair * 8)], LOOKS) for cell, pair in factors.items()
     }
     outcome = race({**losses, CELLS[3].path: ["it broke", "it broke"]}, Conditions(LOOKS, 4, close=0.2))
     used = {
@@ -75,7 +75,7 @@ def test_rows_of_a_race_have_a_protocol_of_their_own_and_no_place_in_tables(race
     made, decision = raced
     evaluations = {cell: {f"race.{made.corpus}": found} for cell, found in races.contents(made, decision).items()}
     frame = collection.records(evaluations)
-    assert set(frame.metric) == {"race_kl_divergence", ""} and set(frame["count"].dropna()) == {8}
+    assert set(frame.metric.fillna("")) == {"race_kl_divergence", ""} and set(frame["count"].dropna()) == {8}
     assert frame.set_index("mitigation").reason["broken"] == "it broke"
     assert races.protocol(made, decision)["looks"] == [8, 16] and races.protocol(made, decision)["skip_windows"] == 4
     measured = frame[frame.mitigation == "gptq"].assign(metric="perplexity", protocol="")
