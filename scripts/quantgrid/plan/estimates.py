@@ -248,4 +248,4 @@ def text(plan: Plan) -> str:
         f"about {sum(disk.values()) / 1e9:.1f} GB of disk "
         f"({', '.join(f'{name} {size / 1e9:.1f}' for name, size in disk.items())})"
     )
-    return "\n".join([*lines, "from stated costs (docs/performance.md), a factor of two either way"])
+    return "\n".join([*lines, "from stated costs (docs/explanation/performance.md), a factor of two either way"])

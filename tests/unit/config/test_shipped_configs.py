@@ -26,6 +26,7 @@ COUNTS = {
         {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9},
         (2, 3, 21),
     ),
+    "first": (9, {"weights": 5, "both": 5}, (2, 2, 2)),
     "smoke": (44, {"methods": 8, "pairs": 23, "formats": 14, "granularity": 3}, (22, 19, 14)),
     "oddities": (
         91,

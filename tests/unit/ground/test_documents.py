@@ -19,7 +19,6 @@ import update
 
 READERS = {
     "claims.csv": update.claims,
-    "report.html": lambda results: update.report(results, "some"),
     "results.csv": run_costs.spread,
     "learning.png": lambda results: update.trainings(results, "some"),
     "tables/methods.md": lambda results: update.document("some-run", "abc"),
