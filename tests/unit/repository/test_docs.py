@@ -112,6 +112,8 @@ def mistakes(block: str) -> list[str]:
                 options = {key: value for key, value in entry.items() if key not in ("calibration", "seed", "seeds")}
                 method(axis, entry["method"], name).resolve(options, name)
         for name, entry in (content.get("formats") or {}).items():
+            if "preset" not in entry:  # the schema says what it may have instead
+                continue
             cell_schemes({**entry, "preset": preset(content, name)}, "channel", name)
     except ConfigError as error:
         found.append(str(error))
