@@ -25,6 +25,7 @@ PEERS := .venv-peers
 GPTQMODEL := .venv-gptqmodel
 XLLAMACPP := .venv-xllamacpp
 SERVING := .venv-serving
+SITE := .venv-docs
 # Two processes with one thread each; the tests of one file share fixtures and stay together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BENCH ?= fake_quantize low_rank online_rotation learning evaluation tasks jobs sequential gptq grid search gpu
@@ -34,7 +35,7 @@ START = $(if $(filter 0,$(WARM)),--cold,$(if $(WARM),--warm))
 # Profiles other than the default set the number of cores themselves.
 WORKFLOW = $(BIN)/python scripts/run_workflow.py --configfile $(CONFIG) --profile $(PROFILE) $(if $(filter default,$(PROFILE)),--cores $(CORES)) $(START)
 
-.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend best export clean-unused verify docs graph lint lock help
+.PHONY: run test test-all test-slow test-nightly stress bench bench-plan bench-growth smoke reference-models dry-run table figure redraw recommend best export clean-unused verify docs site reference graph lint lock help
 
 run: $(VENV)/.installed  ## the workflow of CONFIG, from models to report
 	$(WORKFLOW) $(ARGS)
@@ -120,7 +121,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed envs/requirements-dev.txt envs/requir
 	$(BIN)/$(INSTALL) -r envs/requirements-dev.txt
 	@touch $@
 
-$(PEERS)/.installed $(GPTQMODEL)/.installed $(XLLAMACPP)/.installed $(SERVING)/.installed: .venv-%/.installed: envs/requirements-%.txt envs/requirements-%.lock
+$(PEERS)/.installed $(GPTQMODEL)/.installed $(XLLAMACPP)/.installed $(SERVING)/.installed $(SITE)/.installed: .venv-%/.installed: envs/requirements-%.txt envs/requirements-%.lock
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/$(INSTALL) $(HASHED) -r envs/requirements-$*.lock
 	$(@D)/bin/$(INSTALL) -r $<
@@ -136,15 +137,21 @@ lock: $(VENV)/.installed-dev  ## envs/*.lock from the versions in envs/*.txt: ru
 docs: $(VENV)/.installed  ## the results of the default run into README.md and docs/
 	$(BIN)/python docs/update.py
 
-graph: $(VENV)/.installed  ## pictures of rules and files: docs/rulegraph.md, which GitHub draws, and docs/filegraph.svg, which needs graphviz
+reference: $(VENV)/.installed  ## reference pages of the documents from schema, registry, Makefile and rules
+	$(BIN)/python docs/reference_pages.py
+
+site: $(SITE)/.installed  ## the documentation site into build/site; a broken link is an error
+	$(SITE)/bin/mkdocs build --strict
+
+graph: $(VENV)/.installed  ## pictures of rules and files: docs/reference/rulegraph.md, which GitHub draws, and docs/reference/filegraph.svg, which needs graphviz
 	{ echo '# Rule graph'; echo; echo '## One cell, from the model to the report'; echo; $(BIN)/python docs/cell_graph.py; echo; \
 	  echo 'The outputs of a rule are listed below its name. Arrows implied by longer paths are omitted: nearly all rules read the model, for example.'; echo; \
 	  echo '## All rules of the smoke run'; echo; echo '```mermaid'; \
 	  PYTHONHASHSEED=0 $(BIN)/python -m snakemake --configfile config/smoke.yaml --rulegraph mermaid-js 2>/dev/null | sed '/^---/,/^---/d; /style/d'; echo '```'; \
-	  echo; echo '![Rules with the files that they read and write](filegraph.svg)'; echo; echo '`make graph` makes all three.'; } > docs/rulegraph.md
+	  echo; echo '![Rules with the files that they read and write](filegraph.svg)'; echo; echo '`make graph` makes all three.'; } > docs/reference/rulegraph.md
 	PYTHONHASHSEED=0 $(BIN)/python -m snakemake results-smoke/report.html --configfile config/smoke.yaml --filegraph 2>/dev/null \
 	  | sed -E 's/&lt;(input )?function[^<>]*&gt;|&lt;bound method[^<>]*&gt;&gt;/(from the plan)/g; s/\{([a-z]+),[^{}]*(\{[0-9]+\})?\}/{\1}/g; s/\b[0-9a-f]{10}\b/{key}/g' \
-	  | dot -Tsvg > docs/filegraph.svg
+	  | dot -Tsvg > docs/reference/filegraph.svg
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16

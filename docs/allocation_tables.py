@@ -1,4 +1,4 @@
-"""Table of docs/allocations.md from the results of `make run CONFIG=config/allocations.yaml`."""
+"""Table of docs/how-to/allocations.md from the results of `make run CONFIG=config/allocations.yaml`."""
 
 from __future__ import annotations
 

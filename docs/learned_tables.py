@@ -1,4 +1,4 @@
-"""Tables of docs/learning.md from the results folder of `make run CONFIG=config/learned.yaml`."""
+"""Tables of docs/reference/learning.md from the results folder of `make run CONFIG=config/learned.yaml`."""
 
 from __future__ import annotations
 

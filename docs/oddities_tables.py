@@ -1,4 +1,4 @@
-"""Tables of docs/oddities.md: linears by `scripts/inspect_linears.py`, inputs from the calibrations
+"""Tables of docs/explanation/oddities.md: linears by `scripts/inspect_linears.py`, inputs from the calibrations
 of the run, and its `residual-error.csv`."""
 
 from __future__ import annotations

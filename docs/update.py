@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,29 +34,37 @@ from quantgrid.reporting.claims import findings  # noqa: E402
 from quantgrid.reporting.figures import distributions, number_lines, pareto, residual_error  # noqa: E402
 
 DOCS = ROOT / "docs"
-# Document -> title, the config that was run, the command.
+# Document below docs/ -> title, the config that was run, the command.
 RUNS = {
-    "default-run": ("The default run", "config/config.yaml", "make run"),
-    "formats-run": (
+    "runs/default-run": ("The default run", "config/config.yaml", "make run"),
+    "runs/formats-run": (
         "Number formats, granularity and symmetry on SmolLM2",
         "config/formats.yaml",
         "make run CONFIG=config/formats.yaml",
     ),
-    "transforms-run": ("Transforms on SmolLM2", "config/transforms.yaml", "make run CONFIG=config/transforms.yaml"),
-    "mitigations-run": ("Mitigations on SmolLM2", "config/mitigations.yaml", "make run CONFIG=config/mitigations.yaml"),
-    "oddities-run": (
+    "runs/transforms-run": (
+        "Transforms on SmolLM2",
+        "config/transforms.yaml",
+        "make run CONFIG=config/transforms.yaml",
+    ),
+    "runs/mitigations-run": (
+        "Mitigations on SmolLM2",
+        "config/mitigations.yaml",
+        "make run CONFIG=config/mitigations.yaml",
+    ),
+    "runs/oddities-run": (
         "The oddities of SmolLM2, suspect by suspect",
         "config/oddities.yaml",
         "make run CONFIG=config/oddities.yaml",
     ),
-    "studies-run": (
+    "runs/studies-run": (
         "Every study, on SmolLM2 and the reference models",
         "config/studies.yaml",
         "make run CONFIG=config/studies.yaml",
     ),
 }
-# with verdicts on the findings, figures of the whole run, and the report itself
-REPORTED = ("studies-run",)
+# with verdicts on the findings and figures of the whole run
+REPORTED = ("runs/studies-run",)
 WHOLE = {
     "pareto": pareto.CAPTION,
     "residual-error": residual_error.CAPTION,
@@ -70,10 +77,8 @@ DISTRIBUTIONS = (
     "inputs-down_input",
     "weights-attention_input",
 )
-# of a picture in the documents: as good to look at as millions, and a third of the bytes
-COLORS = 96
-# links of a report to the files next to it
-OUTSIDE = re.compile(r'(?: · )?<a href="(?!#|data:)[^"]*">[^<]*</a>')
+# of a picture in the documents: columns of pixels, colours without loss, quality (percent) with loss
+WIDTH, COLORS, QUALITY = 1000, 32, 70
 COMMIT = re.compile(r"computed at commit \w+")
 # Table in the results folder -> the command that makes it.
 BENCHMARKS = {"benchmarks": "bench", "benchmarks-plan": "bench-plan", "benchmarks-growth": "bench-growth"}
@@ -81,11 +86,24 @@ TEXTS = ("commit", "benchmark", "case", "device", "reference", "reached", "again
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(?:.*?<!-- end -->\n)?", re.DOTALL)
 
 
+def drawn(image: bytes, name: str) -> str:
+    """Save an image as ``name`` below docs/, the smaller of two WebP encodings; return the Markdown
+    that shows it in a document of the same folder."""
+    with Image.open(io.BytesIO(image)) as full:
+        shown = full.convert("RGB")
+    if shown.width > WIDTH:
+        shown = shown.resize((WIDTH, shown.height * WIDTH // shown.width), Image.Resampling.LANCZOS)
+    lossy, lossless = io.BytesIO(), io.BytesIO()
+    shown.save(lossy, "WEBP", quality=QUALITY)
+    shown.quantize(COLORS, dither=Image.Dither.NONE).convert("RGB").save(lossless, "WEBP", lossless=True)
+    target = DOCS / f"{name}.webp"
+    target.write_bytes(min(lossy.getvalue(), lossless.getvalue(), key=len))
+    return f"![{target.stem}]({target.name})\n"
+
+
 def picture(source: Path, name: str) -> str:
-    """Save a figure next to the documents, in few colours; return the Markdown that shows it."""
-    with Image.open(io.BytesIO(read_verified(source))) as full:
-        full.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
-    return f"![{name}]({name}.png)\n"
+    """Save a figure of a results folder next to the documents; return the Markdown that shows it."""
+    return drawn(read_verified(source), name)
 
 
 def trainings(results: Path, run: str) -> str:
@@ -145,23 +163,6 @@ def verdict(given: dict | None) -> str:
     return f"**{given['sign']} {given['verdict']}**<br>{held}<br>{given['weakest']['shown']}"
 
 
-def report(results: Path, run: str) -> str:
-    """Save the report next to the documents, without links to absent files; return a line that
-    names it with its size."""
-    if not (results / "report.html").is_file():
-        return ""
-    text = OUTSIDE.sub("", read_verified(results / "report.html").decode()).replace('<p class="note">Data: </p>', "")
-    target = DOCS / f"{run}-report.html"
-    target.write_text(text, encoding="utf-8")
-    size = target.stat().st_size / 1e6
-    print(f"{target.relative_to(ROOT)}: {size:.1f} MB")
-    return (
-        f"The whole report of this run is [{target.name}]({target.name}) ({size:.1f} MB, one file, to be opened in a "
-        f"browser): every table to "
-        "sort and filter, all comparisons, the full config, versions and hashes.\n"
-    )
-
-
 def document(name: str, commit: str) -> None:
     """Findings, tables and figures of one run's results, study by study, and what they cost;
     nothing where the run was not made."""
@@ -172,7 +173,7 @@ def document(name: str, commit: str) -> None:
         return
     run = name.removesuffix("-run")
     parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
-    parts += [report(results, run), claims(results)] if name in REPORTED else []
+    parts += [claims(results)] if name in REPORTED else []
     for study, spec in content["studies"].items():
         compared, table = (
             results / "comparisons" / f"{study}.md",
@@ -223,9 +224,8 @@ def benchmarks(name: str, commit: str) -> None:
     made = f"By `make {BENCHMARKS[name]}` and `make docs` on 2 cores of an x86-64 processor, {at}."
     text = [made, "", *(f"| {' | '.join(row)} |" for row in [*head, *found.values.tolist()])]
     if table.with_suffix(".png").is_file():
-        shutil.copy(table.with_suffix(".png"), DOCS / f"{name}.png")
-        text += ["", f"![{name}]({name}.png)"]
-    between("performance.md", name, "\n".join(text))
+        text += ["", drawn(table.with_suffix(".png").read_bytes(), f"explanation/{name}").rstrip()]
+    between("explanation/performance.md", name, "\n".join(text))
 
 
 def front_page(tables: Path, readme: Path, commit: str) -> None:
@@ -255,14 +255,18 @@ def main() -> None:
         str(128 * 2048),
     ]
     between(
-        "performance.md", "stated", subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        "explanation/performance.md",
+        "stated",
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(),
     )
-    between("cluster.md", "preflight", f"```\n{estimate(Plan(validation.load(ROOT / 'config' / 'paper.yaml')))}\n```")
+    between(
+        "how-to/cluster.md", "preflight", f"```\n{estimate(Plan(validation.load(ROOT / 'config' / 'paper.yaml')))}\n```"
+    )
     for mark, table in CARDS.items():
-        between("reference-models.md", mark, table(ROOT / "models"))
+        between("explanation/reference-models.md", mark, table(ROOT / "models"))
     if (ROOT / "results-oddities" / "tables").is_dir():
         for mark, table in ODDITIES.items():
-            between("oddities.md", mark, table())
+            between("explanation/oddities.md", mark, table())
     front_page(ROOT / "results" / "tables", ROOT / "README.md", commit)
 
 

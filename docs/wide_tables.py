@@ -1,7 +1,7 @@
 """Split Markdown tables with more than eight columns, which scroll sideways on a forge: one metric per
 table, divergence first, or the columns in turn with the labels repeated.
 
-    python docs/wide_tables.py docs/performance.md ...
+    python docs/wide_tables.py docs/explanation/performance.md ...
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "mxfp6": {"preset": "mxfp6", "activation": {"scale_rule": "even"}},
     "mxfp8": {"preset": "mxfp8", "activation": {"scale_rule": "rceil"}},
 }
-# commands of docs/deploy.md, run by tests/workflow/test_servers.py
+# commands of docs/how-to/deploy.md, run by tests/workflow/test_servers.py
 TRANSFORMERS_SERVE = "serve {folder} --host 127.0.0.1 --port {port} --device cpu"
 UNTIL_INPUT_ENDS = """
 import sys

@@ -1,4 +1,4 @@
-"""Reruns after an edit: every line of the table in docs/edits.md, by a dry run over a fully
+"""Reruns after an edit: every line of the table in docs/how-to/edits.md, by a dry run over a fully
 computed folder."""
 
 from __future__ import annotations
@@ -353,5 +353,5 @@ def test_without_kept_checkpoints_another_window_quantizes_again(finished: Check
 
 
 def test_the_table_of_the_documents_has_these_lines():
-    table = re.findall(r"^\| ([^|]+?) \|", (ROOT / "docs" / "edits.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\| ([^|]+?) \|", (ROOT / "docs" / "how-to" / "edits.md").read_text(), re.MULTILINE)
     assert set(table) - {"edit", ":--"} == {*EDITS, *CODE, "a comment, the order of keys, an undone edit"}

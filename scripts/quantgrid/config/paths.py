@@ -16,7 +16,7 @@ RESULTS, LONGEST = (
     "results",
     255,
 )  # default results folder; limits of a path in characters, and of each part in bytes
-_STORED = "run with a profile that has its address (docs/cluster.md)"
+_STORED = "run with a profile that has its address (docs/how-to/cluster.md)"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 

@@ -10,7 +10,7 @@ SCALING_SITES = Option(["attention_input", "mlp_input"], choices=SITE_NAMES)
 BLOCK_SIZE = Option(32, choices=(16, 32, 64, 128))
 STATISTIC = ("maximum", "mean", "rms")
 CENTER = Option("median", choices=("median", "mean", "midrange"))
-# the mean of down_input costs accuracy (docs/transforms.md)
+# the mean of down_input costs accuracy (docs/reference/transforms.md)
 SHIFTED_SITES = Option(list(SITE_NAMES[:3]), choices=SITE_NAMES)
 ROTATIONS = {
     "rotations": Option(["R1", "R2", "R4"], choices=("R1", "R2", "R4")),
@@ -20,7 +20,7 @@ ROTATIONS = {
 CHOOSE = Option(
     [], choices=("R2", "R4"), needs=tuple((rotation, "rotations", (rotation,)) for rotation in ("R2", "R4"))
 )
-# where the exact place of an operation is not in the weights: docs/models.md
+# where the exact place of an operation is not in the weights: docs/reference/models.md
 RESIDUAL = Option("offline", choices=("offline", "online"))
 DIVISION = Option("offline", choices=("offline", "online"))
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")

@@ -295,4 +295,4 @@ def text(plan: Plan) -> str:
             "races count as if every candidate took all looks and were evaluated by its study; simulated ones used "
             f"{RACED:.0%} of their windows"
         )
-    return "\n".join([*lines, "from stated costs (docs/performance.md), a factor of two either way"])
+    return "\n".join([*lines, "from stated costs (docs/explanation/performance.md), a factor of two either way"])

@@ -126,7 +126,7 @@ def require_room(found: Iterable[Need], results: str | Path, here: bool, card: i
                 "peak, this machine has "
                 f"{memory / GB:.1f} GB: remove the model or the cells that need this job, use fewer or shorter "
                 "windows, or run it on a machine "
-                "with more (make run PROFILE=slurm; docs/cluster.md); make run ARGS=--no-hooks skips this check"
+                "with more (make run PROFILE=slurm; docs/how-to/cluster.md); make run ARGS=--no-hooks skips this check"
             )
         if card is not None and need.card > card:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Scales and zero points of scale blocks: range of a block -> stored parameters -> step.
 
 Integers as in arXiv 2106.08295; E8M0 rules of OCP MX v1.0, torchao, NVIDIA and FP-Quant; two-level
-scales of NVFP4 (docs/formats.md). All shapes broadcast. Arithmetic is float32 for every tensor
+scales of NVFP4 (docs/reference/formats.md). All shapes broadcast. Arithmetic is float32 for every tensor
 dtype, so that a stored scale has one meaning.
 """
 

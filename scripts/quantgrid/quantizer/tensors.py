@@ -2,7 +2,7 @@
 
 Tensors are (*batch, rows, n): scale blocks run along the last dimension, and every (rows, n) matrix
 of the batch is a separate tensor. One dimension is one row. Sources of the definitions:
-docs/formats.md. Nothing here carries gradients.
+docs/reference/formats.md. Nothing here carries gradients.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ PRESETS: dict[str, dict] = {
     "nvfp4": _two_level("e2m1"),
     "nvint4": _two_level("int4"),
     "nvfp4_46": _four_six(),
-    # numbers that servers compute too, up to the dtype of their arithmetic (docs/deploy.md)
+    # numbers that servers compute too, up to the dtype of their arithmetic (docs/how-to/deploy.md)
     **{f"w4a16_g{group}": _preset(_served_weight(4), None, block=group) for group in (64, 128)},
     "w8a8_served": _served(8),
     "w4a4_served": _served(4),

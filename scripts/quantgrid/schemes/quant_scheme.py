@@ -1,7 +1,7 @@
 """Quantization schemes: plain data that describes the rounding of one tensor.
 
 A scheme = element format + scale format + granularity + symmetry + range of a scale block. Formats
-are described in docs/formats.md. Standard library only: this module is imported when the grid is
+are described in docs/reference/formats.md. Standard library only: this module is imported when the grid is
 built.
 """
 

@@ -34,6 +34,7 @@ COUNTS = {
         {"granularity": 19, "symmetry": 9, "formats": 17, "scale-formats": 14, "activation-options": 9},
         (2, 3, 21),
     ),
+    "first": (9, {"weights": 5, "both": 5}, (2, 2, 2)),
     "smoke": (50, {"methods": 8, "pairs": 26, "formats": 14, "granularity": 3, "bits": 4}, (22, 22, 16)),
     "oddities": (
         91,

@@ -1,4 +1,4 @@
-"""Serving commands of docs/deploy.md: those of the tests and cards, one for every program that loads an export."""
+"""Serving commands of docs/how-to/deploy.md: those of tests and cards, one for every program that loads an export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantgrid.config.exports import exports
 from quantgrid.config.grid import expand_studies
 from quantgrid.exports.gguf_check import LOADER
 
-TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

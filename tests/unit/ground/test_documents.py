@@ -19,7 +19,6 @@ import update
 
 READERS = {
     "claims.csv": update.claims,
-    "report.html": lambda results: update.report(results, "some"),
     "results.csv": run_costs.spread,
     "learning.png": lambda results: update.trainings(results, "some"),
     "tables/methods.md": lambda results: update.document("some-run", "abc"),
@@ -66,3 +65,12 @@ def test_tables_of_the_readme_are_verified(results: Path):
     (results / "tables" / "methods.md").write_text("a lie.\n")
     with pytest.raises(Damaged, match="methods"):
         update.front_page(results / "tables", readme, "def")
+
+
+def test_figures_are_narrow_and_linked_from_a_document_of_their_folder(results: Path):
+    wide = results / "figures" / "wide.png"
+    Image.new("RGB", (2 * update.WIDTH, 20), "red").save(wide)
+    (results.parent / "docs" / "runs").mkdir()
+    assert update.drawn(wide.read_bytes(), "runs/some-wide") == "![some-wide](some-wide.webp)\n"
+    with Image.open(results.parent / "docs" / "runs" / "some-wide.webp") as shown:
+        assert shown.size == (update.WIDTH, 10) and shown.getpixel((0, 0))[0] > 250

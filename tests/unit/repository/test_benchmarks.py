@@ -37,7 +37,7 @@ def values(rows: list[dict[str, object]]) -> dict[tuple[object, object], tuple[f
 
 
 def test_every_part_is_a_script_and_is_described():
-    described = (ROOT / "docs" / "performance.md").read_text()
+    described = (ROOT / "docs" / "explanation" / "performance.md").read_text()
     assert all((FOLDER / f"{part}.py").is_file() and f"| `{part}` |" in described for part in PARTS)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from checkouts import ROOT
 
-# Names such as quantizer/ranges.py, docs/formats.md or workflow/rules/*.smk; no URLs and nothing in
+# Names such as quantizer/ranges.py, docs/reference/formats.md or workflow/rules/*.smk; no URLs and nothing in
 # braces.
 NAMED = re.compile(r"(?<![\w/.:<{*$-])[\w*-][\w./*-]*\.(?:py|smk)\b(?![\w*{(])|(?<![\w/.])docs/[\w./-]+\.md\b")
 FOLDERS = ("scripts", "tests", "docs", "config", "workflow", "envs", ".github", ".ci")
@@ -82,7 +82,7 @@ def test_named_files_exist():
 @pytest.mark.parametrize(
     ("text", "absent"),
     [
-        ("see ``quantizer/ranges.py`` and `docs/formats.md`", []),
+        ("see ``quantizer/ranges.py`` and `docs/reference/formats.md`", []),
         ("see ``transforms/learned_clip.py``", ["transforms/learned_clip.py"]),
         ("`tests/test_internals.py`, docs/nothing.md", ["tests/test_internals.py", "docs/nothing.md"]),
         ("rules of workflow/rules/*.smk; old/*.smk", ["old/*.smk"]),

@@ -18,7 +18,7 @@ from ...ground.errors import ConfigError
 from ..style import recipe_label
 
 RESEARCH = ("dense",)  # targets without the size of the recipe: not served
-LEGEND = "served exactly: what these programs compute from an export is what was measured (make export, docs/deploy.md)"
+LEGEND = "served exactly: what these programs compute from an export is what was measured (docs/how-to/deploy.md)"
 MEANING = (
     "These programs compute from an export what was measured here. Other recipes are rounded again or refused by every "
     "format; make export says how."
