@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.plans import END_ROLES, LAYER_PREFIX, kind_of
+from ..models.plans import LAYER_PREFIX, kind_of
 from ..models.shapes import shape_from_config
 from ..models.skeletons import fill, require_filled, skeleton
 from .gguf_names import PARTS, gguf_name, halved, rotated_heads
@@ -44,7 +44,7 @@ class GGUFSource:
 
     def skeleton(self) -> nn.Module:
         """transformers model with embedding, final norm and lm_head, and empty decoder layers."""
-        return skeleton(self.config, self._read(END_ROLES.values()), self.path, torch.float32, "cpu")
+        return skeleton(self.config, self._read(self.shape.family.ends), self.path, torch.float32, "cpu")
 
     def fill(self, index: int, layer: nn.Module) -> None:
         """Load the weights of the empty decoder layer ``index``; linears get the biases that the file

@@ -22,8 +22,8 @@ from in_process import Done, run_script
 from quantgrid.config import validation
 from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.provenance import canonical
+from quantgrid.machine.chunks import windows_per_batch
 from quantgrid.plan.pipeline import Plan
-from quantgrid.plan.workload import windows_per_batch
 
 
 def test_the_config_that_the_mistakes_are_made_in_is_valid():
@@ -187,7 +187,7 @@ def test_a_home_folder_is_understood(tmp_path, monkeypatch):
 
 def test_with_automatic_batches_corpora_take_the_default():
     checked = validation.check({**valid(), "evaluation": {"batch_size": "auto"}})
-    assert checked["evaluation"]["batch_size"] == "auto" and windows_per_batch(checked) == 8
+    assert checked["evaluation"]["batch_size"] == "auto" and windows_per_batch("auto") == 8
 
 
 def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
@@ -202,7 +202,7 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
         False,
     )
     assert checked["compute"] == {"device": "auto", "dtype": "auto", "solver_dtype": "auto"}
-    assert checked["evaluation"] == {"batch_size": 8, "task_limit": None, "residual_error_windows": 4}
+    assert checked["evaluation"] == {"batch_size": 8, "task_limit": None, "residual_error_windows": 4, "shard_windows": 32}
     settled = {"corpus": "text", "samples": 256, "skip_first": 0, "experts": "routed"}
     assert checked["calibrations"]["default"] == settled
     assert checked["evaluate"] == {"perplexity": ["docs"], "tasks": [], "residual_error": []}

@@ -92,6 +92,7 @@ def test_estimates_are_above_what_was_measured(measured, shape, tokens, batch):
         measured, True
     )
     unmeasured = {"measure_residual_error", "export_model", "measure_sensitivity", "measure_schemes", "allocate_bits"}
+    unmeasured |= {"merge_shards", "screen_cell", "decide_race"}  # parts of others, or without torch
     assert set(OUTPUTS) <= {*MEASURED, *STREAMED, *LARGE, *unmeasured}
 
 
