@@ -17,7 +17,7 @@ SCHEMA_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "key of a model": (
         changed("models", "tiny", pathh="x"),
-        ["models.tiny: unknown key 'pathh' - did you mean 'path'? Accepted: file, id"],
+        ["models.tiny: unknown key 'pathh' - did you mean 'path'? Accepted: dequantize, file, id"],
     ),
     "key of a model's shape": (
         lambda c: c["models"]["hub"]["shape"].update(headz=9),

@@ -202,7 +202,12 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
         False,
     )
     assert checked["compute"] == {"device": "auto", "dtype": "auto", "solver_dtype": "auto"}
-    assert checked["evaluation"] == {"batch_size": 8, "task_limit": None, "residual_error_windows": 4, "shard_windows": 32}
+    assert checked["evaluation"] == {
+        "batch_size": 8,
+        "task_limit": None,
+        "residual_error_windows": 4,
+        "shard_windows": 32,
+    }
     settled = {"corpus": "text", "samples": 256, "skip_first": 0, "experts": "routed"}
     assert checked["calibrations"]["default"] == settled
     assert checked["evaluate"] == {"perplexity": ["docs"], "tasks": [], "residual_error": []}

@@ -173,7 +173,10 @@ def test_figure_and_table(tmp_path):
     table = residual_error.read(paths)
     assert list(table.layer) == [1, 2, 3, 4] * 2 and list(table.format.unique()) == ["int4", "mxfp4"]
     figure = residual_error.plot(table)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["no transform + RTN\nW4A4 INT4", "no transform + RTN\nW4A4 MXFP4"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
+        "no transform + RTN\nW4A4 INT4",
+        "no transform + RTN\nW4A4 MXFP4",
+    ]
     assert figure.axes[0].get_yscale() == "log"
     assert list(figure.axes[1].get_lines()[0].get_ydata()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert residual_error.plot(table[:0]).axes
