@@ -92,6 +92,15 @@ def stored_bits(shape: ModelShape, scheme: QuantScheme) -> float:
     return sum(scheme.bits_per_element(size) * size[0] * size[1] * count for size, count in sizes) / total
 
 
+def most_bits(config: Mapping[str, Any], cell: Cell) -> float:
+    """Stored bits per weight that an allocated cell has at most: its budget, or those of its largest candidate."""
+    budget = allocation_of(config, cell)["budget"]
+    if budget is not None:
+        return budget
+    shape, found = entries.shape(config, cell.model), entries.resolved_schemes(config, cell)["candidates"]
+    return max(stored_bits(shape, QuantScheme.from_dict(fields)) for fields in found.values())
+
+
 def uniform_cells(config: Mapping[str, Any], cell: Cell) -> Iterator[Cell]:
     """Cells that an allocated cell is compared with: those of its candidates, within the budget if it has one."""
     if not is_allocated(config, cell):

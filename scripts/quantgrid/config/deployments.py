@@ -31,17 +31,19 @@ _FULL_BITS = 16
 @dataclass(frozen=True)
 class Bits:
     """Bits per number of weights, of linears' inputs, and of keys and values; 16 where a format leaves
-    them in full precision."""
+    them in full precision. ``least``: those of the narrowest candidate of an allocation, else 0."""
 
     weight: int
     activation: int
     key_value: int
+    least: int = 0
 
     @property
     def label(self) -> str:
-        """``W4A16``; with rounded keys and values ``W4A8KV8``."""
+        """``W4A16``; with rounded keys and values ``W4A8KV8``; of an allocation ``W3-8A16``."""
         cached = f"KV{self.key_value}" if self.key_value < _FULL_BITS else ""
-        return f"W{self.weight}A{self.activation}{cached}"
+        weight = f"{self.least}-{self.weight}" if self.least else self.weight
+        return f"W{weight}A{self.activation}{cached}"
 
     @property
     def rounded(self) -> str:
@@ -98,9 +100,14 @@ def present(recipes: Iterable[tuple[str, bool]]) -> list[Deployment]:
 def bits(formats: Mapping[str, Any], name: str, granularity: str) -> Bits:
     """Bits of a format, an entry of ``formats`` or the name of a preset, at a granularity.
 
-    Of several candidate elements the widest counts. Raises :class:`ConfigError` for a name that is
-    neither.
+    Of several candidate elements, or schemes of an allocation, the widest counts. Raises
+    :class:`ConfigError` for a name that is neither.
     """
+    base = name if name in formats else name.rpartition("-a")[0]
+    given = formats.get(base) or {}
+    if "allocate" in given:
+        widths = {bits(formats, text.partition(" ")[0], "channel").weight for text in given["allocate"]["schemes"]}
+        return Bits(max(widths), _FULL_BITS, _FULL_BITS, min(widths))
     entry = {"preset": name, **(formats.get(name) or {})}
     if entry["preset"] not in schemes.PRESETS:
         known = {*formats, *schemes.PRESETS}

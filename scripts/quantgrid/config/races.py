@@ -15,7 +15,7 @@ from ..machine.chunks import windows_per_batch
 from ..models.plans import kind_of
 from ..schemes.cell_schemes import CellSchemes
 from ..schemes.number_formats import ELEMENT_FORMATS
-from . import entries
+from . import allocations, entries
 from .cells import Cell
 
 DEFAULTS = {"metric": "kl_divergence", "alpha": 0.05, "close": 0.05, "first": 8}
@@ -66,7 +66,10 @@ def _too_few(config: Mapping[str, Any], wanted: Mapping[str, Any], cells: Sequen
 
 
 def planned_bits(config: Mapping[str, Any], cell: Cell) -> float:
-    """Stored bits per weight of a cell's linears, codes and parameters of the scheme alone."""
+    """Stored bits per weight of a cell's linears, codes and parameters of the scheme alone; of an
+    allocation its budget, or the bits of its largest candidate without one."""
+    if allocations.is_allocated(config, cell):
+        return allocations.most_bits(config, cell)
     found, shape = CellSchemes.from_dict(entries.resolved_schemes(config, cell)), entries.shape(config, cell.model)
     total = bits = 0.0
     for plan, count in shape.plans():
@@ -83,6 +86,8 @@ def deployment_kind(config: Mapping[str, Any], cell: Cell) -> str:
     ``w4a16`` (activations not rounded) and ``w4a4``."""
     schemes = CellSchemes.from_dict(entries.resolved_schemes(config, cell))
     weight = schemes.weight.element_format.bits if schemes.weight else FULL
+    if allocations.is_allocated(config, cell):
+        weight = int(allocations.most_bits(config, cell))
     elements = [scheme.element for site in schemes.activation.values() for scheme in site]
     return f"w{weight}a{max((ELEMENT_FORMATS[element].bits for element in elements), default=FULL)}"
 

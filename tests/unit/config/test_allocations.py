@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from grid_cases import cells, config, refusal, study
-from quantgrid.config import allocations, entries
+from quantgrid.config import allocations, deployments, entries, races
 from quantgrid.config.cells import MIXED
+from quantgrid.config.grid import expand_studies
 from quantgrid.config.planned_features import planned_verdict
 from quantgrid.ground.errors import ConfigError
 from quantgrid.models.shapes import ModelShape
@@ -147,3 +148,15 @@ def test_only_targets_with_a_scheme_per_linear_hold_an_allocation():
     assert "several schemes" in verdicts["gguf"].text() and "vLLM" in verdicts["compressed-tensors"].loaders
     apart = grid(mixed(), schemes=SCHEMES[:3], groups="linear")
     assert "groups: fused" in planned_verdict(apart, cell, "compressed-tensors").excluded["vLLM"]
+
+
+def test_races_and_labels_know_the_bits_of_an_allocation():
+    given = grid(mixed(), alternatives=2)
+    found = [cell for cell in expand_studies(given) if cell.granularity == MIXED]
+    assert [races.planned_bits(given, cell) for cell in found] == [5.0, 5.0]
+    assert {races.deployment_kind(given, cell) for cell in found} == {"w5a16"}
+    assert deployments.bits(given["formats"], "mixed-a2", MIXED).label == "W3-8A16"
+    assert deployments.bits(given["formats"], "mixed", MIXED).rounded == "weights"
+    small = grid(mixed(), budget=None, objective="bits", divergence=0.1)
+    cell = next(cell for cell in expand_studies(small) if cell.granularity == MIXED)
+    assert races.planned_bits(small, cell) == pytest.approx(8.04, abs=0.05)

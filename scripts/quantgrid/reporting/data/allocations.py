@@ -67,7 +67,7 @@ def _line(config: Mapping[str, Any], study: Evaluations, cell: Cell, corpus: str
         sizes[name] += content["linears"][linear]["size"]
     limit = f"{given['budget']:g} bits" if given["budget"] is not None else f"predicted {given['divergence']:g} nats"
     return {
-        "recipe": recipe_label(**cell.axes),
+        "recipe": recipe_label(cell.axes, config["formats"]),
         "model": cell.model,
         "corpus": corpus,
         "limit": limit,
@@ -122,7 +122,7 @@ def _beside_uniform(
     best = min(uniform, key=lambda other: uniform[other].mean())
     difference, low, high, p = estimate([measured - uniform[best]])
     return {
-        "uniform": recipe_label(**best.axes),
+        "uniform": recipe_label(best.axes, config["formats"]),
         "uniform_bits": study[best]["error"]["summary"]["stored_bits"],
         "uniform_measured": float(uniform[best].mean()),
         "difference": f"{significant(difference)} ({significant(low)} to {significant(high)})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from plan_cases import content, plan
 from quantgrid.config.cells import MIXED, baseline
 from quantgrid.ground.places import ROOT
-from quantgrid.reporting.claims.recommendation import recommend, text
+from quantgrid.plan.pipeline import Plan
+from quantgrid.reporting.claims.recommendation import candidates, kinds, recommend
+from quantgrid.reporting.claims.recommendation_text import text
 from quantgrid.reporting.data import allocations, collection
 from quantgrid.reporting.figures import allocations as figure_of_bits
 from quantgrid.reporting.page import report
@@ -26,7 +29,12 @@ def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)  # the path of the tiny model is relative
 
 
-def evaluations(config: dict[str, Any], measured: float, noise: float = 0.05) -> dict[Any, dict[str, Any]]:
+@cache
+def planned() -> Plan:
+    return plan(content())
+
+
+def evaluations(measured: float, noise: float = 0.05) -> dict[Any, dict[str, Any]]:
     """Evaluations of the study ``bits``: ``measured`` nats of the allocated cell, ``UNIFORM`` of the uniform one."""
     drawn = np.random.default_rng(0)
     windows = np.exp(drawn.normal(0, 0.3, WINDOWS))
@@ -35,7 +43,7 @@ def evaluations(config: dict[str, Any], measured: float, noise: float = 0.05) ->
         "bos": False, "normalization": "token", "dtype": "float32", "join": "", "windows": WINDOWS, "tokens": 1536,
     }  # fmt: skip
     found = {}
-    for cell in plan(config).studies["bits"]:
+    for cell in planned().studies["bits"]:
         mean = 0.0 if not cell.quantized else measured if cell.granularity == MIXED else UNIFORM
         kl = mean * windows * np.exp(drawn.normal(0, noise, WINDOWS))
         bits = 16.0 if not cell.quantized else 5.9 if cell.granularity == MIXED else 5.0
@@ -60,8 +68,7 @@ def evaluations(config: dict[str, Any], measured: float, noise: float = 0.05) ->
 
 
 def line_of(measured: float, noise: float = 0.05) -> dict[str, Any]:
-    config = plan(content()).config
-    (line,) = allocations.lines(config, [evaluations(content(), measured, noise)])
+    (line,) = allocations.lines(planned().config, [evaluations(measured, noise)])
     return line
 
 
@@ -70,7 +77,7 @@ def line_of(measured: float, noise: float = 0.05) -> dict[str, Any]:
 )
 def test_an_allocation_is_compared_with_the_best_uniform_scheme_by_windows(measured, noise, verdict):
     line = line_of(measured, noise)
-    assert line["verdict"] == verdict and line["uniform"] == "no transform + RTN, w4a16 channel"
+    assert line["verdict"] == verdict and line["uniform"] == "W4A16 channel RTN"
     assert line["uniform_bits"] == 5.0 and line["bits"] == 5.9 and line["limit"] == "6 bits"
     assert line["schemes"] == {"w4a16": 0.5, "w8a16 channel": 0.5}
 
@@ -97,13 +104,13 @@ def test_schemes_are_shown_by_layer_and_group():
 def test_the_page_has_a_line_and_a_map_for_every_allocation():
     page = report.build([], {"allocated": [line_of(0.0025)]})
     assert page.count('aria-label="Allocations of bits"') == 1 and "off by more than 1.5" in page
-    assert 'aria-label="Schemes of tiny, no transform + RTN, shared mixed, by layer and group of linears"' in page
+    assert 'aria-label="Schemes of tiny, W4-8A16 shared mixed RTN, by layer and group of linears"' in page
     assert "w4a16 50 %" in page and 'href="#allocations"' in page
     assert 'id="allocations"' not in report.build([], {})
 
 
 def test_records_have_the_prediction_of_an_allocation():
-    found = collection.records(evaluations(content(), 0.007))
+    found = collection.records(evaluations(0.007))
     row = found[found.metric == "predicted_kl_divergence"]
     assert list(row.value) == [PREDICTED] and list(row.granularity) == [MIXED] and list(row.unit) == ["nats/token"]
 
@@ -112,9 +119,10 @@ def test_records_have_the_prediction_of_an_allocation():
     ("measured", "noise", "kept"), [(0.007, 0.05, True), (0.0098, 0.5, False), (0.013, 0.05, False)]
 )
 def test_a_recommendation_has_the_uniform_scheme_where_the_test_does_not_separate_them(measured, noise, kept):
-    made = evaluations(content(), measured, noise)
+    made = evaluations(measured, noise)
     records, items = collection.records(made), collection.items(made)
-    found = recommend(records, items, "tiny", 6.0)
+    cells = candidates(records, content()["formats"], "tiny")
+    found = recommend(cells, items, kinds(cells)[0], 6.0)
     assert list(found.granularity) == ([MIXED, "channel"] if kept else ["channel"])
     said = text(found, "title", 9)
     assert ("is in the place of shared: the paired test of divergences" in said) == (not kept)
@@ -123,13 +131,14 @@ def test_a_recommendation_has_the_uniform_scheme_where_the_test_does_not_separat
 
 
 def test_an_allocation_without_a_uniform_cell_stays():
-    made = {cell: own for cell, own in evaluations(content(), 0.02).items() if cell.granularity in ("-", MIXED)}
-    found = recommend(collection.records(made), collection.items(made), "tiny", 6.0)
+    made = {cell: own for cell, own in evaluations(0.02).items() if cell.granularity in ("-", MIXED)}
+    cells = candidates(collection.records(made), content()["formats"], "tiny")
+    found = recommend(cells, collection.items(made), kinds(cells)[0], 6.0)
     assert list(found.granularity) == [MIXED] and baseline("tiny") in made
 
 
 def test_the_figure_has_the_front_and_measured_marks(tmp_path):
-    made, paths = evaluations(content(), 0.007), []
+    made, paths = evaluations(0.007), []
     for cell, own in made.items():
         if "allocation" in own["error"]:
             front = [{"bits": bits, "predicted_kl": 0.1 / bits**2} for bits in (4.0, 5.0, 6.0, 8.0)]
