@@ -114,9 +114,9 @@ def main() -> None:
     decision = races.last(plan, race)
     found = races.cheapest_first(race, decision)
     print(races.summary(race, decision))
-    for row in found.itertuples():
-        label = recipe_label(row.transform, row.mitigation, row.granularity, row.format)
-        print(f"  {label}: {row.bits:.3f} bits, {row.operations:.4g} online operations per token")
+    for row in found.to_dict("records"):
+        label = recipe_label(row, plan.config["formats"])
+        print(f"  {label}: {row['bits']:.3f} bits, {row['operations']:.4g} online operations per token")
     [best] = race.named(found.cell.head(1))
     print(f"the page of the race: {content['results_dir']}/report.html")
     print(f"the cheapest of them: {export_line(plan, best, file)}")

@@ -22,7 +22,7 @@ def shown_races(plan: Plan, paths: list[str]) -> dict[str, list[dict[str, Any]]]
     found: dict[str, list[dict[str, Any]]] = {study: [] for study in plan.studies}
     raced = [race for own in plan.raced.values() for race in own]
     for race, path in zip(raced, paths, strict=True):
-        found[race.study].append(race_section(race, races.read(path)))
+        found[race.study].append(race_section(race, races.read(path), plan.config["formats"]))
     return found
 
 

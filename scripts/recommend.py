@@ -39,10 +39,8 @@ def raced(content: dict, model: str) -> Iterator[str]:
         return
     for race in (race for own in plan.raced.values() for race in own if race.model == model):
         decision = races.last(plan, race)
-        labels = [
-            recipe_label(row["transform"], row["mitigation"], row["granularity"], row["format"])
-            for row in races.cheapest_first(race, decision).to_dict("records")
-        ]
+        rows = races.cheapest_first(race, decision).to_dict("records")
+        labels = [recipe_label(row, plan.config["formats"]) for row in rows]
         yield f"{races.summary(race, decision)} The cheapest first: {'; '.join(labels) or 'none'}."
 
 

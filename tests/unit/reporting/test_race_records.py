@@ -85,7 +85,7 @@ def test_rows_of_a_race_have_a_protocol_of_their_own_and_no_place_in_tables(race
 
 def test_the_page_shows_the_course_and_all_candidates(raced):
     made, decision = raced
-    found = race_section(made, decision)
+    found = race_section(made, decision, {})
     assert found["image"].startswith("data:image/svg") and len(found["rows"]) == 4
     assert all(len(row) == len(found["columns"]) for row in found["rows"])
     assert "The cheapest to run of these is RTN" in found["summary"].replace("no transform + ", "")

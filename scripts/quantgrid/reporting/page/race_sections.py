@@ -17,31 +17,27 @@ from .study_sections import address, data_uri
 COLUMNS = ("recipe", "bits", "online operations", "windows", "mean", "above the best", "p", "look", "result")
 
 
-def race_section(race: Race, decision: Mapping[str, Any]) -> dict[str, Any]:
+def race_section(race: Race, decision: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
     """Build the template data of a race: a sentence, the cheapest recipe, a figure, and a row per
-    candidate."""
+    candidate. ``formats`` are the entries of the config."""
     table = races.table(race, decision)
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "race.svg")
         save(race_figures.plot(race, decision), [picture])
         image = data_uri(picture)
     first = races.cheapest_first(race, decision).head(1)
-    cheapest = [f"The cheapest to run of these is {recipe_label(**_axes(row))}." for row in first.to_dict("records")]
+    cheapest = [f"The cheapest to run of these is {recipe_label(row, formats)}." for row in first.to_dict("records")]
     return {
         "summary": " ".join([races.summary(race, decision), *cheapest]),
         "image": image,
         "caption": race_figures.caption(race),
         "columns": COLUMNS,
-        "rows": [_row(row) for row in table.to_dict("records")],
+        "rows": [_row(row, formats) for row in table.to_dict("records")],
         "data": address("text/csv", table.to_csv(index=False).encode()),
     }
 
 
-def _axes(row: Mapping[str, Any]) -> dict[str, str]:
-    return {axis: row[axis] for axis in ("transform", "mitigation", "granularity", "format")}
-
-
-def _row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _row(row: Mapping[str, Any], formats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Texts and sort values of the columns of one candidate."""
 
     def number(value: float | None, text: str | None = None) -> tuple[str, str]:
@@ -50,7 +46,7 @@ def _row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     measured = row["windows"] > 0
     return [
-        (recipe_label(**_axes(row)), ""),
+        (recipe_label(row, formats), ""),
         number(row["bits"], f"{row['bits']:.3f}" if row["bits"] == row["bits"] and row["bits"] else None),
         number(row["operations"]),
         number(row["windows"], str(row["windows"])),
