@@ -88,6 +88,6 @@ def test_the_page_shows_the_course_and_all_candidates(raced):
     found = race_section(made, decision, {})
     assert found["image"].startswith("data:image/svg") and len(found["rows"]) == 4
     assert all(len(row) == len(found["columns"]) for row in found["rows"])
-    assert "The cheapest to run of these is RTN" in found["summary"].replace("no transform + ", "")
+    assert "The cheapest to run of these is W4A4 INT4 channel RTN" in found["summary"].replace("no transform + ", "")
     course = race_figures.course(made, decision)
     assert list(course[course.cell == CELLS[2].path].windows) == [8]
