@@ -300,16 +300,19 @@ def shared(**changes: Any):
     return lambda config: config["formats"]["shared"]["allocate"].update(changes)
 
 
+SOLVED = ("quantize_model", "evaluate_perplexity", "merge_shards")
+
+
 @pytest.mark.parametrize("changes", [{"budget": 5.5}, {"groups": "linear"}])
 def test_another_budget_solves_and_assembles_again_and_measures_nothing(changes):
-    assert rules(changed(shared(**changes))) == {"allocate_bits", "quantize_model", "evaluate_perplexity", "merge_shards"}
+    assert rules(changed(shared(**changes))) == {"allocate_bits", *SOLVED}
 
 
 def test_alternatives_share_one_allocation_and_a_target_changes_no_key():
     assert changed(shared(target="vllm")) == set()
     before, now = unedited(), after(shared(alternatives=2))
     added = {step for step in now if step not in before}
-    assert rules(added) == {"quantize_model", "evaluate_perplexity", "merge_shards"}
+    assert rules(added) == {*SOLVED}
     assert {name for step in added for name in step if name.startswith("shared")} == {"shared-a1", "shared-a2"}
     assert {step for step in before if step in now and before[step] != now[step]} == all_of("allocate_bits")
 
@@ -320,4 +323,4 @@ def test_another_candidate_measures_the_schemes_and_no_sensitivity():
 
     before, now = unedited(), after(edit)
     renewed = {step for step in before if before[step] != now.get(step)}
-    assert rules(renewed) == {"measure_schemes", "allocate_bits", "quantize_model", "evaluate_perplexity", "merge_shards"}
+    assert rules(renewed) == {"measure_schemes", "allocate_bits", *SOLVED}
