@@ -22,7 +22,9 @@ from quantgrid.config.validation import CALIBRATION_DEFAULTS, DEFAULTS  # noqa: 
 
 REFERENCE = ROOT / "docs" / "reference"
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-RULE = re.compile(r'^ *rule (\w+):\n +"""(.+?)"""\n(.*?)(?=^ *rule |\Z)', re.MULTILINE | re.DOTALL)
+RULE = re.compile(
+    r'^ *(?:rule|checkpoint) (\w+):\n +"""(.+?)"""\n(.*?)(?=^ *(?:rule|checkpoint) |\Z)', re.MULTILINE | re.DOTALL
+)
 OUTPUT = re.compile(r'^ +(\w+)=(?:\w+\()?f"\{RESULTS\}/([^"]+)"', re.MULTILINE)
 TARGET = re.compile(r"^([a-z][a-z-]*):.*?## (.+)$", re.MULTILINE)
 VARIABLE = re.compile(r"^#   (\S.*?)  +(\S.*)$", re.MULTILINE)

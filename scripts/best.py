@@ -117,6 +117,8 @@ def main() -> None:
     for row in found.to_dict("records"):
         label = recipe_label(row, plan.config["formats"])
         print(f"  {label}: {row['bits']:.3f} bits, {row['operations']:.4g} online operations per token")
+    if found.empty:
+        raise ConfigError(f"BITS: no recipe stays within {asked.bits:g} bits once it is quantized; allow more bits")
     [best] = race.named(found.cell.head(1))
     print(f"the page of the race: {content['results_dir']}/report.html")
     print(f"the cheapest of them: {export_line(plan, best, file)}")

@@ -57,7 +57,9 @@ def main() -> None:
         page_context.section(Path(records).stem, config, read_records(records), figure, base, raced[Path(records).stem])
         for records, figure in zip(job.studies, job.figures)
     ]
-    evaluations = [collection.read_evaluations(plan.evaluations(study), missing_allowed=True) for study in plan.studies]
+    evaluations = [
+        collection.read_evaluations(plan.possible_evaluations(study), missing_allowed=True) for study in plan.studies
+    ]
     context = page_context.context(
         config,
         job.spec["versions"],

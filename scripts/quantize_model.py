@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantgrid.calibration.layers import DecoderFolder
-from quantgrid.ground.errors import NumericalFailure
+from quantgrid.ground.errors import ConfigError, NumericalFailure
 from quantgrid.ground.storage import blake3_of, read_json, write_json
 from quantgrid.ground.tensor_files import TensorSpool
 from quantgrid.inference.linear import compute_dtype, placement
@@ -24,8 +24,10 @@ from quantgrid.transforms.files import load_transform
 
 def allocation(job) -> dict[str, Any]:
     """Allocation of an allocated cell, with what it predicts; empty for other cells."""
-    if not job.allocation:
+    if "rank" not in job.spec:
         return {}
+    if not job.allocation:
+        raise ConfigError("allocation: this cell takes its schemes from an allocation, and no file of one is given")
     found, rank = read_json(job.allocation), job.spec["rank"]
     if found["status"] == "failed":
         raise NumericalFailure(found["reason"])

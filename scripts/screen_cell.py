@@ -37,7 +37,7 @@ def start(rule: str, spec: dict, files: dict[str, str | None]) -> None:
 
 def screen(job: Namespace, folder: Path) -> None:
     packed = {"checkpoint": str(folder / "model.safetensors"), "manifest": str(folder / "quantgrid.json")}
-    read = {name: getattr(job, name) for name in ("model", "transform", "statistics", "windows")}
+    read = {name: getattr(job, name) for name in ("model", "transform", "statistics", "windows", "allocation")}
     start("quantize_model", job.spec["quantize_model"], {**read, **packed, "error": job.error})
     evaluated = {"model": job.model, **packed, "windows": job.evaluated, "reference": job.reference}
     start("evaluate_perplexity", job.spec["evaluate_perplexity"], {**evaluated, "result": job.result})
@@ -49,11 +49,12 @@ def main() -> None:
         "transform",
         "statistics",
         "windows",
+        "allocation",
         "evaluated",
         "reference",
         "result",
         "error",
-        optional=("statistics", "windows"),
+        optional=("statistics", "windows", "allocation"),
     )
     with scratch(Path(job.result), job.spec["axes"]["key"]) as folder:
         screen(job, folder)

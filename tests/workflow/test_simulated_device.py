@@ -43,7 +43,7 @@ def content() -> dict[str, Any]:
     """The smoke config on few and short windows."""
     found = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text(encoding="utf-8"))
     for corpus in found["corpora"].values():
-        corpus |= {"path": str(ROOT / corpus["path"]), "windows": 20, "window": 16}
+        corpus |= {"path": str(ROOT / corpus["path"]), "windows": 24, "window": 16}
     found["evaluation"] = {"batch_size": 2, "residual_error_windows": 2}
     return found
 

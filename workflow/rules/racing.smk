@@ -28,7 +28,11 @@ rule screen_cell:
         granularity="{granularity}",
         format="{format}",
     shell:
-        command("screen_cell", "model transform statistics windows evaluated reference", verify="baseline_check gates")
+        command(
+            "screen_cell",
+            "model transform statistics windows allocation evaluated reference",
+            verify="baseline_check gates",
+        )
 
 
 checkpoint decide_race:

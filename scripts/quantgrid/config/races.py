@@ -22,8 +22,8 @@ DEFAULTS = {"metric": "kl_divergence", "alpha": 0.05, "close": 0.05, "first": 8}
 LOOKS = 6  # most looks of a race
 TOKENS = 1000  # fewest tokens of the first look
 FULL = 16  # bits of a weight or an activation that is not rounded
-_TEXT = ("source", "part", "path", "id", "name", "split", "field", "documents")  # keys that determine the text
-_CUT = ("window", "selection", "add_bos", "join", "render")  # keys that determine the order of its windows
+_TEXT = ("source", "part", "path", "id", "name", "split", "field")  # keys that determine the text
+_CUT = ("window", "selection", "add_bos", "join", "render", "documents")  # keys that determine the order of its windows
 
 
 def race_defaults(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,13 +35,19 @@ class Conditions:
     """Conditions of a race, fixed before it.
 
     ``looks`` are numbers of windows, increasing; ``candidates`` is their number at the start, those
-    that fail included. ``close`` is relative to the mean of the leader.
+    that fail included. ``close`` is relative to the mean of the leader where ``relative``, else to perplexity:
+    losses are logarithms, whose mean is no measure of damage.
     """
 
     looks: tuple[int, ...]
     candidates: int
     alpha: float = 0.05
     close: float = 0.05
+    relative: bool = True
+
+    def within(self, mean: float) -> float:
+        """Largest difference from a leader of this mean that counts as close."""
+        return self.close * mean if self.relative else math.log1p(self.close)
 
     @property
     def level(self) -> float:
@@ -116,7 +122,7 @@ def _end(survivors: tuple[str, ...], found: Mapping[str, Standing], count: int, 
     """Reason for which a race ends at a look of ``count`` windows; empty if it goes on."""
     if len(survivors) == 1:
         return ONE_LEFT
-    within = max(conditions.close * found[survivors[0]].mean, FLOOR)
+    within = max(conditions.within(found[survivors[0]].mean), FLOOR)
     bounds = [found[name].upper for name in survivors[1:]]
     if all(bound is not None and bound <= within for bound in bounds):
         return CLOSE

@@ -166,8 +166,13 @@ def card_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1, width:
         "evaluate_perplexity": max(running, 1.5 * width * ends + 2 * hidden + 6 * 4 * CHUNK * shape.vocabulary),
         "evaluate_tasks": width * weights + 4 * one + logits + passing,
         "measure_residual_error": 2 * running,
-    }.get(job)
-    return 0 if needed is None else CONTEXT + int(needed / MIB)
+        "measure_sensitivity": running
+        + min(HELD, (shape.layers + 2) * hidden)
+        + batch * kept_bytes(shape) / shape.layers
+        + 5 * 4 * CHUNK * shape.vocabulary,
+    }
+    needed["screen_cell"] = max(needed[part] for part in SCREENED)
+    return CONTEXT + int(needed[job] / MIB) if job in needed else 0
 
 
 def less_memory(job: str) -> str:

@@ -40,6 +40,7 @@ class Race:
             "candidates": len(self.candidates),
             "alpha": self.settings["alpha"],
             "close": self.settings["close"],
+            "relative": self.settings["metric"] == "kl_divergence",
         }
 
     def named(self, names: Iterable[str]) -> list[Cell]:

@@ -78,7 +78,7 @@ OPTIONAL_INPUTS = {
     "fit_transform": ("statistics", "windows"),
     "measure_schemes": ("held_out",),
     "quantize_model": ("statistics", "windows", "allocation"),
-    "screen_cell": ("statistics", "windows"),
+    "screen_cell": ("statistics", "windows", "allocation"),
     "export_model": ("measured", "baseline"),
 }
 GATHERED = {"merge_shards": "shards"}  # one list of all inputs, by the name of its option

@@ -43,7 +43,7 @@ def test_candidates_are_the_cells_within_the_budget_and_of_the_kind():
 def test_looks_have_the_shards_of_their_corpus():
     [race] = plan(raced()).raced["best"]
     assert list(map(str, race.shards)) == ["0-16", "16-32", "32-64"]
-    assert race.conditions == {"looks": (16, 32, 64), "candidates": 12, "alpha": 0.05, "close": 0.05}
+    assert race.conditions == {"looks": (16, 32, 64), "candidates": 12, "alpha": 0.05, "close": 0.05, "relative": True}
 
 
 def test_the_first_look_keeps_no_checkpoint_and_has_the_inputs_of_both_of_its_parts():
@@ -53,9 +53,8 @@ def test_the_first_look_keeps_no_checkpoint_and_has_the_inputs_of_both_of_its_pa
     step, quantized = made.look(race, cell, 0), made.quantize_model(cell)
     assert (step.rule, made.look(race, cell, 1).rule) == ("screen_cell", "evaluate_perplexity")
     assert step.inputs.keys() == {*quantized.inputs, "evaluated", "reference"} and "checkpoint" not in step.outputs
-    assert step.inputs["windows" if "windows" in quantized.inputs else "model"] == quantized.inputs.get("windows") or (
-        step.inputs["model"] == quantized.inputs["model"]
-    )
+    assert {name: step.inputs[name] for name in quantized.inputs} == quantized.inputs
+    assert step.inputs["evaluated"] == made.tokenize_all("m", race.corpus).outputs["windows"]
     assert step.spec["quantize_model"] == quantized.spec
     assert step.spec["evaluate_perplexity"]["shard"] == {"start": 0, "stop": 16}
     kept = plan({**raced(), "keep_checkpoints": True})

@@ -147,7 +147,7 @@ def test_no_other_file_of_the_workflow_uses_internals():
         for path in (ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk"))
         if path.name != "internals.smk"
     ]
-    assert len(files) == 9
+    assert len(files) == 10
     for path in files:
         text = path.read_text()
         assert set(re.findall(r"\bworkflow\.(\w+)", text.replace('"workflow/', ""))) <= {"cores"}, path

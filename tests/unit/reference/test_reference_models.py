@@ -181,7 +181,7 @@ def test_a_shipped_model_is_what_its_card_says(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_document_says_what_the_cards_say(name):
-    document = (BUILTIN.parent / "docs" / "reference-models.md").read_text()
+    document = (BUILTIN.parent / "docs" / "explanation" / "reference-models.md").read_text()
     parameters = re.search(r"A Llama decoder of ([\d,]+) parameters", card_of(name)).group(1)
     perplexity, bigrams = (
         re.search(rf"^\| {row} \| [\d.]+ \| ([\d.]+) \|", card_of(name), re.MULTILINE).group(1)

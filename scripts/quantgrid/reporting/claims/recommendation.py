@@ -130,21 +130,25 @@ def confirmed_only(found: pd.DataFrame, items: pd.DataFrame) -> tuple[pd.DataFra
     """``found`` without allocations whose divergence is not shown to be below that of the best uniform scheme
     of the same transform and mitigation, and cell of that scheme -> recipes that it replaces.
 
-    Divergences are paired by window. An allocation without a uniform cell to compare with stays.
+    Divergences are paired by window, p-values Holm-adjusted over the allocations. An allocation without a
+    uniform cell to compare with stays.
     """
     measured = (items.metric == "kl_divergence") & (items.dataset == found.dataset.iloc[0])
     kept = items[measured & items.cell.isin(found.cell)]
     windows = {cell: part.sort_values("item").value.to_numpy() for cell, part in kept.groupby("cell")}
-    dropped, replaced = [], {}
+    rivals, tests = {}, []
     for row in found[found.granularity == MIXED].itertuples():
         alike = (found["transform"] == row.transform) & (found["mitigation"] == row.mitigation)
         alike &= found["granularity"] != MIXED
         uniform = {cell: windows[cell].mean() for cell in found[alike].cell if cell in windows}
-        best = min(uniform, key=uniform.__getitem__, default=None)
-        if best is None or confirmed(*estimate([windows[row.cell] - windows[best]])) == BETTER:
-            continue
-        dropped.append(row.cell)
-        replaced[best] = ", ".join(filter(None, [replaced.get(best, ""), row.format]))
+        if uniform:
+            rivals[row.cell, row.format] = min(uniform, key=uniform.__getitem__)
+            tests.append(estimate([windows[row.cell] - windows[rivals[row.cell, row.format]]]))
+    dropped, replaced = [], {}
+    for ((cell, name), best), (*about, _), p in zip(rivals.items(), tests, holm([p for *_, p in tests])):
+        if confirmed(*about, p) != BETTER:
+            dropped.append(cell)
+            replaced[best] = ", ".join(filter(None, [replaced.get(best, ""), name]))
     return found[~found.cell.isin(dropped)].reset_index(drop=True), replaced
 
 

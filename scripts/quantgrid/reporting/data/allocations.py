@@ -21,7 +21,6 @@ from .paired import LEVEL, estimate
 
 FACTOR = 1.5  # between predicted and measured divergence, beyond which the prediction is marked
 ADDITIVE = 0.3  # nats per token of predicted divergence, beyond which errors of linears do not add up
-_NO_UNIFORM = {"uniform_bits": None, "uniform_measured": None, "verdict": "not compared"}
 BETTER, TIED, WORSE = "better", "not told apart", "worse"
 Evaluations = Mapping[Cell, Mapping[str, Mapping[str, Any]]]
 
@@ -108,6 +107,7 @@ def _beside_uniform(
         for other in allocations.uniform_cells(config, cell)
         if other in study
         and corpus in _corpora(study[other])
+        and "summary" in study[other].get("error", {})
         and study[other]["error"]["summary"]["stored_bits"] <= limit
     }
     if not uniform:

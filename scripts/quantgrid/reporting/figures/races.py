@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ...evaluation.races import Conditions
 from ...plan.race_steps import Race
 from ..style import EMPTY, GRID, HEIGHT, INK, PALETTE, WIDTH, metric_label
 from .panels import scale_ticks
@@ -27,7 +28,7 @@ def course(race: Race, decision: Mapping[str, Any]) -> pd.DataFrame:
     for cell, losses in decision["losses"].items():
         ends = [end for end in race.conditions["looks"] if end <= len(losses)]
         rows += [(cell, cell in decision["survivors"], end, math.fsum(losses[:end]) / end) for end in ends]
-    return pd.DataFrame(rows, columns=["cell", "survived", "windows", "loss"])
+    return pd.DataFrame(rows, columns=["cell", "survived", "windows", "loss"]).astype({"survived": bool})
 
 
 def plot(race: Race, decision: Mapping[str, Any]) -> Figure:
@@ -48,12 +49,13 @@ def plot(race: Race, decision: Mapping[str, Any]) -> Figure:
             )
         if kept:
             best = kept[0].loss.iloc[-1]
-            axis.axhspan(best, best * (1 + race.settings["close"]), color=EMPTY, zorder=0)
+            axis.axhspan(best, best + Conditions(**race.conditions).within(best), color=EMPTY, zorder=0)
             axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axis.set_xscale("log", base=2)
         axis.set_xticks(race.conditions["looks"], [str(end) for end in race.conditions["looks"]])
         axis.set_yscale("log")
-        scale_ticks(axis, True, table.loss.min(), table.loss.max())
+        if len(table):
+            scale_ticks(axis, True, table.loss.min(), table.loss.max())
         axis.set_xlabel("windows")
         axis.set_ylabel(metric_label(race.settings["metric"], race.corpus), color=INK)
     return figure
@@ -61,8 +63,9 @@ def plot(race: Race, decision: Mapping[str, Any]) -> Figure:
 
 def caption(race: Race) -> str:
     """Describe the figure of a race."""
+    in_perplexity = "" if race.conditions["relative"] else " in perplexity"
     return (
         f"Mean of each of the {len(race.candidates)} recipes of {race.model} on its windows of {race.corpus}. A line "
         "ends where its recipe left; those not told apart from the best are bold, and the band holds means within "
-        f"{race.settings['close']:.0%} of the best. None of these windows is one of the study's evaluations."
+        f"{race.settings['close']:.0%} of the best{in_perplexity}. None of these windows is one of the study's evaluations."
     )

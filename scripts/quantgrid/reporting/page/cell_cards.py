@@ -92,7 +92,7 @@ def links(plan: Plan, cell: Cell, base: Path) -> dict[str, str]:
     steps = [plan.quantize_model(cell)]
     paths: dict[str, str] = {}
     for study in plan.studies:
-        for name, path in plan.evaluations(study).get(cell, {}).items():
+        for name, path in plan.possible_evaluations(study).get(cell, {}).items():
             paths[f"evaluation, {name}"] = path
     for step in steps:
         paths[f"log, {step.rule}"] = plan.logs(step.rule)["text"].format(**step.wildcards)
