@@ -6,6 +6,7 @@ from importlib import import_module
 from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import NumericalFailure
 from quantgrid.ground.storage import write_json
+from quantgrid.inference.linear import placement
 from quantgrid.jobs.job import arguments, progress, record, run, use_threads
 from quantgrid.machine.malloc import fit_allocator
 from quantgrid.models.shapes import shape_from_folder
@@ -27,7 +28,12 @@ def main() -> None:
         recipe = Recipe(
             load_transform(job.transform), CellSchemes.from_dict(job.spec["schemes"]), mitigation, job.statistics
         )
-        found = scheme_errors(DecoderFolder(job.model), recipe, job.held_out or None, progress("solving linears"))
+        found = scheme_errors(
+            DecoderFolder(job.model, placement=placement(job.spec["compute"])),
+            recipe,
+            job.held_out or None,
+            progress("solving linears"),
+        )
         write_json(job.errors, {**about, "status": "ok", **found})
     except NumericalFailure as failure:
         write_json(job.errors, {**about, "status": "failed", "reason": str(failure)})

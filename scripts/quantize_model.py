@@ -47,9 +47,16 @@ def recipe(job, chosen: Mapping[str, str]) -> Recipe:
 
 
 def fingerprint(job, about) -> dict:
-    """Everything that decides the result: the specification, which has the digest of the code, and
-    the digests of the inputs; that of the model's provenance, which has those of its weights."""
-    return {"spec": job.spec, "inputs": about["inputs"], "model": blake3_of(Path(job.model, "provenance.json"))}
+    """Everything that decides the result: the specification, which has the digest of the code, the
+    device and dtypes, and the digests of the inputs; that of the model's provenance, which has those of
+    its weights."""
+    place = placement(job.spec["compute"])
+    return {
+        "spec": job.spec,
+        "placement": {**place.to_dict(), "dtype": str(compute_dtype(job.spec["compute"]["dtype"], place.device))},
+        "inputs": about["inputs"],
+        "model": blake3_of(Path(job.model, "provenance.json")),
+    }
 
 
 def quantized(job, about, chosen: Mapping[str, str]) -> Quantized:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import simulated_device
 from in_process import run_script
 from quantgrid.config import check, registry
-from quantgrid.config.cells import Cell
+from quantgrid.config.cells import MIXED, Cell
 from quantgrid.ground.places import ROOT
 from quantgrid.ground.provenance import canonical
 from quantgrid.ground.storage import read_json, read_tensors
@@ -57,7 +57,8 @@ def trains(cell: Cell) -> bool:
 
 
 PLAN = Plan(check({**content(), "results_dir": "results"}))
-CELLS = [cell for cell in PLAN.cells if not trains(cell)]
+CELLS = [cell for cell in PLAN.cells if not trains(cell) and cell.granularity != MIXED]
+[SHARD] = PLAN.shards(TEXT)
 
 
 @dataclass
@@ -114,7 +115,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def before_cells() -> Iterator[Step]:
     yield PLAN.fetch_model(MODEL)
     yield from (PLAN.tokenize_corpus(MODEL, corpus) for corpus in PLAN.config["corpora"])
-    yield from (PLAN.calibrate_model(MODEL, "default"), PLAN.evaluate_reference(MODEL, TEXT))
+    yield PLAN.tokenize_all(MODEL, TEXT)
+    yield from (PLAN.calibrate_model(MODEL, "default"), PLAN.evaluate_reference(MODEL, TEXT, SHARD))
 
 
 def tensors_agree(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], where: str) -> None:
@@ -156,7 +158,7 @@ def test_steps_of_a_model(rule, run):
     "cell", others_slow(CELLS, lambda cell: (cell.transform, cell.mitigation, cell.format) in QUICK), ids=str
 )
 def test_steps_of_a_cell(cell, run):
-    for step in (PLAN.fit_transform(cell), PLAN.quantize_model(cell), PLAN.evaluate_perplexity(cell, TEXT)):
+    for step in (PLAN.fit_transform(cell), PLAN.quantize_model(cell), PLAN.evaluate_perplexity(cell, TEXT, SHARD)):
         run.compare(step)
 
 

@@ -143,7 +143,8 @@ def _observed(
     chosen: list[Tensor] = []
     handles = []
     if plan.expert_sites:
-        handles.append(layer.mlp.experts.register_forward_pre_hook(lambda _module, inputs: chosen.append(inputs[1])))
+        experts = layer.get_submodule(plan.sites["mlp_input"].block).experts
+        handles.append(experts.register_forward_pre_hook(lambda _module, inputs: chosen.append(inputs[1])))
     routed = {linear for site in plan.expert_sites for linear in _of_expert(site)}
     for linear in plan.linears:
         number = int(linear.partition(".")[2]) if linear in routed else None

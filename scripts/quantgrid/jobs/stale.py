@@ -26,8 +26,8 @@ STUDY_FILE = re.compile(
     r"(.+?)(?:\.items\.parquet|\.(?:csv|md|tex|png|pdf|svg|log|tsv|json))"
 )  # the name of a study and its suffixes
 TEMPORARY = re.compile(r"\..+\.[0-9]+\.[a-z]+")  # of `storage.replacing`, in the folder of a key
-# folder of a model whose download was killed
-FETCHING = re.compile(r"\.[0-9a-f]{10}\.[0-9]+")
+# folder of a model whose download was killed, or of a checkpoint whose first look in a race was
+FETCHING = re.compile(r"\.[0-9a-f]{10}\.\w+")
 # leftovers of Snakemake and of interrupted trainings and sequential quantizations
 LEFT = {*NOT_OURS, "training.safetensors", "sequential.safetensors", "sequential.spool"}
 LOGS = {"logs": ".log", "benchmarks": ".tsv"}

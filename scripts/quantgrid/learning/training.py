@@ -141,7 +141,7 @@ class Best:
             return
         values = {name: value.detach() for name, value in self.trainables.values().items()}
         loss, kept = evaluate(self.objective, values), self.session.finished
-        if self.LOSS not in kept or loss < kept[self.LOSS].item():
+        if self.LOSS not in kept or not loss >= kept[self.LOSS].item():  # also where the first was NaN
             kept[self.LOSS] = torch.tensor(loss, dtype=torch.float64)
             kept |= {f"{self.PREFIX}{name}": value.clone().cpu() for name, value in values.items()}
 

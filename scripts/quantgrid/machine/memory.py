@@ -26,6 +26,8 @@ CONTEXT = 700  # MiB of a GPU: the CUDA context and the workspaces of its librar
 LESS_MEMORY = {
     "calibrate_model": "use fewer or shorter windows in its corpus",
     "propagate_model": "use fewer or shorter windows in its corpus",
+    "screen_cell": "lower `evaluation.batch_size`, or use fewer or shorter windows in the corpus of its calibration",
+    "measure_sensitivity": "use shorter windows in its corpus",
     "learn_transform": "lower `batch_size` of the transform",
     "train_mitigation": "lower `batch_size` of the mitigation",
     **dict.fromkeys(("evaluate_reference", "evaluate_perplexity", "evaluate_tasks"), "lower `evaluation.batch_size`"),
@@ -97,7 +99,7 @@ def peak_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1) -> int
         "allocate_bits": 0,
         "decompose_model": max(together, 4 * layer, ends) + gaps,
         "propagate_model": max(together, 4.5 * layer) + ends + 2 * hidden + gaps,
-        "train_mitigation": 8 * weights + 2 * logits,
+        "train_mitigation": 10.5 * weights + 2 * logits,
         "evaluate_reference": running,
         "evaluate_perplexity": max(
             running, 1.5 * ends + 2 * hidden + chunk + gaps
@@ -124,8 +126,11 @@ def disk_bytes(job: str, shape: ModelShape, tokens: int = 0) -> int:
             "fetch_model": 2 * parameters(shape),
             "convert_model": 4 * parameters(shape),
             "calibrate_model": 4 * shape.layers * layer_moments(shape),
-            **dict.fromkeys(("quantize_model", "decompose_model", "propagate_model", "screen_cell"), 2 * packed),
-            "train_mitigation": packed,
+            **dict.fromkeys(("quantize_model", "decompose_model"), 2 * packed),
+            # states of both models behind a layer, while the file of the layer before it is still there
+            **dict.fromkeys(("propagate_model", "screen_cell"), 2 * packed + 16 * tokens * shape.hidden_size),
+            # weights, moments and the best weights of a training, twice while they are saved
+            "train_mitigation": packed + 2 * 16 * all_weights(shape),
             "export_model": 2 * parameters(shape),  # dense weights are the largest target
             "evaluate_reference": 4 * tokens * shape.hidden_size,
         }.get(job, 0)
@@ -159,9 +164,10 @@ def card_mb(job: str, shape: ModelShape, tokens: int = 0, batch: int = 1, width:
         "learn_transform": 3 * 4 * weights + backward,
         "measure_distributions": 2 * layer,
         "quantize_model": max(together, 2.5 * layer) + rows,
+        "measure_schemes": 2 * max(together, 4 * layer) + rows,
         "decompose_model": max(together, 4 * layer) + rows,
         "propagate_model": max(together, 4.5 * layer) + rows + running + hidden,
-        "train_mitigation": 8 * 4 * weights + 2 * logits,
+        "train_mitigation": 9.5 * 4 * weights + 2 * logits,
         "evaluate_reference": running,
         "evaluate_perplexity": max(running, 1.5 * width * ends + 2 * hidden + 6 * 4 * CHUNK * shape.vocabulary),
         "evaluate_tasks": width * weights + 4 * one + logits + passing,

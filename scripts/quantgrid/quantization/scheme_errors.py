@@ -44,7 +44,7 @@ def scheme_errors(
     found: Errors = {}
     layers: list[DecoderLayer] = []
     measured: list[DecoderLayer] = []
-    budget = decoder.placement.budget()
+    budget = decoder.placement.budget() // (1 if held_out is None else 2)  # two copies of a group
     for group in progress(chunks(decoder.shape, budget)):
         layers, measured = [], []  # free the previous group before reading the next
         layers = list(transformed(decoder, recipe, group))

@@ -43,7 +43,11 @@ def hook(layer, plan, kept, chosen):
 
     handles = [layer.get_submodule(plan.modules[name]).register_forward_hook(keep(name)) for name in plan.linears]
     if plan.expert_sites:
-        handles.append(layer.mlp.experts.register_forward_pre_hook(lambda _, inputs: chosen.append(inputs[1])))
+        handles.append(
+            layer.get_submodule(plan.sites["mlp_input"].block).experts.register_forward_pre_hook(
+                lambda _, inputs: chosen.append(inputs[1])
+            )
+        )
     return handles
 
 

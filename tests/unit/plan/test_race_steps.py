@@ -54,7 +54,7 @@ def test_the_first_look_keeps_no_checkpoint_and_has_the_inputs_of_both_of_its_pa
     assert (step.rule, made.look(race, cell, 1).rule) == ("screen_cell", "evaluate_perplexity")
     assert step.inputs.keys() == {*quantized.inputs, "evaluated", "reference"} and "checkpoint" not in step.outputs
     assert {name: step.inputs[name] for name in quantized.inputs} == quantized.inputs
-    assert step.inputs["evaluated"] == made.tokenize_all("m", race.corpus).outputs["windows"]
+    assert step.inputs["evaluated"] == made.tokenize_all(race.model, race.corpus).outputs["windows"]
     assert step.spec["quantize_model"] == quantized.spec
     assert step.spec["evaluate_perplexity"]["shard"] == {"start": 0, "stop": 16}
     kept = plan({**raced(), "keep_checkpoints": True})
