@@ -118,6 +118,7 @@ class Run:
             for path in places
             if job.rule in read_in_script.get((path.split("/")[1], Path(path).suffix), ())
             and not self.writes(job, path)
+            and integrity.origin_of(path).rule != "evaluate_perplexity"  # shards, which merge_shards reads
         ]
         return list(dict.fromkeys(found))
 

@@ -91,6 +91,8 @@ def _verify_job(job: Origin, found: Audit, threads: int) -> None:
             if not _in_folder(job, name)
         }
         outputs |= {folder.output: folder for name in recorded if (folder := _in_folder(job, name))}
+        if other := [name for name, origin in outputs.items() if origin.record != job.record]:
+            raise Damaged(f"{job.record}: names {other[0]}, a file of another job; {REMEDY}")
     except ConfigError as error:
         found.damaged[job.record] = error
         return
