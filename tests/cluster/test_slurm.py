@@ -101,7 +101,7 @@ def test_slurm_gives_the_bytes_of_a_local_run(checkout: Checkout, one_cell_resul
     assert submitted == 1 + 1 + 1 + 1 + 2, "gate, calibration, transform, reference, two for the cell"
     model = "reference-1m-planted"
     cells = [f"cell:{model}/{cell}" for cell in ("none/gptq/channel/int4", "none/none/-/bf16")]
-    rest = [f"calibrate_model:{model}/default", f"evaluate_reference:{model}/docs"]
+    rest = [f"calibrate_model:{model}/default", f"evaluate_reference:{model}/docs/0-16"]
     rest += [f"fit_transform:{model}/none/any", f"gate_model:{model}"]
     assert names(checkout) == sorted([*cells, *rest])
     assert re.search(rf"\(log: \S+/slurm_logs/\w+/{model}/none/gptq/channel/int4/\d+\.log\)", output)
