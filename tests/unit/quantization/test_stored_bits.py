@@ -4,13 +4,17 @@ checkpoint's file."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 from safetensors.torch import load_file
 
 from checkpoint_cases import Given, everywhere, saved, schemes
 from quantgrid.inference.transform import fit
+from quantgrid.mitigations.methods.low_rank import low_rank
+from quantgrid.mitigations.methods.residual_columns import residual_columns
 from quantgrid.mitigations.methods.rtn import rtn
+from quantgrid.mitigations.methods.sparse_outliers import sparse_outliers
 from quantgrid.models.plans import SITES
 from quantgrid.quantization.cached import Quantized, Recipe, quantize_decoder
 from quantgrid.quantization.checkpoints import CheckpointContent
@@ -122,3 +126,19 @@ def test_the_rotation_of_queries_and_keys_counts_its_operations(rotated, given):
     assert shape.head_dim & (shape.head_dim - 1) == 0
     fast = shape.layers * (shape.heads + shape.kv_heads) * shape.head_dim * (shape.head_dim.bit_length() - 1)
     assert online_operations(content, decoder) == (fast if rotated else 0)
+
+
+@pytest.mark.parametrize(
+    "mitigation",
+    [
+        rtn,
+        partial(low_rank, rank=4),
+        partial(sparse_outliers, rank=4),
+        partial(residual_columns, rank=4),
+    ],
+    ids=["rtn", "low_rank", "sparse_outliers", "residual_columns"],
+)
+def test_what_a_mitigation_stores_is_in_the_bits_of_its_linears_alone(mitigation, given):
+    made = given["llama"]
+    recipe = Recipe(fit([], made.decoder, made.statistics), CellSchemes(WEIGHT), mitigation, made.statistics)
+    assert quantize_decoder(made.decoder, recipe).costs["added_bits"] == 0
