@@ -28,11 +28,10 @@ MODEL, TEXT = "reference-1m-planted", "docs"
 # provenance: the device itself, and digests of files that differ in the last bit
 APART = {"compute", "sha256", "placement"}
 CODES, FLOATS, NUMBERS = 0.01, 2e-3, 5e-3  # largest share of other codes, largest relative errors
-# between them every primitive and every mitigation that does not train, most formats
+# between them most primitives and mitigations that do not train, most formats
 QUICK = {
     ("none", "rtn", "int4"),
     ("awq", "outliers", "int4"),
-    ("os-plus", "gptaq", "int4"),
     ("duquant", "gptq-running", "int4"),
     ("blocks", "low-rank-first", "mxfp4"),
     ("perq", "gptq", "nvfp4_46"),
