@@ -81,7 +81,7 @@ def accepted(option: Option) -> str:
 
 
 def traits(method: Method) -> list[str]:
-    """What a method reads and costs, in words."""
+    """Inputs and costs of a method, in words."""
     found = {
         "reads calibration statistics": method.calibrated,
         "fitted to the scheme of its cell": method.fitted_to_scheme,

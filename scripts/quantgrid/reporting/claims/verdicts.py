@@ -180,7 +180,7 @@ def judged(rows: pd.DataFrame, claims: Mapping[str, Mapping[str, Any]]) -> pd.Da
 
 
 def detectable_widths(comparisons: int) -> float:
-    """Return the difference detected with probability ``POWER`` among so many comparisons, in
+    """Return the difference detected with probability ``POWER`` in a family of ``comparisons``, in
     widths of its 95 % interval (normal approximation, the first step of Holm)."""
     normal = NormalDist()
     wanted = normal.inv_cdf(1 - LEVEL / 2 / comparisons) + normal.inv_cdf(POWER)

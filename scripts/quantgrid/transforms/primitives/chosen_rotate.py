@@ -42,7 +42,7 @@ def rounded_error(layer: DecoderLayer, linears: Iterable[str], schemes: CellSche
 
 
 def copied(layer: DecoderLayer) -> DecoderLayer:
-    """``layer`` with maps of its own, so that folding leaves the original as it is; tensors are shared."""
+    """Copy of ``layer`` with new maps, so that folding leaves the original as it is; tensors are shared."""
     made = copy(layer)
     for name in ("weights", "statistics"):
         setattr(made, name, copy(getattr(layer, name)))
