@@ -230,7 +230,7 @@ def test_a_config_and_the_command_export_a_cell(tmp_path):
     assert not list((tmp_path / "results" / "quantized").rglob("w4a16/*/model.safetensors")), "temporary"
 
     words = [sys.executable, SCRIPTS / "export.py", "--configfile", config, "--model", "tiny", "--to", "dense"]
-    words += ["--cell", "no transform + RTN, w4a16 channel", "--out", tmp_path / "out", "--cores", "2"]
+    words += ["--cell", "W4A16 channel RTN", "--out", tmp_path / "out", "--cores", "2"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     assert f"{tmp_path / 'out'}: {CELL} for dense" in done.stdout

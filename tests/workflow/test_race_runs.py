@@ -133,4 +133,5 @@ def test_one_command_leads_from_a_model_to_the_line_that_exports_its_best_recipe
     done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"6 recipes of {MODEL} within 4.5 stored bits per weight are raced" in done.stdout
-    assert f"MODEL={MODEL} CELL=hadamard/" in done.stdout and f"{RESULTS}/{MODEL}-w4a4/report.html" in done.stdout
+    assert "no export target holds hadamard/gptq/channel/int4" in done.stdout  # asymmetric inputs, online operations
+    assert f"{RESULTS}/{MODEL}-w4a4/report.html" in done.stdout
