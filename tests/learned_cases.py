@@ -29,6 +29,7 @@ from quantgrid.learning.training_context import TrainingContext
 from quantgrid.learning.transformed import Trained
 from quantgrid.linalg.hadamard import random_orthogonal
 from quantgrid.models.families import FAMILIES
+from quantgrid.models.lm_head import head_of
 from quantgrid.quantization.cached import Recipe
 from quantgrid.quantization.checkpoints import load_quantized, save_quantized
 from quantgrid.schemes.cell_schemes import CellSchemes
@@ -179,7 +180,7 @@ def network(made: Given, transform: Transform, wanted: CellSchemes, round_weight
 
 
 def logits_of(net: Network, windows: Tensor, values: Parameters) -> Tensor:
-    return net.model.lm_head(net.last_hidden(windows, values))
+    return head_of(net.model)(net.last_hidden(windows, values))
 
 
 def learned_values(transform: Transform) -> Parameters:
