@@ -1,6 +1,6 @@
 """A simulated device ``sim``: real values in the memory of the CPU, an error wherever tensors of two devices meet.
 
-torch lends Python backends a device of its own (PrivateUse1). A tensor on ``sim`` holds a CPU tensor;
+torch reserves a device for Python backends (PrivateUse1). A tensor on ``sim`` holds a CPU tensor;
 every operator runs on what its arguments hold, and its results are on ``sim`` again. Autograd does not
 run on it.
 """
@@ -112,7 +112,7 @@ def _written(schema: Any, arguments: tuple, options: dict[str, Any]) -> Iterator
 
 
 class _Module(_DummyBackendModule):
-    """What torch asks a backend, including the dtypes of autocast."""
+    """Functions that torch calls on a backend, including the dtypes of autocast."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]

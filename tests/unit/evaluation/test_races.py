@@ -58,7 +58,7 @@ def test_the_best_is_kept_where_windows_have_heavy_tails(residual):
 
 @pytest.mark.parametrize("residual", [0.0, 0.1])
 def test_none_leaves_where_all_are_equal(residual):
-    """With and without noise; one of so many candidates is far above the least by chance."""
+    """With and without noise; among many candidates one is far above the least by chance."""
     found = [run(drawn(seed, np.full(20, 0.1), residual=residual)) for seed in range(RACES)]
     assert np.mean([not any(decision.left for decision in outcome.decisions) for outcome in found]) >= 0.95
 
