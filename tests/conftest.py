@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     left over for one process at the end."""
     workflow = {item.path for item in items if item.get_closest_marker("workflow")}
     items.sort(key=lambda item: item.path not in workflow)
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Fail a test that leaves a variable of quantgrid set, such as the address of a fork server:
+    later tests of the process would find it."""
+    before = _settings()
+    yield
+    assert _settings() == before, "the test changed the environment of its process"
+
+
+def _settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("QUANTGRID_")}
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

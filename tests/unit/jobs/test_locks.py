@@ -21,7 +21,7 @@ import bad_inputs
 import run_workflow
 from checkouts import ROOT
 from quantgrid.ground.errors import ConfigError
-from quantgrid.jobs import locks
+from quantgrid.jobs import fork_server, locks
 from quantgrid.jobs.drivers import DRIVER, FOLDER, HELD
 
 HOLD = (
@@ -153,6 +153,7 @@ def test_snakemake_is_named_the_folder_that_a_run_holds_and_other_options_hold_n
     monkeypatch.setattr(run_workflow, "load", lambda path: config)
     monkeypatch.setattr(run_workflow, "clear_up", lambda folder, snakemake: None)
     monkeypatch.setattr(os, "execv", lambda program, command: None)
+    monkeypatch.setattr(fork_server, "start", lambda environment: None)
     monkeypatch.setattr(sys, "argv", ["run_workflow.py", "--cores", "1", *words])
     for name in (HELD, FOLDER, DRIVER, "PYTHONPATH"):
         monkeypatch.setenv(name, "")

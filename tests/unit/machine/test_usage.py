@@ -34,10 +34,7 @@ def test_a_process_measures_its_wall_time_processor_time_and_peak():
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_job_leaves_its_costs_where_it_is_told_and_its_script_does_not_see_the_option(
-    tmp_path: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("quantgrid.jobs.fork_server.in_fork", lambda: False)  # whatever ran in this process before
+def test_a_job_leaves_its_costs_where_it_is_told_and_its_script_does_not_see_the_option(tmp_path: Path, asked: bool):
     figures = {suffix: tmp_path / f"number-lines.{suffix}" for suffix in ("png", "pdf", "svg", "csv")}
     words = [word for name, path in figures.items() for word in (f"--{name}", path)]
     costs = ["--costs", tmp_path / "costs.tsv"] * asked
