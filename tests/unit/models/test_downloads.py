@@ -123,7 +123,7 @@ def test_a_whole_gguf_file_passes(tmp_path):
         number(4, bytes(4)) + number(8, text(b"llama")) + number(9, struct.pack("<IQ", 8, 2) + text(b"a") + text(b"b"))
     )
     (tmp_path / "b.gguf").write_bytes(gguf(keys, 3, tensor(2, 4) + tensor(32, kind=2, offset=32), 2, bytes(64)))
-    check_gguf(tmp_path / "b.gguf")
+    assert check_gguf(tmp_path / "b.gguf") == ["F32", "Q4_0"]
 
 
 def test_the_revision_of_a_data_set_becomes_a_commit(monkeypatch, capsys):
