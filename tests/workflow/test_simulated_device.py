@@ -31,9 +31,7 @@ CODES, FLOATS, NUMBERS = 0.01, 2e-3, 5e-3  # largest share of other codes, large
 # between them most primitives and mitigations that do not train, most formats
 QUICK = {
     ("none", "rtn", "int4"),
-    ("awq", "outliers", "int4"),
     ("duquant", "gptq-running", "int4"),
-    ("blocks", "low-rank-first", "mxfp4"),
     ("perq", "gptq", "nvfp4_46"),
 }
 

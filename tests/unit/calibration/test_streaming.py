@@ -28,6 +28,7 @@ from quantgrid.quantization.checkpoints import PackedCheckpoint, load_full_preci
 from quantgrid.schemes import scheme
 from quantgrid.schemes.cell_schemes import CellSchemes, KeyValueScheme
 from quantgrid.transforms.recipes import random_hadamard
+from selection import others_slow
 from tiny_decoders import CASES, random_tokens, save
 
 SLIDING = {
@@ -102,7 +103,7 @@ def test_full_precision_streams_to_the_bits_of_the_whole_model(dtype, given):
 
 
 @pytest.mark.parametrize(
-    "key_value", [None, KeyValueScheme(scheme("int4"), rotate_keys=True)], ids=["", "cache rounded"]
+    "key_value", others_slow([None, KeyValueScheme(scheme("int4"), rotate_keys=True)], bool), ids=["", "cache rounded"]
 )
 def test_a_packed_checkpoint_streams_to_the_losses_of_the_whole_model(key_value, given, tmp_path):
     folder, tokens = given

@@ -28,6 +28,7 @@ from quantgrid.reporting.figures import distributions, study_figures
 from quantgrid.reporting.page import page_context, report
 from reference_decoder import site_inputs
 from reference_statistics import run, write_statistics
+from selection import others_slow
 
 LAYERS = 3
 NAMES = ("none", "random_hadamard", "scaling", "block_hadamard")
@@ -242,7 +243,7 @@ def test_heat_maps_share_colours_and_show_every_layer(described):
     assert not any("$" in tick.get_text() for tick in bar.get_yticklabels())
 
 
-@pytest.mark.parametrize("name", ["kurtosis-weights", "inputs-mlp_input"])
+@pytest.mark.parametrize("name", others_slow(["kurtosis-weights", "inputs-mlp_input"], "kurtosis-weights".__eq__))
 def test_the_same_figure_is_the_same_bytes(described, tmp_path, name):
     for folder in ("a", "b"):
         study_figures.save(

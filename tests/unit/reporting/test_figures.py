@@ -99,7 +99,7 @@ def test_every_kind_names_the_failed_cell_and_the_baseline(kind, scale):
     assert figure.get_size_inches()[0] == 7.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", others_slow(KINDS, lambda kind: kind in ("dots", "heatmap")))
 def test_same_bytes_twice_without_dates(kind, tmp_path):
     for name in ("one", "two"):
         study_figures.save(
