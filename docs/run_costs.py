@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from run_files import JOBS
 
-from quantgrid.jobs.integrity import verify
-from quantgrid.reporting.data.costs import read, summary
+from quantgrid.reporting.data.costs import summary
 
 SEED = r"-s\d+$"  # end of a name with several seeds
 
@@ -28,10 +28,16 @@ def markdown(title: str, names: list[str], numbers: list[str], rows: list[list[s
     return "\n".join([*head, *(f"| {' | '.join(map(str, row))} |" for row in rows), "", ""])
 
 
-def costs(results: Path) -> str:
+def of_rules(run: Path, *rules: str) -> pd.DataFrame:
+    """Costs of the jobs of these rules; ``run`` is the folder of its kept records."""
+    found = pd.read_csv(run / JOBS, keep_default_na=False, na_values={"megabytes": [""]})
+    return found[found.rule.isin(rules)] if rules else found
+
+
+def costs(run: Path) -> str:
     """Seconds and memory per rule, as the jobs recorded them; processor time does
     not grow with other work on the machine."""
-    found = summary(read(results / "benchmarks"))
+    found = summary(of_rules(run).to_dict("records"))
     rows = [
         [
             row["rule"],
@@ -48,15 +54,13 @@ def costs(results: Path) -> str:
     )
 
 
-def fits(results: Path) -> str:
+def fits(run: Path) -> str:
     """Wall time of fitting each transform and the size of its parameters; of several seeds the
     mean. Nothing where all took less than a second."""
-    found = pd.DataFrame([entry for entry in read(results / "benchmarks") if entry["rule"] == "fit_transform"])
+    found = of_rules(run, "fit_transform")
     if found.empty or found.seconds.max() < 1:
         return ""
     found[["model", "transform", "fitted to", "key"]] = found.name.str.split("/", expand=True)
-    files = [results / "transforms" / name / "transform.safetensors" for name in found.name]
-    found["megabytes"] = [path.stat().st_size / 1e6 if path.is_file() else float("nan") for path in files]
     found["transform"] = found["transform"].str.replace(SEED, "", regex=True)
     names = [*several(found), "transform", "fitted to"]
     grouped = found.groupby(names).agg(
@@ -72,12 +76,10 @@ def fits(results: Path) -> str:
     return markdown("Fitting the transforms", names, ["seeds", "seconds, mean", "peak RSS, MB", "file, MB"], rows)
 
 
-def solves(results: Path) -> str:
+def solves(run: Path) -> str:
     """Wall time and memory of quantizing a whole model by each mitigation, over transforms and
     formats, import and checkpoint included."""
-    found = pd.DataFrame(
-        [entry for entry in read(results / "benchmarks") if entry["rule"] in ("quantize_model", "train_mitigation")]
-    )
+    found = of_rules(run, "quantize_model", "train_mitigation")
     found[["model", "transform", "mitigation", "granularity", "format", "key"]] = found.name.str.split("/", expand=True)
     names = [*several(found), "mitigation"]
     grouped = (
@@ -105,11 +107,12 @@ def solves(results: Path) -> str:
     return markdown("Quantizing the model", names, ["jobs", "seconds, mean", "range", "peak RSS, MB"], rows)
 
 
-def spread(results: Path) -> str:
+def spread(run: Path) -> str:
     """Perplexity and KL divergence of names with several seeds: mean, standard deviation over
     seeds, range; nothing where there are none."""
-    verify(results / "results.csv")
-    found = pd.read_csv(results / "results.csv", keep_default_na=False)
+    files = sorted((run / "studies").glob("*.csv"))
+    found = pd.concat([pd.read_csv(path, keep_default_na=False) for path in files])
+    found = found.drop_duplicates(["cell", "metric", "dataset", "protocol"])
     found = found[
         found.metric.isin(["perplexity", "kl_divergence"])
         & found["transform"].str.contains(SEED)

@@ -1,76 +1,102 @@
-"""Documents made of results: no damaged file gets into them."""
+"""Documents made of results: no damaged file gets into them, and what is kept of a run makes its
+page."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
 from checkouts import ROOT
 from quantgrid.jobs.integrity import Damaged, origin_of, write_record
+from quantgrid.reporting.data.records import NUMBERS, TEXTS
 
 sys.path.insert(0, str(ROOT / "docs"))
 
-import run_costs
+import pictures
+import run_pages
 import update
 
-READERS = {
-    "claims.csv": update.claims,
-    "results.csv": run_costs.spread,
-    "learning.png": lambda results: update.trainings(results, "some"),
-    "tables/methods.md": lambda results: update.document("some-run", "abc"),
-    "comparisons/methods.md": lambda results: update.document("some-run", "abc"),
-    "figures/methods.png": lambda results: update.document("some-run", "abc"),
+STUDY = {
+    "title": "Methods",
+    "table": {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]},
+    "figure": {"kind": "dots", "x": "mitigation", "hue": "transform", "metric": "perplexity"},
 }
+CLAIMS = "claim,statement,paper,model,verdict,comparison,metric,dataset,effect,low,high,threshold,side,margin,"
+CLAIMS += "detectable,p,p_adjusted,outcome,count,cells,reason\n"
+VERIFIED = ("studies/methods.csv", "comparisons/methods.csv", "claims.csv", "learning.png")
+
+
+def records() -> str:
+    """Records of full precision and two cells, as a study leaves them."""
+    cells = [("none", "-", "bf16", 8.0), ("rtn", "channel", "int4", 9.5), ("gptq", "channel", "int4", 8.75)]
+    rows = [
+        {"cell": mitigation, "model": "m", "transform": "none", "mitigation": mitigation, "granularity": granularity}
+        | {"format": form, "status": "ok", "metric": "perplexity", "dataset": "docs", "value": value, "count": 4}
+        for mitigation, granularity, form, value in cells
+    ]
+    return pd.DataFrame(rows, columns=[*TEXTS, *NUMBERS, "protocol"]).to_csv(index=False)
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A results folder with a record for each of the files that documents are made of."""
     folder = tmp_path / "results"
-    for place in READERS:
-        path = folder / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            Image.new("RGB", (2, 2)).save(path)
-        else:
-            path.write_text("a line\n")
-        write_record(origin_of(path).rule, [path])
-    config = {"results_dir": "results", "studies": {"methods": {"title": "Methods"}}}
+    contents = {"studies/methods.csv": records(), "comparisons/methods.csv": "model\n", "claims.csv": CLAIMS}
+    contents |= {"benchmarks/quantize_model/m/none/rtn/channel/int4/1.tsv": "s\tmax_rss\tcpu_time\n3\t100\t2\n"}
+    for place, content in contents.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(content)
+    Image.new("RGB", (2, 2)).save(folder / "learning.png")
+    for place in VERIFIED:
+        write_record(origin_of(folder / place).rule, [folder / place])
+    config = {"results_dir": "results", "models": {"m": {}}, "studies": {"methods": STUDY}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "docs").mkdir()
-    monkeypatch.setattr(update, "ROOT", tmp_path)
-    monkeypatch.setattr(update, "DOCS", tmp_path / "docs")
-    monkeypatch.setattr(update, "RUNS", {"some-run": ("Some run", "config.yaml", "make run")})
+    (tmp_path / "docs" / "runs").mkdir(parents=True)
+    for module in (update, run_pages, pictures):
+        for name, value in {"ROOT": tmp_path, "DOCS": tmp_path / "docs"}.items():
+            monkeypatch.setattr(module, name, value, raising=False)
+    runs = {"runs/some-run": ("Some run", "config.yaml", "make run")}
+    monkeypatch.setattr(run_pages, "RUNS", runs)
+    monkeypatch.setattr(update, "RUNS", runs)
     return folder
 
 
-@pytest.mark.parametrize("place", READERS)
+@pytest.mark.parametrize("place", VERIFIED)
 def test_a_damaged_file_ends_the_making_of_documents(results: Path, place: str):
     path = results / place
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(Damaged, match=f"{place}: its content has changed"):
-        READERS[place](results)
-    assert not list((results.parent / "docs").iterdir())
+        run_pages.keep_run("runs/some-run", "abc1234")
+    assert not list((results.parent / "docs").rglob("*.md"))
 
 
-def test_tables_of_the_readme_are_verified(results: Path):
+def test_a_page_is_made_of_what_is_kept_alone(results: Path):
+    run_pages.keep_run("runs/some-run", "abc1234")
+    archive = results.parent / "docs" / "runs" / "some.zip"
+    content = archive.read_bytes()
+    run_pages.keep_run("runs/some-run", "abc1234")
+    assert archive.read_bytes() == content, "equal records are equal archives"
+    results.rename(results.with_name("gone"))
+    run_pages.keep_run("runs/some-run", "def5678")
+    run_pages.document("runs/some-run")
+    page = (results.parent / "docs" / "runs" / "some-run.md").read_text()
+    assert "computed at commit abc1234" in page and "| no transform | 9.500 | **8.750** |" in page
+    assert "![some-methods](some-methods.webp)" in page and "![some-learning](some-learning.webp)" in page
+    assert "| quantize_model | 1 | 3 | 2 | 3 | 100 |" in page
     readme = results.parent / "README.md"
-    readme.write_text("<!-- table: methods -->\n")
-    update.front_page(results / "tables", readme, "abc")
-    assert readme.read_text() == "<!-- table: methods -->\na line\n<!-- end -->\n"
-    (results / "tables" / "methods.md").write_text("a lie.\n")
-    with pytest.raises(Damaged, match="methods"):
-        update.front_page(results / "tables", readme, "def")
+    readme.write_text("<!-- table: methods -->\ncomputed at commit 123\n")
+    update.front_page(readme)
+    assert "| no transform | 9.500 | **8.750** |" in readme.read_text() and "commit abc1234" in readme.read_text()
 
 
 def test_figures_are_narrow_and_linked_from_a_document_of_their_folder(results: Path):
-    wide = results / "figures" / "wide.png"
-    Image.new("RGB", (2 * update.WIDTH, 20), "red").save(wide)
-    (results.parent / "docs" / "runs").mkdir()
-    assert update.drawn(wide.read_bytes(), "runs/some-wide") == "![some-wide](some-wide.webp)\n"
+    wide = results / "wide.png"
+    Image.new("RGB", (2 * pictures.WIDTH, 20), "red").save(wide)
+    assert pictures.drawn(wide.read_bytes(), "runs/some-wide") == "![some-wide](some-wide.webp)\n"
     with Image.open(results.parent / "docs" / "runs" / "some-wide.webp") as shown:
-        assert shown.size == (update.WIDTH, 10) and shown.getpixel((0, 0))[0] > 250
+        assert shown.size == (pictures.WIDTH, 10) and shown.getpixel((0, 0))[0] > 250

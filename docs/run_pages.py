@@ -1,0 +1,194 @@
+"""Pages of runs, from the records and pictures that the repository keeps of them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from pictures import DOCS, drawn, shown
+from run_costs import costs, fits, solves, spread
+from run_files import CLAIMS, keep, kept
+from wide_tables import split_text
+
+from quantgrid.ground.places import ROOT
+from quantgrid.jobs.integrity import read_verified
+from quantgrid.reporting.claims import findings
+from quantgrid.reporting.data.records import read_records
+from quantgrid.reporting.figures import distributions, number_lines, pareto, residual_error
+from quantgrid.reporting.figures.study_figures import plot, save
+from quantgrid.reporting.tables import comparisons, study_tables, writers
+
+# Document below docs/ -> title, the config that was run, the command.
+RUNS = {
+    "runs/default-run": ("The default run", "config/config.yaml", "make run"),
+    "runs/formats-run": (
+        "Number formats, granularity and symmetry on SmolLM2",
+        "config/formats.yaml",
+        "make run CONFIG=config/formats.yaml",
+    ),
+    "runs/transforms-run": (
+        "Transforms on SmolLM2",
+        "config/transforms.yaml",
+        "make run CONFIG=config/transforms.yaml",
+    ),
+    "runs/mitigations-run": (
+        "Mitigations on SmolLM2",
+        "config/mitigations.yaml",
+        "make run CONFIG=config/mitigations.yaml",
+    ),
+    "runs/oddities-run": (
+        "The oddities of SmolLM2, suspect by suspect",
+        "config/oddities.yaml",
+        "make run CONFIG=config/oddities.yaml",
+    ),
+    "runs/studies-run": (
+        "Every study, on SmolLM2 and the reference models",
+        "config/studies.yaml",
+        "make run CONFIG=config/studies.yaml",
+    ),
+}
+# with verdicts on the findings and figures of the whole run
+REPORTED = ("runs/studies-run",)
+WHOLE = {
+    "pareto": pareto.CAPTION,
+    "residual-error": residual_error.CAPTION,
+    "number-lines": number_lines.CAPTION,
+}  # figures of a whole run
+DISTRIBUTIONS = (
+    "kurtosis-inputs",
+    "kurtosis-weights",
+    "inputs-attention_input",
+    "inputs-down_input",
+    "weights-attention_input",
+)
+FEW = ("kurtosis-inputs", "inputs-down_input")
+
+
+def archive(name: str) -> Path:
+    """Kept records of the run of a document."""
+    return DOCS / f"{name.removesuffix('-run')}.zip"
+
+
+def keep_run(name: str, commit: str) -> None:
+    """Keep the records and pictures of one run; nothing where its results folder is not there."""
+    results = ROOT / yaml.safe_load((ROOT / RUNS[name][1]).read_text())["results_dir"]
+    if (results / CLAIMS).is_file():
+        keep(results, archive(name), commit)
+        keep_pictures(results, name.removesuffix("-run"))
+
+
+def keep_pictures(results: Path, run: str) -> None:
+    """Keep the figures of a results folder that need more than its records: the figures of the
+    whole run, losses of trainings, and some of the inputs and weights before rounding, of several
+    models two each."""
+    wanted = {f"{run}-{name}": results / f"{name}.png" for name in (*WHOLE, "learning")}
+    models = sorted(path for path in (results / "distributions").glob("*") if path.is_dir())
+    for folder in models:
+        for name in DISTRIBUTIONS if len(models) == 1 else FEW:
+            wanted[f"{run}-{folder.name}-{name}"] = folder / f"{name}.png"
+    for name, path in wanted.items():
+        if path.is_file():
+            drawn(read_verified(path), name)
+
+
+def trainings(run: str, models: list[str]) -> str:
+    """Losses of trainings, and some of the figures of inputs and weights before rounding; nothing
+    if none."""
+    parts = [shown(f"{run}-learning")]
+    for model in models:
+        for name in DISTRIBUTIONS:
+            if picture := shown(f"{run}-{model}-{name}"):
+                parts += [f"{model}: {distributions.caption(name)}\n", picture]
+    parts = list(filter(None, parts))
+    return "\n".join(["## Trainings, and inputs and weights before rounding", *parts, ""]) if parts else ""
+
+
+def claims(folder: Path) -> str:
+    """The findings with their verdicts, a column for each model: how many comparisons hold, and
+    what speaks least for it."""
+    found = findings.judged(findings.read(folder / CLAIMS))
+    models = findings.models(found)
+    lines = [f"| finding | in the paper | {' | '.join(models)} |", f"| {' | '.join([':--'] * (2 + len(models)))} |"]
+    for claim in found:
+        lines.append(
+            f"| {claim['statement']} | {claim['paper']} | "
+            f"{' | '.join(verdict(claim['verdicts'].get(model)) for model in models)} |"
+        )
+    note = (
+        "Below a verdict: how many comparisons hold, and the change of perplexity in the one that speaks least for "
+        "the claim, with its 95 % "
+        "interval. Paired by window, adjusted by Holm over all comparisons of a model. The report lists all "
+        "comparisons with their cells."
+    )
+    total = ", ".join(f"{name} {count}" for name, count in findings.counts(found).items())
+    return "\n".join(
+        [
+            "## Findings",
+            f"`config/claims.yaml` states them; verdicts, over all models: {total}.",
+            "",
+            *lines,
+            "",
+            note,
+            "",
+        ]
+    )
+
+
+def verdict(given: dict | None) -> str:
+    if given is None:
+        return "–"
+    if given["weakest"] is None:
+        return given["verdict"]
+    against = f" against {given['against']}" if given["against"] else ""
+    starts = f", {given['start_kept']} with a start kept" if given["start_kept"] else ""
+    held = f"{given['counts']['holds']} of {given['tested']} hold{against}{starts}"
+    return f"**{given['sign']} {given['verdict']}**<br>{held}<br>{given['weakest']['shown']}"
+
+
+def compared(folder: Path, spec: dict) -> str:
+    """Paired comparisons of one study as a table; empty if it has none."""
+    path = folder / "comparisons" / f"{spec['study']}.csv"
+    found = pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    return "" if found.empty else writers.markdown(comparisons.table(found, spec))
+
+
+def table(folder: Path, spec: dict) -> str:
+    """Results of one study as a table."""
+    return writers.markdown(study_tables.build(read_records(folder / "studies" / f"{spec['study']}.csv"), spec))
+
+
+def figure(folder: Path, spec: dict, name: str) -> str:
+    """Draw the figure of one study next to the documents; return the Markdown that shows it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "figure.png"
+        save(plot(read_records(folder / "studies" / f"{spec['study']}.csv"), spec), [path])
+        return drawn(path.read_bytes(), name)
+
+
+def document(name: str) -> None:
+    """Findings, tables and figures of one kept run, study by study, and what they cost; nothing
+    where none is kept."""
+    title, config, command = RUNS[name]
+    content = yaml.safe_load((ROOT / config).read_text())
+    if not archive(name).is_file():
+        return
+    run = name.removesuffix("-run")
+    with kept(archive(name)) as (folder, commit):
+        parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
+        parts += [claims(folder)] if name in REPORTED else []
+        for study, fields in content["studies"].items():
+            spec = {**fields, "study": study}
+            text = table(folder, spec)
+            if name in REPORTED:  # a headline instead of the title that the table has
+                source = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
+                described = [spec["description"]] if "description" in spec else []
+                text = "\n\n".join([f"## {spec['title']}", *source, *described, text.partition("\n\n")[2]])
+            parts += [text, compared(folder, spec), figure(folder, spec, f"{run}-{study}")]
+        for whole, caption in WHOLE.items() if name in REPORTED else ():
+            if picture := shown(f"{run}-{whole}"):
+                parts += [f"## {whole.replace('-', ' ').capitalize()}\n", f"{caption}\n", picture]
+        parts.append(trainings(run, list(content["models"])))
+        parts.append(spread(folder) + fits(folder) + solves(folder) + costs(folder))
+    (DOCS / f"{name}.md").write_text(split_text("\n".join(parts)))
