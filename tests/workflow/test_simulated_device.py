@@ -168,6 +168,14 @@ def test_distributions_and_residual_errors(transform, run):
     run.compare(PLAN.measure_residual_error(cell, TEXT))
 
 
+@pytest.mark.slow
+def test_zero_shot_tasks(run):
+    cell = next(cell for cell in CELLS if (cell.transform, cell.mitigation, cell.format) == ("none", "rtn", "int4"))
+    for step in (PLAN.fit_transform(cell), PLAN.quantize_model(cell)):
+        run.cpu(step)
+    run.compare(PLAN.evaluate_tasks(cell, tuple(PLAN.config["tasks"])))
+
+
 def test_tensors_of_two_devices_do_not_meet():
     device = simulated_device.register()
     here, there = torch.ones(3), torch.ones(3, device=device)

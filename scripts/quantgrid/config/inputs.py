@@ -18,7 +18,8 @@ from ..evaluation.task_documents import read_documents
 from ..evaluation.tasks import make_documents
 from ..ground.errors import ConfigError
 from ..ground.storage import read_json
-from ..models.folders import folder_of, positions_of, require_positions
+from ..models.folders import folder_of
+from ..models.positions import positions_of, require_positions
 from . import entries, grid
 from .cells import FULL_PRECISION
 from .mistakes import collected

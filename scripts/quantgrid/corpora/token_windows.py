@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ground.errors import ConfigError, unknown_name
 from ..ground.storage import open_tensors, read_metadata, write_tensors
-from ..models.folders import has_position_table, positions_in, require_positions
+from ..models.positions import has_position_table, positions_in, require_positions
 from . import library_docs
 from .documents import CHAT, read_hub, read_local
 from .hub import with_commit

@@ -1,12 +1,16 @@
 """Record of a training: losses per step, outcome of each part, and a state file for resuming.
 
 The state is one safetensors file: parameters and optimizer moments as tensors, everything else as
-JSON in its header, with the digest of both. No pickle.
+JSON in its header, with the digest of both. No pickle. A state of another device or dtype is not used,
+and the training starts over: its path has the digest of the specification, where ``device: auto`` is
+whatever a machine has.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,10 @@ from torch import Tensor, nn
 from ..ground.errors import ConfigError
 from ..ground.storage import read_metadata, read_tensors, write_tensors
 from ..ground.tensor_files import digest_of
+from ..inference.linear import compute_dtype, placement
 from ..inference.transform import Parameters
 from .loss_columns import HEADER
+from .training_context import TrainingContext
 
 
 def _as_kept(tensor: Tensor) -> Tensor | int:
@@ -29,11 +35,12 @@ class Session:
     """Progress of a training; a part is ``all`` or a layer.
 
     ``rows``: [part, step, loss, learning rate] of every step. ``ends``: part -> start and end loss.
-    ``finished``: parameters of finished parts.
+    ``finished``: parameters of finished parts. ``place``: device and dtypes, which a state has to share.
     """
 
-    def __init__(self, path: Path | None = None, save_seconds: float = 30.0):
+    def __init__(self, path: Path | None = None, save_seconds: float = 30.0, place: Mapping[str, str] | None = None):
         self.path, self.save_seconds, self._saved = path, save_seconds, time.monotonic()
+        self.place = dict(place or {})
         self.rows: list[list[Any]] = []
         self.ends: dict[str, dict[str, Any]] = {}
         self.finished: Parameters = {}
@@ -42,12 +49,22 @@ class Session:
         if path and path.is_file():
             self._load(path)
 
+    @classmethod
+    def of(cls, context: TrainingContext, rarer: float = 1.0) -> Session:
+        """Session of a training with ``context``, whose state is saved ``rarer`` times less often."""
+        place = placement({"device": context.device, "solver_dtype": context.solver_dtype})
+        dtype = str(compute_dtype("auto", place.device)).removeprefix("torch.")
+        return cls(context.state_file, rarer * context.save_seconds, {**place.to_dict(), "dtype": dtype})
+
     def _load(self, path: Path) -> None:
         about, tensors = read_metadata(path), read_tensors(path)
         if about.pop("digest", None) != digest_of(about, tensors):
             raise ConfigError(
                 f"{path}: training state is altered or incomplete; delete it and run again: the training starts over"
             )
+        if about.get("place") != self.place:
+            print(f"{path} is not used, the training starts over: it is of another device or dtype", file=sys.stderr)
+            return
         self.rows, self.ends, self._interrupted = about["rows"], about["ends"], about["current"]
         self.finished = {
             name.removeprefix("finished."): tensor for name, tensor in tensors.items() if name.startswith("finished.")
@@ -114,7 +131,10 @@ class Session:
 
     def _write(self, current: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         finished = {f"finished.{name}": tensor for name, tensor in self.finished.items()}
-        kept, about = {**finished, **tensors}, {"rows": self.rows, "ends": self.ends, "current": current}
+        kept, about = (
+            {**finished, **tensors},
+            {"place": self.place, "rows": self.rows, "ends": self.ends, "current": current},
+        )
         write_tensors(self.path, kept, {**about, "digest": digest_of(about, kept)})
         self._saved = time.monotonic()
 

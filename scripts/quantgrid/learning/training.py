@@ -185,7 +185,7 @@ def learn_together(
     start: Transform, objective: Objective, settings: Settings, context: TrainingContext, device: torch.device | str
 ) -> Learned:
     """Learn all parameters with one objective."""
-    session = Session(context.state_file, context.save_seconds)
+    session = Session.of(context)
     kept = train(start.parameters, learned_kinds(start), objective, settings, session, "all", device, context.progress)
     return _result(start, kept, session)
 
@@ -204,7 +204,7 @@ def learn_by_layer(
     Inputs are those of the full-precision model or, with ``propagate``, of the preceding rounded
     layers. The transform must not rotate the residual stream.
     """
-    session = Session(context.state_file, context.save_seconds)
+    session = Session.of(context)
     exact = network.embedded(network.windows)
     inputs = exact.clone()
     for index in context.progress(range(len(network.layers))):

@@ -14,8 +14,7 @@ from ..ground.errors import ConfigError, unknown_name
 from ..ground.places import ROOT
 from ..ground.storage import read_json
 from .dequantize import METHODS, dequantized_headers
-from .families import FAMILIES, MODEL_TYPES
-from .family import Family
+from .families import FAMILIES
 from .multimodal import text_decoder
 from .shapes import LARGEST_CONFIG, ModelShape, architecture_of, require_size, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, remedy, tensor_headers, verify_weights
@@ -38,8 +37,8 @@ LARGEST_TOKENIZER = 1 << 28  # bytes
 INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # optional in a declared shape: the longest window, known before the model is fetched
-_POSITIONS = "positions"
-_ADVICE = "put the model's own in its place"
+POSITIONS = "positions"
+ADVICE = "put the model's own in its place"
 # Keys of config.json that affect the model's function, with their types.
 _SETTINGS: dict[str, tuple[type, ...]] = {
     "rms_norm_eps": (int, float),
@@ -93,9 +92,9 @@ def folder_of(entry: Mapping[str, Any], where: str = "model") -> str | Path | No
 
 
 def _declared_shape(shape: Mapping[str, Any], where: str) -> ModelShape:
-    unknown = [key for key in shape if key not in (*SHAPE_KEYS, _POSITIONS)]
+    unknown = [key for key in shape if key not in (*SHAPE_KEYS, POSITIONS)]
     if unknown:
-        raise ConfigError(f"{where}: {unknown_name('key', unknown[0], (*SHAPE_KEYS, _POSITIONS))}")
+        raise ConfigError(f"{where}: {unknown_name('key', unknown[0], (*SHAPE_KEYS, POSITIONS))}")
     _require_keys(shape, [key for key in SHAPE_KEYS if key not in _OF_EXPERTS], where)
     for key in shape:
         if key not in ("architecture", "dense_layers"):
@@ -126,49 +125,6 @@ def _layer_numbers(numbers: Any, layers: int, where: str) -> tuple[int, ...]:
     return tuple(sorted(set(numbers)))
 
 
-def positions_of(entry: Mapping[str, Any], where: str = "model") -> int | None:
-    """Number of positions of the model of a config entry, if known before it is fetched."""
-    folder = folder_of(entry, where)
-    return (entry.get("shape") or {}).get(_POSITIONS) if folder is None else positions_in(folder)
-
-
-def positions_in(folder: str | Path) -> int | None:
-    """Number of positions of the model in ``folder``; None if its config.json is silent or
-    missing."""
-    config, family = _described(folder)
-    key = "max_position_embeddings"
-    return config.get(key) if family is None else family.value(config, key)
-
-
-def has_position_table(folder: str | Path) -> bool:
-    """Whether the model in ``folder`` has a table of positions, which ends."""
-    _, family = _described(folder)
-    return family is not None and family.positions is not None
-
-
-def _described(folder: str | Path) -> tuple[dict[str, Any], Family | None]:
-    """config.json of a folder, empty without one, and the family of its model type, if it is known."""
-    path = Path(folder).expanduser() / "config.json"
-    if not path.is_file():
-        return {}, None
-    config = text_decoder(read_json(path, _ADVICE, LARGEST_CONFIG), where=str(path))
-    return config, FAMILIES.get(MODEL_TYPES.get(str(config.get("model_type")), ""))
-
-
-def require_positions(
-    entry: Mapping[str, Any], positions: int | None, where: str, model: str, table: bool = False
-) -> None:
-    """Raise :class:`ConfigError` for windows longer than ``positions`` unless the corpus entry
-    allows it; it cannot allow more than a ``table`` of positions has."""
-    window, accepted = entry.get("window"), entry.get("beyond_positions") and not table
-    if positions and isinstance(window, int) and window > positions and not accepted:
-        further = ", its table has no more" if table else ", or accept it with beyond_positions: true"
-        raise ConfigError(
-            f"{where}.window: windows of {window} tokens are longer than the {positions} positions of {model} "
-            f"(max_position_embeddings); set window to at most {positions}{further}"
-        )
-
-
 def verify_shape(found: ModelShape, declared: Mapping[str, Any], where: str = "shape") -> None:
     """Raise :class:`ConfigError` naming the fields in which a model differs from its config
     entry."""
@@ -176,7 +132,7 @@ def verify_shape(found: ModelShape, declared: Mapping[str, Any], where: str = "s
     declared = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in {**({"dense_layers": ()} if "experts" in declared else {}), **declared}.items()
-        if key != _POSITIONS
+        if key != POSITIONS
     }
     unknown = [key for key in declared if key not in actual]
     if unknown:
@@ -207,7 +163,7 @@ def check_folder(path: str | Path, where: str = "path", dequantize: str = "") ->
             f"{where}: {folder}: no such folder; a model folder holds config.json, *.safetensors and a tokenizer"
         )
     shape = shape_from_folder(folder)
-    whole = read_json(folder / "config.json", _ADVICE, LARGEST_CONFIG)
+    whole = read_json(folder / "config.json", ADVICE, LARGEST_CONFIG)
     config = text_decoder(whole)
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
@@ -240,7 +196,7 @@ def _check_tokenizer(folder: Path, where: str) -> None:
         raise ConfigError(f"{where}: {folder} holds vocab.json without merges.txt; both make a tokenizer")
     for name in TOKENIZER_FILES:
         if name.endswith(".json") and (folder / name).is_file():
-            read_json(folder / name, _ADVICE, LARGEST_TOKENIZER)
+            read_json(folder / name, ADVICE, LARGEST_TOKENIZER)
 
 
 def weight_files(folder: str | Path, where: str = "path") -> list[Path]:
@@ -271,13 +227,13 @@ def weight_files(folder: str | Path, where: str = "path") -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> name of its file, in the folder of ``index``."""
-    found = read_json(index, _ADVICE, LARGEST_TOKENIZER).get("weight_map")
+    found = read_json(index, ADVICE, LARGEST_TOKENIZER).get("weight_map")
     if not (
         isinstance(found, dict)
         and found
         and all(isinstance(name, str) and Path(name).name == name for name in found.values())
     ):
-        raise ConfigError(f"{index}: weight_map has to map every tensor to a file in this folder; {_ADVICE}")
+        raise ConfigError(f"{index}: weight_map has to map every tensor to a file in this folder; {ADVICE}")
     return found
 
 
@@ -288,7 +244,7 @@ def _check_index(tensors: Mapping[str, Mapping[str, Any]], index: Path) -> None:
     if wrong := next((name for name in {**held, **named} if held.get(name) != named.get(name)), None):
         raise ConfigError(
             f"{index}: '{wrong:.80}' is listed in {named.get(wrong, 'no file')} but found in "
-            f"{held.get(wrong, 'none')}; {_ADVICE}"
+            f"{held.get(wrong, 'none')}; {ADVICE}"
         )
 
 

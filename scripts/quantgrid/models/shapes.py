@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..ground.errors import ConfigError, UnsupportedModel
+from ..ground.errors import ConfigError, UnsupportedModel, shortened
 from ..ground.storage import read_json
 from .families import COUNT_KEYS, FAMILIES, MODEL_TYPES, OBSTACLES
 from .family import Family
@@ -17,6 +18,8 @@ from .plans import LAYER_PREFIX, LayerPlan
 
 LARGEST_SIZE = 1 << 24  # maximum of any count in a shape
 LARGEST_CONFIG = 1 << 24  # bytes of a JSON file that describes a model
+LIST = "docs/reference/models.md"  # of the supported architectures
+_SUFFIX = "ForCausalLM"
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 
 
@@ -118,7 +121,7 @@ def architecture_of(config: Mapping, where: str = "config.json") -> str:
     sparse = "Moe" in name or "moe" in model_type or any(config.get(key) for key in _EXPERT_KEYS)
     if name not in FAMILIES:
         raise UnsupportedModel(
-            f"{where}: {_unknown(name, model_type, sparse)}; supported: {', '.join(FAMILIES)}. "
+            f"{where}: {_unknown(name, model_type, sparse)}; {_listed(name or model_type)}. "
             "CONTRIBUTING.md says how to add one"
         )
     if sparse and FAMILIES[name].experts is None:
@@ -131,11 +134,19 @@ def architecture_of(config: Mapping, where: str = "config.json") -> str:
 
 def _unknown(name: str, model_type: str, sparse: bool) -> str:
     """Reason to refuse an architecture: what stands in the way, if that is known."""
-    wanted = model_type or name.removesuffix("ForCausalLM").lower()
+    wanted = model_type or name.removesuffix(_SUFFIX).lower()
     known = next((obstacle for begin, obstacle in OBSTACLES.items() if wanted.startswith(begin)), None)
     if known is not None:
-        return f"'{name or model_type}' has {known}, not supported yet"
-    return f"{'unknown mixture of experts' if sparse else 'unknown architecture'} '{name or model_type}'"
+        return f"'{shortened(name or model_type)}' has {known}, not supported yet"
+    return f"{'unknown mixture of experts' if sparse else 'unknown architecture'} '{shortened(name or model_type)}'"
+
+
+def _listed(name: str) -> str:
+    """Number of supported architectures, where they are listed, and those whose names are like ``name``."""
+    short = {family.removesuffix(_SUFFIX).lower(): family for family in FAMILIES}
+    close = [short[found] for found in get_close_matches(name.removesuffix(_SUFFIX).lower(), short)]
+    hint = f", with similar names {', '.join(close)}" if close else ""
+    return f"{len(FAMILIES)} are supported ({LIST}){hint}"
 
 
 def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape:

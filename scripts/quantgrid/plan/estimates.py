@@ -25,8 +25,7 @@ from .steps import REPORTS, Step
 # tokens of a complete corpus: WikiText-2 test has 250,000 to 340,000, depending on the tokenizer
 WHOLE_CORPUS = 300_000
 # Tokens of all requests of a task, in thousands: documents x choices x tokens per request, rounded
-# from the sizes of the data sets. More than is computed where choices share their context, which
-# runs once.
+# from the sizes of the data sets. Choices that share their context are computed with less.
 TASK_TOKENS = {
     "mmlu": 6700,
     "mathqa": 1000,
@@ -47,12 +46,14 @@ REQUEST = 100  # tokens of a short request
 REPORT = 4.0  # seconds of a job of the reports, most of them imports; measured in the smoke run
 LIGHT_REPORTS = ("check_baseline", "collect_results", "compare_study", "tabulate_study")  # draw nothing
 REPORT_SECONDS = {"plot_distributions": 20.0, **dict.fromkeys(LIGHT_REPORTS, 1.5)}
+PER_CELL = {"build_report": 0.15}  # seconds of a report for each cell that it shows, measured in the smoke run
 LONGEST = 2000  # hours beyond which a machine is not worth mentioning
 SIDE_BY_SIDE = 2  # packed checkpoints on disk at a time, unless all are kept
 # Timeout of a job in minutes: PATIENCE x its estimate, clamped to [SHORTEST, LONGEST_JOB].
 PATIENCE, SHORTEST, LONGEST_JOB = 6, 60, 24 * 60
 RACED = 0.17  # share of the windows of a race of dense candidates (tests/unit/evaluation/test_races.py)
-INSTANT = ("merge_shards", "decide_race")  # jobs of the driver without torch
+INSTANT = {"merge_shards": 0.5, "decide_race": 0.5}  # seconds of jobs of the driver without torch
+FURTHER = {"train_mitigation": 4.0}  # start-up seconds beside a machine's: the model is loaded, folded and solved
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Estimate:
 
     def seconds(self, step: Step, machine: Machine) -> float:
         """Compute the wall time of one job alone on ``machine``, in seconds."""
-        start = 0.0 if step.rule in INSTANT else machine.start
+        start = INSTANT.get(step.rule, machine.start + FURTHER.get(step.rule, 0.0))
         return start + sum(operations / getattr(machine, rate) for rate, operations in self.work(step))
 
     def seconds_of(self, rule: str, wildcards: Mapping[str, str], machine: Machine) -> float:
@@ -148,7 +149,8 @@ class Estimate:
         (0)."""
         if rule in self.plan.steps:
             return self.seconds(self.plan.steps[rule][frozenset(wildcards.items())], machine)
-        return REPORT_SECONDS.get(rule, REPORT) if rule in REPORTS else 0.0
+        shown = PER_CELL.get(rule, 0.0) * len(self.plan.cells)
+        return REPORT_SECONDS.get(rule, REPORT) + shown if rule in REPORTS else 0.0
 
     def _shape(self, step: Step) -> ModelShape:
         return entries.shape(self.config, step.wildcards["model"])

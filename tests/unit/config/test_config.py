@@ -148,7 +148,8 @@ def edit_json(path: Path, **changes: Any) -> None:
         ),
         (
             lambda folder: edit_json(folder / "config.json", architectures=["XGLMForCausalLM"]),
-            "unknown architecture 'XGLMForCausalLM'; supported: Llama",
+            r"unknown architecture 'XGLMForCausalLM'; \d+ are supported \(docs/reference/models.md\), "
+            "with similar names GlmForCausalLM",
         ),
         (
             lambda folder: edit_json(folder / "config.json", architectures=["Qwen3MoeForCausalLM"]),

@@ -34,6 +34,7 @@ from quantgrid.learning.objectives import AllLayers, EndToEnd, FourthPower, OneL
 from quantgrid.learning.session import Session
 from quantgrid.learning.trainables import Trainables, learned_kinds
 from quantgrid.learning.training import Settings, train
+from quantgrid.learning.training_context import TrainingContext
 from quantgrid.models.plans import SITES
 from reference_statistics import close
 from selection import others_slow
@@ -303,6 +304,27 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name, options, af
     )
     assert resumed.losses == whole.losses and resumed.ends == whole.ends
     assert all(torch.equal(resumed.transform.parameters[p], tensor) for p, tensor in whole.transform.parameters.items())
+
+
+@pytest.mark.parametrize("other", [{"device": "cuda"}, {"solver_dtype": "float32"}], ids=str)
+def test_a_state_of_another_device_or_dtype_is_not_used(other, tmp_path, capsys):
+    usual = {"device": "cpu", "solver_dtype": "float64", "state_file": tmp_path / "state", "save_seconds": 0.0}
+    here, there = TrainingContext(tmp_path, **usual), TrainingContext(tmp_path, **{**usual, **other})
+    Session.of(here).finish("0", {"a": torch.ones(2)}, 2.0, 1.0, True)
+    assert Session.of(here).ends and not capsys.readouterr().err
+    assert not Session.of(there).ends
+    assert "starts over: it is of another device or dtype" in capsys.readouterr().err
+
+
+def test_a_training_starts_over_behind_a_state_of_another_dtype(given, tmp_path, monkeypatch, capsys):
+    made, context = given(VARIED[1]), {"state_file": tmp_path / "training.safetensors", "save_seconds": 0.0}
+    options = {"steps": 4, "batch_size": 2}
+    _, whole = learned(made, "data_free_rotation", **options)
+    with interrupted_at(2, monkeypatch):
+        learned(made, "data_free_rotation", context={**context, "solver_dtype": "float32"}, **options)
+    _, again = learned(made, "data_free_rotation", context=context, **options)
+    assert "the training starts over" in capsys.readouterr().err
+    assert again.losses == whole.losses and again.ends == whole.ends
 
 
 @pytest.mark.parametrize("place", [0.2, 0.9])

@@ -22,8 +22,9 @@ from quantgrid.ground.storage import read_json
 from quantgrid.models.families import FAMILIES
 from quantgrid.models.family import Family
 from quantgrid.models.fetch import KEPT, fetch
-from quantgrid.models.folders import check_folder, has_position_table, positions_in, require_positions
+from quantgrid.models.folders import check_folder
 from quantgrid.models.plans import Stored
+from quantgrid.models.positions import has_position_table, positions_in, require_positions
 from quantgrid.models.shapes import shape_from_config
 from quantgrid.models.weight_headers import tensor_headers, verify_weights
 from selection import others_slow

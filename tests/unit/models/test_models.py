@@ -21,7 +21,8 @@ from quantgrid.ground.errors import ConfigError, UnsupportedModel
 from quantgrid.ground.places import ROOT
 from quantgrid.ground.storage import read_json, sha256_of
 from quantgrid.models import fetch, folders
-from quantgrid.models.shapes import ModelShape
+from quantgrid.models.families import FAMILIES, OBSTACLES
+from quantgrid.models.shapes import LIST, ModelShape, architecture_of
 from quantgrid.reference.planting import plant
 
 TINY = ROOT / "tests" / "data" / "tiny-llama"
@@ -75,6 +76,21 @@ def test_declared_shape_must_be_whole():
         folders.shape_of({**entry, "shape": {**SHAPE, "architecture": "Qwen9MoeForCausalLM"}})
     with pytest.raises(ConfigError, match="unknown source 'wheels' - did you mean 'wheel'"):
         folders.shape_of({"source": "wheels"})
+
+
+@pytest.mark.parametrize(
+    "config", [*({"model_type": name} for name in OBSTACLES), {"architectures": ["X" * 5000]}], ids=str
+)
+def test_the_refusal_of_an_architecture_is_short_and_says_where_all_are_listed(config):
+    with pytest.raises(UnsupportedModel) as caught:
+        architecture_of(config)
+    assert len(str(caught.value)) <= 600 and f"{len(FAMILIES)} are supported ({LIST})" in str(caught.value)
+    assert (ROOT / LIST).is_file()
+
+
+def test_the_refusal_of_an_architecture_names_similar_ones():
+    with pytest.raises(UnsupportedModel, match="with similar names Qwen3ForCausalLM"):
+        architecture_of({"architectures": ["Qwen4ForCausalLM"]})
 
 
 EXPERTS = {"experts": 60, "active_experts": 4, "expert_size": 1408, "shared_size": 5632}

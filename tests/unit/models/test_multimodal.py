@@ -29,8 +29,9 @@ from quantgrid.ground.storage import read_json, write_tensors
 from quantgrid.inference.transform import Transform, fit
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.models.fetch import fetch
-from quantgrid.models.folders import check_folder, positions_in, shape_of
+from quantgrid.models.folders import check_folder, shape_of
 from quantgrid.models.multimodal import LAYOUTS, PREFIX
+from quantgrid.models.positions import positions_in
 from quantgrid.models.shapes import shape_from_folder
 from quantgrid.quantization.cached import Recipe, quantize_decoder
 from quantgrid.quantization.checkpoints import load_quantized, save_quantized

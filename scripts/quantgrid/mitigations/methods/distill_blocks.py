@@ -48,7 +48,7 @@ def distill_blocks(
     A layer keeps its base unless training lowers its output error on the last ``held_out`` windows, which
     are not trained on. Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
-    session = Session(context.state_file, RARER_SAVES * context.save_seconds)
+    session = Session.of(context, RARER_SAVES)
     settings = Settings(steps, batch_size, {RATE: learning_rate}, schedule, seed, warmup)
 
     def fit(block: Block, objective: OneLayer) -> Parameters:

@@ -58,7 +58,7 @@ def learned_rounding(
     Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
     model = TransformedModel(recipe, context, gradient)
-    session = Session(context.state_file, RARER_SAVES * context.save_seconds)
+    session = Session.of(context, RARER_SAVES)
     settings = Settings(steps, batch_size, {RATE: learning_rate}, schedule, seed)
 
     def descent(parameters: list[Tensor]) -> SignDescent:

@@ -111,7 +111,7 @@ def qat_finetune(
     """
     model = TransformedModel(recipe, context, gradient)
     solved, learned = _started(model, base, base_options, gradient)
-    network, session = RoundedModel(model, learned), Session(context.state_file, RARER_SAVES * context.save_seconds)
+    network, session = RoundedModel(model, learned), Session.of(context, RARER_SAVES)
     objective = (
         NextToken(network, held_out)
         if loss == "cross_entropy"

@@ -49,7 +49,7 @@ def tune_scales(
     training lowers its output error on them; ``ends`` of the result records the decision and both
     errors. Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
-    session = Session(context.state_file, context.save_seconds)
+    session = Session.of(context)
     settings = Settings(steps, batch_size, dict.fromkeys(KINDS.values(), learning_rate), schedule, seed)
     return LayerTraining(
         TransformedModel(recipe, context, gradient),
