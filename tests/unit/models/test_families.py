@@ -175,7 +175,7 @@ def test_defaults_are_those_of_transformers(name):
     assert {key: own[key] for key in family.defaults} == dict(family.defaults)
     given = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False}
     left = {key for key, value in given.items() if key not in family.defaults}
-    left -= {"num_key_value_heads"} if name in NEED_KV_HEADS else set()
+    left -= {"num_key_value_heads"} if name in NEED_KV_HEADS else {*family.keys}
     bare = AutoConfig.for_model(family.model_type, hidden_size=96, num_attention_heads=24)
     assert "num_key_value_heads" not in left or getattr(bare, "num_key_value_heads", 24) == 24
     assert "head_dim" not in left or getattr(bare, "head_dim", None) in (None, 4)
@@ -190,6 +190,7 @@ ONLY = {
     "NemotronForCausalLM": {"hidden_act": "silu"},
     "CohereForCausalLM": {"use_qk_norm": True},
     "Ernie4_5_MoeForCausalLM": {"use_bias": True},
+    "DeepseekV2ForCausalLM": {"mlp_bias": True},
 }
 
 
