@@ -51,6 +51,7 @@ HARMLESS = {
     "num_mtp_layers": "layers that predict further tokens",
     "sep_token_id": "text generation",
     "init_std": "initial weights",
+    "qk_head_dim": "sum of two other keys",
     **dict.fromkeys(("dropout", "hidden_dropout", "embedding_dropout", "attn_pdrop", "layerdrop"), "training"),
     **dict.fromkeys(("classifier_dropout", "is_decoder"), "other classes of the model"),
     **dict.fromkeys((f"summary_{of}" for of in SUMMARY), "other classes of the model"),
