@@ -37,6 +37,17 @@ DEEPSEEK: dict[str, Any] = {
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.5,
 }
+LATENT: dict[str, Any] = {
+    **DEEPSEEK,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 8,
+    "attention_bias": True,
+}
+GROUPS = {"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}
 LAYER_TYPES = ["sliding_attention", "full_attention"]
 # what makes a part of a family count: scalars, biases, sliding windows shorter than the text
 SPECIFIC: dict[str, dict[str, Any]] = {
@@ -86,6 +97,15 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     },
     "Glm4MoeForCausalLM": {**DEEPSEEK, "n_group": 2, "topk_group": 1, "use_qk_norm": True},
     "Dots1ForCausalLM": {**DEEPSEEK, "first_k_dense_replace": 1},
+    "DeepseekV2ForCausalLM": {
+        **LATENT,
+        "first_k_dense_replace": 1,
+        "topk_method": "group_limited_greedy",
+        "n_group": 2,
+        "topk_group": 1,
+    },
+    "DeepseekV3ForCausalLM": {**LATENT, **GROUPS, "q_lora_rank": None},
+    "Glm4MoeLiteForCausalLM": {**LATENT, "v_head_dim": 32},
     "HunYuanMoEV1ForCausalLM": {"num_experts": 5, "moe_topk": 2, "intermediate_size": 48},
     "Ernie4_5_MoeForCausalLM": {
         "moe_num_experts": 6,

@@ -105,6 +105,7 @@ def _norms(family: Family) -> str:
 def _differences(family: Family) -> str:
     found = {
         "experts": family.experts is not None,
+        "latent attention": bool(family.latents),
         "attention sinks": family.sinks,
         "LayerNorm": family.centered,
         "one norm for attention and MLP": family.parallel,

@@ -48,6 +48,7 @@ QUICK_EXPERTS = (
     "Qwen3MoeForCausalLM",
     "OlmoeForCausalLM",
     "GptOssForCausalLM",
+    "DeepseekV2ForCausalLM",
 )
 SPARSE = "Qwen2MoeForCausalLM"  # with a shared expert, and an MLP in the middle layer
 HELD_OUT = training_options.WINDOWS["held_out"].default

@@ -23,7 +23,7 @@ from ..machine.devices import Placement
 from ..models.families import FAMILIES
 from ..models.lm_head import Head
 from ..models.multimodal import PREFIX, prefix_of, stored_name
-from ..models.plans import END_ROLES, LAYER_PREFIX, LayerPlan, Stored, kind_of
+from ..models.plans import END_ROLES, LAYER_PREFIX, LayerPlan, Stored, is_in_mixture
 from ..models.shapes import ModelShape, architecture_of, layer_tensors, shape_from_config
 from .statistics import Rows, SiteStatistics
 
@@ -242,7 +242,7 @@ class DecoderFolder:
     def layer(self, index: int) -> DecoderLayer:
         """Decoder layer ``index`` in float64; :class:`ConfigError` names a missing linear."""
         names, plan = layer_tensors(self.shape, index), self.shape.plan(index)
-        narrow = {role for role in (*plan.linears, *plan.readers) if kind_of(role) != role}
+        narrow = {*filter(is_in_mixture, plan.linears)}
         weights = self.read({role: name for role, name in names.items() if role not in narrow}, torch.float64)
         if narrow:
             experts = self.read({role: name for role, name in names.items() if role in narrow}, torch.float32)
@@ -288,7 +288,7 @@ def first_layers(config: dict[str, Any], layers: int | None) -> dict[str, Any]:
     return {
         **config,
         key: layers,
-        **({"layer_types": config["layer_types"][:layers]} if config.get("layer_types") else {}),
+        **{listed: config[listed][:layers] for listed in ("layer_types", "mlp_layer_types") if config.get(listed)},
     }
 
 

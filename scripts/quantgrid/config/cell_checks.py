@@ -184,9 +184,7 @@ def _check_granularity(config: Mapping[str, Any], cell: Cell, sizes: ModelShape,
                 f"group sizes that fit all its sites: {', '.join(map(str, fitting)) or 'none'}"
             )
     if found["key_value"]:
-        _check_key_value(
-            found["key_value"], sizes.head_dim, f"{where}: formats.{cell.format}.key_value on model '{cell.model}'"
-        )
+        check_key_value(found["key_value"], sizes, f"{where}: formats.{cell.format}.key_value on model '{cell.model}'")
 
 
 def _weights(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -210,12 +208,14 @@ def _groups(found: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
     )
 
 
-def _check_key_value(found: Mapping[str, Any], head_dim: int, where: str) -> None:
+def check_key_value(found: Mapping[str, Any], sizes: ModelShape, where: str) -> None:
+    """Raise :class:`ConfigError` if groups or a rotation do not fit the heads of keys or values."""
     group = found["scheme"]["group_size"]
-    if group and head_dim % group:
-        raise ConfigError(f"{where}: group size {group} does not divide the {head_dim} channels of a head")
-    if found["rotate_keys"] and not is_reachable(head_dim):
+    for channels in (sizes.key_dim, sizes.head_dim):
+        if group and channels % group:
+            raise ConfigError(f"{where}: group size {group} does not divide the {channels} channels of a head")
+    if found["rotate_keys"] and not is_reachable(sizes.key_dim):
         raise ConfigError(
-            f"{where}: rotate_keys needs a Hadamard matrix of order {head_dim} (head_dim), which no "
-            "supported construction reaches"
+            f"{where}: rotate_keys needs a Hadamard matrix of order {sizes.key_dim} (size of a head of keys), which "
+            "no supported construction reaches"
         )

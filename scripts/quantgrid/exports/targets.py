@@ -74,6 +74,7 @@ def judge(target: str, features: Features, dtype: str = AUTO, flags: Collection[
     family = features.shape.family
     unwritten = [
         *(["the LayerNorms"] if family.centered else []),
+        *(["the latent attention"] if family.latents else []),
         *(["the experts in one tensor"] if family.experts is not None and family.experts.is_stacked else []),
     ]
     if unwritten:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from .mixtures import Experts
-from .plans import END_ROLES, SITES, Kept, LayerPlan, Site, Stored
+from .plans import END_ROLES, SITES, Kept, Latent, LayerPlan, Site, Stored, kind_of
 
 _MODULES: dict[str, str] = {
     **{linear: f"self_attn.{linear}_proj" for linear in ("q", "k", "v", "o")},
@@ -34,7 +34,9 @@ class Family:
     a config.json may leave out, where they differ from Llama's; ``settings`` are the keys that affect the
     function of this family only.
 
-    ``modules`` maps linears to their modules in a layer, ``attention`` is the module of the attention.
+    ``modules`` maps linears to their modules in a layer, or to "" if it has none; ``attention`` is the module
+    of the attention. ``latents``: narrow inputs of linears of attention, for queries only without the module
+    ``q`` (:attr:`direct`).
     ``gated``: the MLP has a gate; without one ``degree`` is the homogeneity of its activation, 0 for none.
     ``centered``: norms subtract the mean of the channels (LayerNorm); ``norm_bias``: they add a bias.
     ``parallel``: one norm feeds attention and MLP, whose outputs are added to the stream together.
@@ -64,6 +66,7 @@ class Family:
     settings: tuple[str, ...] = ()
     experts: Experts | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
+    latents: tuple[Latent, ...] = ()
     attention: str = "self_attn"
     gated: bool = True
     degree: int = 1
@@ -88,7 +91,14 @@ class Family:
     def linears(self) -> dict[str, str]:
         """Linear -> its module in transformers' layer; joined ones have a module together."""
         named = {**_MODULES, **self.modules}
-        return {linear: module for linear, module in named.items() if self.gated or linear != "gate"}
+        return {linear: module for linear, module in named.items() if module and (self.gated or linear != "gate")}
+
+    @cached_property
+    def direct(self) -> Family:
+        """Family of a config.json without a latent input for queries: one linear computes them."""
+        modules = {linear: module for linear, module in self.modules.items() if kind_of(linear) != "q"}
+        latents = tuple(latent for latent in self.latents if latent.size != "query_rank")
+        return replace(self, modules=modules, latents=latents)
 
     @cached_property
     def norms(self) -> dict[str, str]:
@@ -118,7 +128,7 @@ class Family:
         linears, mlp = experts.linears(count), ("gate", "up", "down")
         roles = list(dict.fromkeys(linear.partition(".")[2] for linear in linears))
         read = tuple(f"{linear}.{role}" for role in roles for linear in ("gate", "up"))
-        sites = {name: dense.sites[name] for name in ("attention_input", "output_input")}
+        sites = {name: site for name, site in dense.sites.items() if name not in ("mlp_input", "down_input")}
         sites["mlp_input"] = replace(
             dense.sites["mlp_input"], linears=read, readers=tuple(experts.readers), block=experts.block
         )
@@ -148,8 +158,9 @@ class Family:
             linear: f"{whole[linear]}.{linear}" if linear in whole else module
             for linear, module in self.linears.items()
         }
-        head_norms = {_head_norm_role(module): module for module in self.head_norms}
-        tensors = {role: f"{module}.weight" for role, module in {**self.norms, **linears, **head_norms}.items()}
+        inner_norms = {_head_norm_role(module): module for module in self.head_norms}
+        inner_norms |= {latent.norm_role: latent.norm for latent in self.latents}
+        tensors = {role: f"{module}.weight" for role, module in {**self.norms, **linears, **inner_norms}.items()}
         tensors |= {f"{linear}_bias": f"{module}.bias" for linear, module in linears.items()}
         for part in self.norm_parts:
             tensors |= {f"{role}_{part}": f"{module}.{part}" for role, module in self.norms.items()}
@@ -157,7 +168,7 @@ class Family:
         stored = {**self._stored_norms(), **self._stored_linears(), **_stored_kept(self.kept)}
         return LayerPlan(
             {site.name: site for site in self._sites()},
-            {**self.norms, **linears, **head_norms},
+            {**self.norms, **linears, **inner_norms},
             tensors,
             {name: place for name, place in stored.items() if place != Stored(name)},
             {
@@ -201,8 +212,12 @@ class Family:
     def _sites(self) -> tuple[Site, ...]:
         norms = {role: role if role in self.norms else None for role in ("attention_norm", "mlp_norm")}
         read = tuple(linear for linear in SITES["mlp_input"] if linear in self.linears)
+        behind = [linear for latent in self.latents for linear in latent.linears]
+        attention = [linear for linear in self.linears if kind_of(linear) in SITES["attention_input"]]
+        first = tuple(linear for linear in attention if linear not in behind)
         return (
-            Site("attention_input", SITES["attention_input"], norm=norms["attention_norm"], stream=True),
+            Site("attention_input", first, norm=norms["attention_norm"], stream=True),
+            *(Site(latent.site, latent.linears, norm=latent.norm_role) for latent in self.latents),
             Site("output_input", SITES["output_input"], source="v", shifts=not self.sinks),
             Site("mlp_input", read, norm=norms["mlp_norm"], stream=True),
             Site("down_input", SITES["down_input"], source="up", degree=self.degree),

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..ground.errors import ConfigError, unknown_name
 from ..ground.places import ROOT
 from ..ground.storage import read_json
+from .declared_shapes import POSITIONS, SHAPE_KEYS, declared_shape
 from .dequantize import METHODS, dequantized_headers
-from .families import FAMILIES
 from .multimodal import text_decoder
-from .shapes import LARGEST_CONFIG, ModelShape, architecture_of, require_size, shape_from_folder
+from .shapes import LARGEST_CONFIG, ModelShape, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, remedy, tensor_headers, verify_weights
 
 SOURCES = ("wheel", "local", "builtin", "hub")
 BUILTIN = ROOT / "models"  # models shipped with quantgrid
-SHAPE_KEYS = tuple(field.name for field in fields(ModelShape))
-_OF_EXPERTS = tuple(field.name for field in fields(ModelShape) if field.default is not MISSING)  # of mixtures
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -36,8 +34,6 @@ TOKENIZER_FILES = (
 LARGEST_TOKENIZER = 1 << 28  # bytes
 INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-# optional in a declared shape: the longest window, known before the model is fetched
-POSITIONS = "positions"
 ADVICE = "put the model's own in its place"
 # Keys of config.json that affect the model's function, with their types.
 _SETTINGS: dict[str, tuple[type, ...]] = {
@@ -75,7 +71,7 @@ def shape_of(entry: Mapping[str, Any], where: str = "model") -> ModelShape:
         found = check_folder(folder, f"{where}.{'path' if source == 'local' else 'name'}", method_of(entry, where))
         verify_shape(found, entry.get("shape") or {}, f"{where}.shape")
         return found
-    return _declared_shape(entry.get("shape") or {}, f"{where}.shape")
+    return declared_shape(entry.get("shape") or {}, f"{where}.shape")
 
 
 def folder_of(entry: Mapping[str, Any], where: str = "model") -> str | Path | None:
@@ -89,40 +85,6 @@ def folder_of(entry: Mapping[str, Any], where: str = "model") -> str | Path | No
     if entry.get("name") not in known:
         raise ConfigError(f"{where}.name: {unknown_name('builtin model', entry.get('name'), known)}")
     return BUILTIN / entry["name"]
-
-
-def _declared_shape(shape: Mapping[str, Any], where: str) -> ModelShape:
-    unknown = [key for key in shape if key not in (*SHAPE_KEYS, POSITIONS)]
-    if unknown:
-        raise ConfigError(f"{where}: {unknown_name('key', unknown[0], (*SHAPE_KEYS, POSITIONS))}")
-    _require_keys(shape, [key for key in SHAPE_KEYS if key not in _OF_EXPERTS], where)
-    for key in shape:
-        if key not in ("architecture", "dense_layers"):
-            require_size(shape[key], f"{where}.{key}")
-    experts = FAMILIES[architecture_of({"architectures": [shape["architecture"]]}, f"{where}.architecture")].experts
-    if experts is None:
-        if extra := next((key for key in _OF_EXPERTS if key in shape), None):
-            raise ConfigError(f"{where}.{extra}: {shape['architecture']} has no experts")
-    else:
-        needed = [key for key in _OF_EXPERTS if key != "dense_layers" and (key != "shared_size" or experts.shared)]
-        _require_keys(shape, needed, where)
-    dense = _layer_numbers(shape.get("dense_layers", []), shape["layers"], f"{where}.dense_layers")
-    given = {key: shape[key] for key in SHAPE_KEYS if key in shape}
-    return ModelShape(**{**given, "dense_layers": dense})
-
-
-def _require_keys(shape: Mapping[str, Any], keys: list[str], where: str) -> None:
-    if missing := [key for key in keys if key not in shape]:
-        raise ConfigError(
-            f"{where}: the keys {', '.join(missing)} are missing; a model that has to be fetched needs all of them"
-        )
-
-
-def _layer_numbers(numbers: Any, layers: int, where: str) -> tuple[int, ...]:
-    """Numbers of the layers without experts, in order."""
-    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < layers for number in numbers):
-        raise ConfigError(f"{where}: {numbers!r:.60} is not a list of layers from 0 to {layers - 1}")
-    return tuple(sorted(set(numbers)))
 
 
 def verify_shape(found: ModelShape, declared: Mapping[str, Any], where: str = "shape") -> None:

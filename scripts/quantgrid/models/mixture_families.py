@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .family import Family
 from .mixtures import LINEARS, Experts
-from .plans import Kept
+from .plans import Kept, Latent
 
 _HEAD_NORMS = {"self_attn.q_norm": "head", "self_attn.k_norm": "head"}
 _CORRECTION = "e_score_correction_bias"  # added to the scores of a router for its choice alone
@@ -30,6 +31,34 @@ _DEEPSEEK: dict[str, Any] = {
         kept=(Kept(f"mlp.gate.{_CORRECTION}", "experts"),),
     ),
 }
+_LATENTS: dict[str, Any] = {
+    "biases": dict.fromkeys(("q.a", "k.a", "o"), "attention_bias"),
+    "modules": {
+        "q": "",
+        "q.a": "self_attn.q_a_proj",
+        "q.b": "self_attn.q_b_proj",
+        "k.a": "self_attn.kv_a_proj_with_mqa",
+    },
+    "latents": (
+        Latent("query", "self_attn.q_a_layernorm", ("q.b",), "query_rank"),
+        Latent("key_value", "self_attn.kv_a_layernorm", ("k", "v"), "key_value_rank"),
+    ),
+    "joined": {"self_attn.kv_b_proj": ("k", "v")},
+    "by_head": True,
+    "keys": {"num_experts": "n_routed_experts", "head_dim": "v_head_dim"},
+    "settings": (
+        *_DEEPSEEK["settings"],
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "rope_interleave",
+    ),
+    "experts": _DEEPSEEK["experts"],
+}
+_LATENT_SIZES = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+_DEEPSEEK_SIZES = {**_LATENT_SIZES, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
 
 def _all(*linears: str, key: str | bool) -> dict[str, str | bool]:
@@ -73,6 +102,48 @@ MIXTURE_FAMILIES: dict[str, Family] = {
         head_norms=_HEAD_NORMS,
         defaults={"num_key_value_heads": 32},
         **_DEEPSEEK,
+    ),
+    "DeepseekV2ForCausalLM": Family(
+        "deepseek_v2",
+        **{
+            **_LATENTS,
+            "settings": (*_LATENTS["settings"], "topk_method"),
+            "experts": replace(_DEEPSEEK["experts"], kept=()),
+        },
+        defaults={**_DEEPSEEK_SIZES, "n_shared_experts": 2, "n_routed_experts": 64},
+        only={"mlp_bias": (False, "biases of shared experts")},
+    ),
+    "DeepseekV3ForCausalLM": Family(
+        "deepseek_v3",
+        **_LATENTS,
+        defaults={
+            **_DEEPSEEK_SIZES,
+            "num_key_value_heads": 128,
+            "n_shared_experts": 1,
+            "n_routed_experts": 256,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 2048,
+            "first_k_dense_replace": 3,
+        },
+    ),
+    "Glm4MoeLiteForCausalLM": Family(
+        "glm4_moe_lite",
+        **{
+            **_LATENTS,
+            "settings": (*_LATENTS["settings"], "mlp_layer_types"),
+            "experts": replace(_DEEPSEEK["experts"], leading="", listed="mlp_layer_types"),
+        },
+        defaults={
+            **_LATENT_SIZES,
+            "q_lora_rank": 768,
+            "qk_nope_head_dim": 192,
+            "v_head_dim": 256,
+            "num_key_value_heads": 20,
+            "n_shared_experts": 1,
+            "n_routed_experts": 64,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1536,
+        },
     ),
     "HunYuanMoEV1ForCausalLM": Family(
         "hunyuan_v1_moe",

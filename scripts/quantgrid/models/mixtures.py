@@ -23,8 +23,9 @@ class Experts:
     ``shared_count`` that with its width in units of an expert. ``router_stored``: the router's tensor in
     the checkpoint. ``skips``: config.json names layers with an MLP instead (``mlp_only_layers``,
     ``decoder_sparse_step``); ``leading``: the key with the number of first layers with an MLP;
-    ``interval``: keys of the first and last layer with experts and of the step between them. ``biased``:
-    linears and router have biases; ``clamped``: the gate has limits.
+    ``interval``: keys of the first and last layer with experts and of the step between them; ``listed``: the key
+    with ``dense`` or ``sparse`` for every layer, by default all but the first are sparse. ``biased``: linears
+    and router have biases; ``clamped``: the gate has limits.
     """
 
     size: str
@@ -39,6 +40,7 @@ class Experts:
     skips: bool = False
     leading: str = ""
     interval: tuple[str, str, str] | None = None
+    listed: str = ""
     kept: tuple[Kept, ...] = ()
     transposed: bool = False
     biased: bool = False

@@ -40,8 +40,18 @@ def linear_key(layer: int, linear: str) -> str:
 
 
 def kind_of(name: str) -> str:
-    """Kind of a site or linear: ``down_input`` of ``down_input.17``, ``gate`` of ``gate.shared``."""
+    """Kind of a site or linear: ``down_input`` of ``down_input.17``, ``gate`` of ``gate.shared``, ``q`` of ``q.a``."""
     return name.partition(".")[0]
+
+
+def is_routed(name: str) -> bool:
+    """Whether a site or linear is one of a routed expert, such as ``gate.17``."""
+    return name.partition(".")[2].isdecimal()
+
+
+def is_in_mixture(name: str) -> bool:
+    """Whether a site or linear is one of a routed or a shared expert."""
+    return is_routed(name) or name.endswith(".shared")
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,27 @@ class Site:
     def is_divisible(self) -> bool:
         """Whether a division of the input can be folded into the weights before it."""
         return self.norm is not None or (self.source is not None and self.degree > 0)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Narrow input of ``linears`` of attention, which another linear computes and the module ``norm`` normalizes.
+
+    ``size``: the field of the model's shape with its width.
+    """
+
+    name: str
+    norm: str
+    linears: tuple[str, ...]
+    size: str
+
+    @property
+    def site(self) -> str:
+        return f"attention_input.{self.name}"
+
+    @property
+    def norm_role(self) -> str:
+        return f"{self.name}_norm"
 
 
 @dataclass(frozen=True)
@@ -161,7 +192,7 @@ class LayerPlan:
     @cached_property
     def expert_sites(self) -> tuple[str, ...]:
         """Names of the sites that only the tokens of one expert reach."""
-        return tuple(name for name in self.sites if kind_of(name) != name and not name.endswith(".shared"))
+        return tuple(filter(is_routed, self.sites))
 
     def sites_of(self, kinds: Iterable[str]) -> list[str]:
         """Names of the sites of ``kinds``, kind by kind."""

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..ground.errors import ConfigError
 from ..ground.storage import read_json
+from .declared_shapes import POSITIONS
 from .families import FAMILIES, MODEL_TYPES
 from .family import Family
-from .folders import ADVICE, POSITIONS, folder_of
+from .folders import ADVICE, folder_of
 from .multimodal import text_decoder
 from .shapes import LARGEST_CONFIG
 

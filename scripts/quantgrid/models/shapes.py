@@ -10,13 +10,12 @@ from typing import Any
 
 from ..ground.errors import ConfigError, UnsupportedModel, shortened
 from ..ground.storage import read_json
-from .families import COUNT_KEYS, FAMILIES, MODEL_TYPES, OBSTACLES
+from .families import FAMILIES, MODEL_TYPES, OBSTACLES
 from .family import Family
-from .mixtures import Experts
 from .multimodal import text_decoder
 from .plans import LAYER_PREFIX, LayerPlan
+from .size_keys import latent_sizes, size_of, sparse_sizes
 
-LARGEST_SIZE = 1 << 24  # maximum of any count in a shape
 LARGEST_CONFIG = 1 << 24  # bytes of a JSON file that describes a model
 LIST = "docs/reference/models.md"  # of the supported architectures
 _SUFFIX = "ForCausalLM"
@@ -25,7 +24,11 @@ _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_int
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder. All counts, no units."""
+    """Sizes of a decoder. All counts, no units.
+
+    Latent attention has ranks, that of queries 0 if one linear computes them, and keys of two parts: per
+    head and without positions, and of all heads with positions. ``head_dim`` is then the size of values.
+    """
 
     architecture: str
     hidden_size: int
@@ -42,6 +45,11 @@ class ModelShape:
     shared_size: int = 0
     dense_layers: tuple[int, ...] = ()
 
+    query_rank: int = 0
+    key_value_rank: int = 0
+    plain_key_dim: int = 0
+    rotary_dim: int = 0
+
     def to_dict(self) -> dict[str, Any]:
         """Sizes by name, without those of experts that the model does not have."""
         return {
@@ -52,7 +60,13 @@ class ModelShape:
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.architecture]
+        found = FAMILIES[self.architecture]
+        return found.direct if found.latents and not self.query_rank else found
+
+    @property
+    def key_dim(self) -> int:
+        """Size of a head of queries and keys."""
+        return self.plain_key_dim + self.rotary_dim if self.key_value_rank else self.head_dim
 
     def is_sparse(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` has experts in the place of an MLP."""
@@ -81,6 +95,8 @@ class ModelShape:
         kind, _, role = site.partition(".")
         if kind == "down_input":
             return self._inner_size(role)
+        if latent := next((latent for latent in self.family.latents if latent.site == site), None):
+            return getattr(self, latent.size)
         return self.heads * self.head_dim if kind == "output_input" else self.hidden_size
 
     def site_sizes(self, kind: str) -> tuple[int, ...]:
@@ -96,6 +112,8 @@ class ModelShape:
         """(out features, in features) of a linear."""
         kind, _, role = linear.partition(".")
         key_value, d = self.kv_heads * self.head_dim, self.hidden_size
+        if self.key_value_rank and linear in (found := self._latent_sizes()):
+            return found[linear]
         if kind in ("gate", "up"):
             return self._inner_size(role), d
         if kind == "down":
@@ -104,6 +122,18 @@ class ModelShape:
             return d, self.heads * self.head_dim
         rows = {"q": self.heads * self.head_dim, "k": key_value, "v": key_value, "router": self.experts}
         return rows.get(kind, 1), d
+
+    def _latent_sizes(self) -> dict[str, tuple[int, int]]:
+        """(out features, in features) of the linears of latent attention, without that of the output."""
+        queries, d = self.heads * self.key_dim, self.hidden_size
+        return {
+            "q": (queries, d),
+            "q.a": (self.query_rank, d),
+            "q.b": (queries, self.query_rank),
+            "k.a": (self.key_value_rank + self.rotary_dim, d),
+            "k": (self.heads * self.plain_key_dim, self.key_value_rank),
+            "v": (self.heads * self.head_dim, self.key_value_rank),
+        }
 
 
 def architecture_of(config: Mapping, where: str = "config.json") -> str:
@@ -159,19 +189,24 @@ def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape
     config = {**family.defaults, **config}
     inner = family.keys.get("intermediate_size", "intermediate_size")
     if family.inner is not None and config.get(inner) is None:
-        config[inner] = family.inner * _size(config, family.keys.get("hidden_size", "hidden_size"), where)
-    sizes = {name: _size(config, family.keys.get(key, key), where) for name, key in _CONFIG_KEYS.items()}
+        config[inner] = family.inner * size_of(config, family.keys.get("hidden_size", "hidden_size"), where)
+    sizes = {name: size_of(config, family.keys.get(key, key), where) for name, key in _CONFIG_KEYS.items()}
     kv_key, dim_key = (family.keys.get(key, key) for key in ("num_key_value_heads", "head_dim"))
-    kv_heads = _size(config, kv_key, where) if config.get(kv_key) is not None else sizes["heads"]
-    head_dim = _size(config, dim_key, where) if config.get(dim_key) is not None else None
+    kv_heads = size_of(config, kv_key, where) if config.get(kv_key) is not None else sizes["heads"]
+    head_dim = size_of(config, dim_key, where) if config.get(dim_key) is not None else None
     head_dim = sizes["hidden_size"] // sizes["heads"] if head_dim is None else head_dim
     if not head_dim or sizes["heads"] % kv_heads:
         raise ConfigError(
             f"{where}: {sizes['heads']} heads are not compatible with a hidden_size of {sizes['hidden_size']} "
             f"and {kv_heads} key-value heads"
         )
-    sparse = _sparse_sizes(config, architecture, sizes["layers"], where)
-    return ModelShape(architecture=architecture, kv_heads=kv_heads, head_dim=head_dim, **sizes, **sparse)
+    sparse = sparse_sizes(config, architecture, sizes["layers"], where)
+    latent = latent_sizes(config, where) if family.latents else {}
+    if latent and kv_heads != sizes["heads"]:
+        raise ConfigError(
+            f"{where}: {sizes['heads']} heads and {kv_heads} key-value heads; latent attention has as many of both"
+        )
+    return ModelShape(architecture=architecture, kv_heads=kv_heads, head_dim=head_dim, **sizes, **sparse, **latent)
 
 
 def _require_only(family: Family, config: Mapping, named: str) -> None:
@@ -183,37 +218,6 @@ def _require_only(family: Family, config: Mapping, named: str) -> None:
             )
 
 
-def _sparse_sizes(config: Mapping, architecture: str, layers: int, where: str) -> dict[str, Any]:
-    """Fields of a :class:`ModelShape` that describe experts; empty without them."""
-    experts = FAMILIES[architecture].experts
-    if experts is None:
-        return {}
-    keys = FAMILIES[architecture].keys
-    count = next((key for key in COUNT_KEYS if config.get(key) is not None), COUNT_KEYS[0])
-    given = {"experts": keys.get("num_experts", count), "expert_size": experts.size}
-    given["active_experts"] = keys.get("num_experts_per_tok", "num_experts_per_tok")
-    given |= {"shared_size": experts.shared_size} if experts.shared_size else {}
-    sizes = {name: _size(config, key, where) for name, key in given.items()}
-    if experts.shared_count:
-        sizes["shared_size"] = _size(config, experts.shared_count, where) * sizes["expert_size"]
-    return {**sizes, "dense_layers": _dense_layers(experts, config, layers, where)}
-
-
-def _dense_layers(experts: Experts, config: Mapping, layers: int, where: str) -> tuple[int, ...]:
-    """Numbers of the layers with an MLP in the place of experts."""
-    skipped = (config.get("mlp_only_layers") or []) if experts.skips else []
-    every = (config.get("decoder_sparse_step") or 1) if experts.skips else 1
-    first, last = (config.get(experts.leading) or 0) if experts.leading else 0, layers - 1
-    if experts.interval:
-        first, last, every = (config.get(key) for key in experts.interval)
-        last = layers - 1 if last in (None, -1) else last
-    if not all(type(number) is int and number >= 0 for number in (first, last, every)) or not every:
-        raise ConfigError(f"{where}: {first!r:.40}, {last!r:.40} and {every!r:.40} are not numbers of layers")
-    return tuple(
-        layer for layer in range(layers) if layer in skipped or (layer + 1) % every or not first <= layer <= last
-    )
-
-
 _CONFIG_KEYS = {
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -221,21 +225,6 @@ _CONFIG_KEYS = {
     "heads": "num_attention_heads",
     "vocabulary": "vocab_size",
 }
-
-
-def _size(config: Mapping, key: str, where: str) -> int:
-    if key not in config:
-        raise ConfigError(f"{where}: the key '{key}' is missing; it is required in a decoder's config.json")
-    return require_size(config[key], f"{where}: {key}")
-
-
-def require_size(value: object, named: str) -> int:
-    """Return ``value`` if it is a valid size of a decoder; else :class:`ConfigError` naming
-    ``named``."""
-    if type(value) is not int or not 0 < value <= LARGEST_SIZE:
-        shown = f"{value!r:.40}" if type(value) is not int or abs(value) < 10**40 else "a number of more than 40 digits"
-        raise ConfigError(f"{named}: {shown} is not a whole number above 0 and up to {LARGEST_SIZE}")
-    return value
 
 
 def shape_from_folder(folder: str | Path) -> ModelShape:

@@ -18,7 +18,7 @@ from typing import Any
 from ..ground.errors import ConfigError
 from .dequantize import METHODS
 from .multimodal import LAYOUTS, in_files, prefix_of, stored_name
-from .plans import END_ROLES, LAYER_PREFIX, Stored, kind_of
+from .plans import END_ROLES, LAYER_PREFIX, Stored, is_in_mixture
 from .shapes import ModelShape
 
 # bytes; the header of a shard of thousands of tensors has some hundred thousand
@@ -164,9 +164,10 @@ def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str,
         sizes = dict.fromkeys(
             [f"{norm}{part}" for norm in family.norms for part in ("", "_bias")], (shape.hidden_size,)
         )
+        sizes |= {latent.norm_role: (shape.site_size(latent.site),) for latent in family.latents}
         sizes |= {reader: shape.linear_size(reader) for reader in plan.readers}
         experts = family.experts if shape.is_sparse(layer) else None
-        own = [role for role in (*plan.readers, *plan.linears) if role in plan.readers or kind_of(role) != role]
+        own = [role for role in (*plan.readers, *plan.linears) if role in plan.readers or is_in_mixture(role)]
         with_bias = {*biased, *(own if experts is not None and experts.biased else [])}
         for linear in plan.linears:
             sizes[linear] = shape.linear_size(linear)

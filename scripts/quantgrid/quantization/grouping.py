@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..machine.malloc import layer_bytes
-from ..models.plans import kind_of
+from ..models.plans import is_routed
 from ..models.shapes import ModelShape
 
 
@@ -27,7 +27,7 @@ def batches(shape: ModelShape, group: range, budget: int) -> list[list[str]]:
     experts follow each other.
     """
     plan = shape.plan(group[0])
-    alone = [linear for linear in plan.linears if kind_of(linear) == linear or linear.endswith(".shared")]
+    alone = [linear for linear in plan.linears if not is_routed(linear)]
     found = [[linear] for linear in alone]
     experts = [site.partition(".")[2] for site in plan.expert_sites]
     for kinds in (("gate", "up"), ("down",)) if experts else ():

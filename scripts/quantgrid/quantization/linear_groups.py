@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..models.plans import LayerPlan, kind_of, linear_key
+from ..models.plans import LayerPlan, is_in_mixture, is_routed, kind_of, linear_key
 from ..models.shapes import ModelShape
 
 FUSED, LINEAR = "fused", "linear"  # kinds of groups
@@ -20,8 +20,8 @@ def fused_groups(plan: LayerPlan) -> list[list[str]]:
     found: dict[tuple[str, str], list[str]] = {}
     for name, site in plan.sites.items():
         for linear in site.linears:
-            role = linear.partition(".")[2]
-            found.setdefault((kind_of(name), "expert" if role.isdecimal() else role), []).append(linear)
+            part = "routed" if is_routed(linear) else "shared" if is_in_mixture(linear) else name
+            found.setdefault((kind_of(name), part), []).append(linear)
     return list(found.values())
 
 

@@ -59,5 +59,5 @@ def online_operations(content: CheckpointContent, decoder: DecoderFolder) -> int
             share = shape.active_experts / shape.experts if site in plan.expert_sites else 1
             found += share * sum(arithmetic(operation, shape.site_size(site)) for operation in operations)
     if content.schemes.key_value and content.schemes.key_value.rotate_keys:
-        found += shape.layers * (shape.heads + shape.kv_heads) * arithmetic({"operation": "hadamard"}, shape.head_dim)
+        found += shape.layers * (shape.heads + shape.kv_heads) * arithmetic({"operation": "hadamard"}, shape.key_dim)
     return round(found)

@@ -164,11 +164,13 @@ def test_experts_are_dense_only():
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_layer_norms_and_experts_in_one_tensor_are_not_written(target):
+def test_layer_norms_latent_attention_and_experts_in_one_tensor_are_not_written(target):
     opt = ModelShape(**{**SHAPE, "architecture": "OPTForCausalLM"})
     assert "no target writes the LayerNorms of OPTForCausalLM" in refusal(target, WEIGHTS, shape=opt)
     sparse = {**SHAPE, "architecture": "GptOssForCausalLM", "experts": 4, "active_experts": 2, "expert_size": 64}
     assert "writes the experts in one tensor of GptOss" in refusal(target, WEIGHTS, shape=ModelShape(**sparse))
+    latent = {**sparse, "architecture": "DeepseekV3ForCausalLM", "key_value_rank": 32, "plain_key_dim": 32}
+    assert "no target writes the latent attention of Deep" in refusal(target, WEIGHTS, shape=ModelShape(**latent))
 
 
 def test_gptq_and_awq_hold_weights_of_integers():

@@ -52,6 +52,7 @@ HARMLESS = {
     "num_mtp_layers": "layers that predict further tokens",
     "sep_token_id": "text generation",
     "init_std": "initial weights",
+    "qk_head_dim": "sum of two other keys",
     **dict.fromkeys(("dropout", "hidden_dropout", "embedding_dropout", "attn_pdrop", "layerdrop"), "training"),
     **dict.fromkeys(("classifier_dropout", "is_decoder"), "other classes of the model"),
     **dict.fromkeys((f"summary_{of}" for of in SUMMARY), "other classes of the model"),
@@ -176,7 +177,7 @@ def test_defaults_are_those_of_transformers(name):
     assert {key: own[key] for key in family.defaults} == dict(family.defaults)
     given = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False}
     left = {key for key, value in given.items() if key not in family.defaults}
-    left -= {"num_key_value_heads"} if name in NEED_KV_HEADS else set()
+    left -= {"num_key_value_heads"} if name in NEED_KV_HEADS else {*family.keys}
     bare = AutoConfig.for_model(family.model_type, hidden_size=96, num_attention_heads=24)
     assert "num_key_value_heads" not in left or getattr(bare, "num_key_value_heads", 24) == 24
     assert "head_dim" not in left or getattr(bare, "head_dim", None) in (None, 4)
@@ -191,6 +192,7 @@ ONLY = {
     "NemotronForCausalLM": {"hidden_act": "silu"},
     "CohereForCausalLM": {"use_qk_norm": True},
     "Ernie4_5_MoeForCausalLM": {"use_bias": True},
+    "DeepseekV2ForCausalLM": {"mlp_bias": True},
 }
 
 

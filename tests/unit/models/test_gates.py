@@ -203,6 +203,7 @@ WRONG_FOR_A_TRANSFORM: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "gate for up": ("Phi3ForCausalLM", "scaling", {"joined": {**JOINED, "mlp.gate_up_proj": ("up", "gate")}}),
     "LayerNorm for RMSNorm": ("OPTForCausalLM", "random_hadamard", {"centered": False}),
+    "keys before values": ("DeepseekV2ForCausalLM", "random_hadamard", {"by_head": False}),
     "blocks for heads": ("GPTNeoXForCausalLM", "random_hadamard", {"by_head": False}),
     "a factor through GELU": ("GPTNeoXForCausalLM", "scaling", {"degree": 1}),
     "a factor through a square": ("NemotronForCausalLM", "scaling", {"degree": 1}),

@@ -25,6 +25,7 @@ from quantgrid.mitigations.methods.low_rank import low_rank
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.mitigations.methods.sparse_outliers import sparse_outliers
 from quantgrid.mitigations.methods.tune_scales import tune_scales
+from quantgrid.models.canonical import Joined
 from quantgrid.models.lm_head import head_of
 from quantgrid.models.plans import SITES
 from quantgrid.quantization.cached import Quantized, Recipe, quantize_decoder
@@ -136,7 +137,11 @@ def own_model(made: Given, whole: nn.Module) -> nn.Module:
             value = torch.stack([stacked(one, last, by_row) for one in whole.get_submodule(path)])
         else:
             module = whole.get_submodule(path)
-            value = effective(module) if last == "weight" and hasattr(module, "left") else getattr(module, last)
+            if isinstance(module, Joined):
+                parts = [effective(part).unflatten(0, (module.heads, -1)) for part in module.values()]
+                value = torch.cat(parts, 1).flatten(0, 1)
+            else:
+                value = effective(module) if last == "weight" and hasattr(module, "left") else getattr(module, last)
         parameter.data = value.clone()
     return model
 

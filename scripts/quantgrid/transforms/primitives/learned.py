@@ -37,8 +37,8 @@ class LearnedR1(RotateResidual):
         return {"matrix": torch.eye(shape.hidden_size, dtype=torch.float64)}
 
     def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
-        stream = shape.family.plan.sites[kind_of(site)].stream
-        return before.rotated(parameters["matrix"][None]) if stream else before
+        stream = [read.name for read in shape.family.plan.stream_sites]
+        return before.rotated(parameters["matrix"][None]) if site in stream else before
 
 
 @dataclass
