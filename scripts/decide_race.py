@@ -1,26 +1,48 @@
-"""Decide on one look of a race: compare its candidates on all windows up to this look.
+"""Decide on one look of a race: compare its candidates on all windows up to this look; or, before
+the first look, decide by the errors of some candidates which of the others are raced.
 
 Reads the decision before it and the shards of the candidates that are still in the race, whose
 paths follow from the plan: their list can exceed the length of a command line.
 """
 
+import math
 from typing import Any
 
 from quantgrid.config.races import is_within
-from quantgrid.evaluation.races import Conditions, decide
+from quantgrid.evaluation.races import Conditions, decide, prune
 from quantgrid.ground.documents import parse_json
 from quantgrid.ground.storage import read_json, write_json
 from quantgrid.jobs.integrity import read_verified
 from quantgrid.jobs.job import arguments, record, run
 from quantgrid.plan.pipeline import Plan
-from quantgrid.plan.race_steps import Race
+from quantgrid.plan.race_steps import PRUNING, Race
 
-START: dict[str, Any] = {"looks": [], "losses": {}, "bits": {}, "failed": {}, "corpus": None}
+
+def start(race: Race) -> dict[str, Any]:
+    """Content of a decision before anything is decided."""
+    names = [cell.path for cell in race.candidates]
+    nothing: dict[str, Any] = {"looks": [], "losses": {}, "bits": {}, "failed": {}, "pruned": {}}
+    return {**nothing, "corpus": None, "survivors": names, "ended": ""}
+
+
+def pruned(plan: Plan, race: Race, before: dict[str, Any], place: str) -> dict[str, Any]:
+    """Content of the decision on pruning; a predictor that failed predicts nothing."""
+    cells = race.named(dict.fromkeys(race.predictors.values()))
+    measured = {cell.path: read(place + plan.measured(race, cell)) for cell in cells}
+    errors = {name: _error(found) for name, found in measured.items() if found["status"] == "ok"}
+    predicted = {name: errors[other] for name, other in race.predictors.items() if other in errors}
+    out = prune(predicted, race.settings["prune"])
+    return {**before, "pruned": out, "survivors": [name for name in before["survivors"] if name not in out]}
+
+
+def _error(measured: dict[str, Any]) -> float:
+    """Sum of the relative errors of all linears, their inputs rounded too."""
+    return math.fsum(linear.get("joint_output_error", 0.0) for linear in measured["linears"].values())
 
 
 def look(plan: Plan, race: Race, number: int, before: dict[str, Any], place: str) -> dict[str, Any]:
     """Content of the decision of a look: that of the decision ``before``, with this look added."""
-    cells = race.candidates if number == 0 else race.named(before["survivors"])
+    cells = race.named(before["survivors"])
     losses, bits, broken = dict(before["losses"]), dict(before["bits"]), dict(before["failed"])
     corpus, failed = before["corpus"], {}
     for cell in cells:
@@ -40,6 +62,7 @@ def look(plan: Plan, race: Race, number: int, before: dict[str, Any], place: str
     racing = {cell.path: losses[cell.path] for cell in cells if cell.path not in failed}
     decision = decide(racing, failed, Conditions(**race.conditions))
     return {
+        "pruned": before["pruned"],
         "looks": [*before["looks"], decision.to_dict()],
         "losses": losses,
         "bits": bits,
@@ -61,8 +84,8 @@ def main() -> None:
     race, number = plan.race(axes["study"], axes["model"]), int(axes["look"]) - 1
     # Snakemake may store results in another place than the config names.
     place = job.decision.removesuffix(plan.decide_race(race, number).outputs["decision"])
-    before = read_json(job.previous) if job.previous else START
-    found = look(plan, race, number, before, place)
+    before = read_json(job.previous) if job.previous else start(race)
+    found = pruned(plan, race, before, place) if number == PRUNING else look(plan, race, number, before, place)
     write_json(job.decision, {**record(job.spec), "race": job.spec["race"], "status": "ok", **found})
 
 

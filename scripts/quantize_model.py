@@ -12,7 +12,7 @@ from quantgrid.ground.errors import ConfigError, NumericalFailure
 from quantgrid.ground.storage import blake3_of, read_json, write_json
 from quantgrid.ground.tensor_files import TensorSpool
 from quantgrid.inference.linear import compute_dtype, placement
-from quantgrid.jobs.job import arguments, progress, record, run, use_threads
+from quantgrid.jobs.job import CELL_INPUTS, OPTIONAL_CELL_INPUTS, arguments, progress, record, run, use_threads
 from quantgrid.learning import outcomes
 from quantgrid.machine.malloc import fit_allocator
 from quantgrid.models.shapes import shape_from_folder
@@ -77,21 +77,10 @@ def quantized(job, about, chosen: Mapping[str, str]) -> Quantized:
 
 
 def main() -> None:
-    job = arguments(
-        "model",
-        "transform",
-        "statistics",
-        "windows",
-        "allocation",
-        "checkpoint",
-        "manifest",
-        "error",
-        optional=("statistics", "windows", "allocation"),
-    )
+    job = arguments(*CELL_INPUTS, "checkpoint", "manifest", "error", optional=OPTIONAL_CELL_INPUTS)
     use_threads(job.spec)
     fit_allocator(shape_from_folder(job.model))
-    read = ("transform", "statistics", "windows", "allocation")
-    about = record(job.spec, **{name: getattr(job, name) for name in read})
+    about = record(job.spec, **{name: getattr(job, name) for name in CELL_INPUTS if name != "model"})
     about["trainings"] = outcomes.of_transform(job.transform)
     about["placement"] = placement(job.spec["compute"]).to_dict()
     try:

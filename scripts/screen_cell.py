@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quantgrid.ground.places import SCRIPTS
 from quantgrid.ground.provenance import canonical
-from quantgrid.jobs.job import arguments, run
+from quantgrid.jobs.job import CELL_INPUTS, OPTIONAL_CELL_INPUTS, arguments, run
 
 
 @contextmanager
@@ -36,26 +36,19 @@ def start(rule: str, spec: dict, files: dict[str, str | None]) -> None:
 
 
 def screen(job: Namespace, folder: Path) -> None:
+    """Quantize and evaluate; both results have the axes of this job, whose outputs they are."""
     packed = {"checkpoint": str(folder / "model.safetensors"), "manifest": str(folder / "quantgrid.json")}
-    read = {name: getattr(job, name) for name in ("model", "transform", "statistics", "windows", "allocation")}
-    start("quantize_model", job.spec["quantize_model"], {**read, **packed, "error": job.error})
+    read = {name: getattr(job, name) for name in CELL_INPUTS}
     evaluated = {"model": job.model, **packed, "windows": job.evaluated, "reference": job.reference}
-    start("evaluate_perplexity", job.spec["evaluate_perplexity"], {**evaluated, "result": job.result})
+    for rule, files in (
+        ("quantize_model", {**read, **packed, "error": job.error}),
+        ("evaluate_perplexity", {**evaluated, "result": job.result}),
+    ):
+        start(rule, {**job.spec[rule], "axes": job.spec["axes"]}, files)
 
 
 def main() -> None:
-    job = arguments(
-        "model",
-        "transform",
-        "statistics",
-        "windows",
-        "allocation",
-        "evaluated",
-        "reference",
-        "result",
-        "error",
-        optional=("statistics", "windows", "allocation"),
-    )
+    job = arguments(*CELL_INPUTS, "evaluated", "reference", "result", "error", optional=OPTIONAL_CELL_INPUTS)
     with scratch(Path(job.result), job.spec["axes"]["key"]) as folder:
         screen(job, folder)
 

@@ -6,6 +6,9 @@ looks of 8, 16, 32, 64 and 128, as stored shards have them, and has to name the 
 on all windows does not tell apart, with at most 15 % of the window evaluations. Decisions are pure
 functions of the losses, so both are computed from the same ones. The seconds of planning a race of
 1000 candidates have a limit of 30.
+
+``--folder`` keeps the runs, so that an interrupted benchmark goes on, and models run one by one
+(``--models reference-4m --folder FOLDER``) before all of them are recorded.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +103,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of benchmarks.csv and .md")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="folder of the runs, which stay and go on there")
     options = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(prefix="quantgrid-bench-") as folder:
+    kept = nullcontext(options.folder.resolve()) if options.folder else None
+    with kept or tempfile.TemporaryDirectory(prefix="quantgrid-bench-") as folder:
         seconds = planning_seconds(Path(folder, "results"))
         limit = f"limit of {SECONDS:g} s"
         about = {"milliseconds": f"{1e3 * seconds:.4g}", "reference_milliseconds": f"{1e3 * SECONDS:.4g}"}
         rows.append(row(BENCHMARK, f"planning of {CANDIDATES} candidates", 1, limit, seconds / SECONDS, 1.0, **about))
         for model in options.models:
             place = Path(folder, model)
-            place.mkdir()
+            place.mkdir(parents=True, exist_ok=True)
             outcome, share, whole = compared(losses_of(model, place, options.cores))
             same = "the same set" if set(outcome.survivors) == whole else f"{set(outcome.survivors) ^ whole} differ"
             case = f"race of {len(outcome.windows)} recipes of {model}: {len(whole)} kept, {same}"

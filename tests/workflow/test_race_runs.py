@@ -65,6 +65,13 @@ def decisions(checkout: Checkout) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
+def recorded(checkout: Checkout) -> dict[Path, int]:
+    """Map the record of each finished first look, evaluation and decision to its time."""
+    folder = checkout.folder / RESULTS / "digests"
+    rules = ("screen_cell", "evaluate_perplexity", "decide_race")
+    return {path: path.stat().st_mtime_ns for rule in rules for path in (folder / rule).rglob("*.json")}
+
+
 def test_a_race_evaluates_what_it_keeps_and_says_so(finished: Checkout):
     found, results = decisions(finished), finished.folder / RESULTS
     assert found[-1]["ended"] and len(found) < 4
@@ -118,9 +125,38 @@ def test_a_killed_race_ends_in_the_same_bytes(finished: Checkout, tmp_path: Path
     wait_for(lambda: any((checkout.folder / RESULTS / "races").rglob("*.json")))
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
+    before = recorded(checkout)
     checkout.run("race")
+    assert before and before.items() <= recorded(checkout).items(), "what is finished is not computed again"
     patterns = ("evaluations/**/*.json", "races/**/*.json", "results.csv", "studies/*.csv", "tables/*")
     assert checkout.contents(RESULTS, *patterns) == finished.contents(RESULTS, *patterns)
+
+
+def test_a_race_that_prunes_leaves_recipes_unquantized_and_says_so(finished: Checkout, tmp_path: Path):
+    """Round to nearest has over four times the error without a transform as behind a rotation."""
+    checkout = finished.copy(tmp_path / "quantgrid")
+    stored = list(checkout.folder.glob(f"{RESULTS}/**/none/gptq/**/*.json"))
+    for path in stored:
+        path.unlink()
+    config = checkout.config("race")
+    config["studies"]["best"]["race"]["prune"] = 4
+    checkout.write_config(config, "race")
+    checkout.run("race")
+    assert stored and not any(path.exists() for path in stored)
+    [last] = [found for found in decisions(checkout) if found["ended"] and found["race"].get("prune")]
+    assert list(last["pruned"]) == [f"{MODEL}/none/gptq/channel/int4"]
+    assert all("/hadamard/" in name for name in last["survivors"])
+    page = (checkout.folder / RESULTS / "report.html").read_text()
+    assert f"of 5 recipes of {MODEL}" in page and "there is no guarantee that the best is not one of them" in page
+
+
+def test_first_looks_without_records_are_adopted(finished: Checkout, tmp_path: Path):
+    checkout = finished.copy(tmp_path / "quantgrid")
+    shutil.rmtree(checkout.folder / RESULTS / "digests" / "screen_cell")
+    command = [sys.executable, "scripts/verify_results.py", "--configfile", "config/race.yaml", "--adopt"]
+    done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True)
+    assert "0 outputs damaged, 0 jobs without a record" in done.stdout, done.stdout + done.stderr
+    assert checkout.planned("race") == []
 
 
 def test_one_command_leads_from_a_model_to_the_line_that_exports_its_best_recipe(finished: Checkout, tmp_path: Path):

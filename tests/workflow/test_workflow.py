@@ -178,6 +178,30 @@ def test_quantization_orders_the_cells_as_it_must(smoke: Checkout):
     )
 
 
+def divergences(checkout: Checkout) -> dict[tuple[str, ...], list[float]]:
+    """Map the axes of every quantized cell of the smoke run to its divergence in each window."""
+    found = {}
+    for path in (checkout.folder / RESULTS / "evaluations").glob("*/*/*/*/*/perplexity/docs/*.json"):
+        content = json.loads(path.read_text())
+        if content["axes"]["mitigation"] != "none":
+            found[axes(content["axes"])] = content["windows"]["kl_divergence"]
+    return found
+
+
+@pytest.mark.parametrize("budget", [4.25, 4.5, 16])
+def test_a_race_over_the_grid_ends_with_the_recipes_that_all_windows_leave(smoke: Checkout, budget: float):
+    """One test on all windows, at the level of the race, against looks of 4, 8 and 16 windows."""
+    from quantgrid.config.races import is_within
+    from quantgrid.evaluation.races import Conditions, cut, decide, race, spent
+
+    bits = {axes(row): float(row["value"]) for row in rows(smoke) if row["metric"] == "stored_bits_per_weight"}
+    losses = {"/".join(cell): own for cell, own in divergences(smoke).items() if is_within(bits[cell], budget)}
+    conditions = Conditions((4, 8, 16), len(losses))
+    outcome = race({name: cut(own, conditions.looks) for name, own in losses.items()}, conditions)
+    assert set(outcome.survivors) == set(decide(losses, {}, conditions).survivors)
+    assert len(losses) >= 20 and spent(outcome, conditions) < 0.8
+
+
 def test_trainings_leave_their_losses_and_no_state(smoke: Checkout):
     folder = smoke.folder / RESULTS
     learned = {

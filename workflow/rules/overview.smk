@@ -116,8 +116,8 @@ if RESIDUAL_ERRORS:
     rule plot_residual_error:
         """Figure of the error of the residual stream after every layer, a panel per cell."""
         input:
-            measured=RESIDUAL_ERRORS,
-            digests=PLAN.digests(RESIDUAL_ERRORS),
+            measured=residual_errors,
+            digests=lambda w: PLAN.digests(residual_errors(w)),
         output:
             png=f"{RESULTS}/residual-error.png",
             pdf=f"{RESULTS}/residual-error.pdf",

@@ -62,7 +62,7 @@ AWAITED = list(
 )
 LOSSES = list(PLAN.trainings().values())
 DISTRIBUTIONS = PLAN.distributions()
-RESIDUAL_ERRORS = PLAN.residual_errors()
+RESIDUAL_ERRORS = PLAN.measures_residual_error()
 ALLOCATIONS = PLAN.allocations()
 # Content records of the files shown in the report.
 REPORTED = [PLAN.digest(rule) for rule in ("collect_results", "evaluate_claims", "plot_pareto", "plot_number_lines")]

@@ -3,17 +3,17 @@
 import json
 
 
-def decided(race, number):
-    """Read the decision of a look, from 0; Snakemake makes it first where it is missing."""
-    made = checkpoints.decide_race.get(**PLAN.decide_race(race, number).wildcards).output.decision
+def decided(step):
+    """Read the decision of a step; Snakemake makes it first where it is missing."""
+    made = checkpoints.decide_race.get(**step.wildcards).output.decision
     with open(made, encoding="utf-8") as file:
         return json.load(file)
 
 
 def last_decision(race):
     """Find the decision that ends a race: its path and its content."""
-    for number, step in enumerate(PLAN.decisions(race)):
-        found = decided(race, number)
+    for step in PLAN.decisions(race):
+        found = decided(step)
         if found["ended"]:
             break
     return step.outputs["decision"], found
@@ -23,13 +23,13 @@ def decision_inputs(wildcards):
     """Name the inputs of a decision, which the one before it determines."""
     number = int(wildcards.look) - 1
     race = PLAN.race(wildcards.study, wildcards.model)
-    return PLAN.decision_inputs(wildcards, decided(race, number - 1) if number else None)
+    before = decided(PLAN.decide_race(race, number - 1)) if number > race.first else None
+    return PLAN.decision_inputs(wildcards, before)
 
 
-def finalists(study):
-    """List the candidates of a study that its races keep."""
-    ends = {race: last_decision(race)[1] for race in PLAN.raced.get(study, ())}
-    return [cell for race, end in ends.items() for cell in race.named(end["survivors"])]
+def ends(study):
+    """Read the decisions that end the races of a study."""
+    return [last_decision(race)[1] for race in PLAN.raced.get(study, ())]
 
 
 def last_decisions(study):
@@ -39,7 +39,12 @@ def last_decisions(study):
 
 def evaluations_of(study):
     """List the evaluations of a study; those of a race are known once it has ended."""
-    return PLAN.study_inputs(study, finalists(study))
+    return PLAN.study_inputs(study, ends(study))
+
+
+def residual_errors(wildcards):
+    """List the measurements of the residual error; those of a race are known once it has ended."""
+    return PLAN.residual_errors({study: ends(study) for study in PLAN.raced})
 
 
 def race_evaluations(wildcards):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..ground.errors import ConfigError, unknown_name
@@ -15,7 +16,7 @@ from ..machine.chunks import windows_per_batch
 from ..models.plans import kind_of
 from ..schemes.cell_schemes import CellSchemes
 from ..schemes.number_formats import ELEMENT_FORMATS
-from . import allocations, entries
+from . import allocations, entries, registry
 from .cells import Cell
 
 DEFAULTS = {"metric": "kl_divergence", "alpha": 0.05, "close": 0.05, "first": 8}
@@ -45,7 +46,24 @@ def candidates(config: Mapping[str, Any], wanted: Mapping[str, Any], cells: Iter
     for model in dict.fromkeys(cell.model for cell in quantized):
         if sum(cell.model == model for cell in found) < 2:
             raise ConfigError(f"{where}: {_too_few(config, wanted, [c for c in quantized if c.model == model])}")
+    if "prune" in wanted and not predictors(config, found):
+        raise ConfigError(
+            f"{where}.prune: cells whose mitigation reads no statistics predict the errors of others of the same "
+            "transform, granularity and format, and there are none; add 'rtn' to the mitigations, or leave 'prune' out"
+        )
     return found
+
+
+def predictors(config: Mapping[str, Any], cells: Sequence[Cell]) -> dict[Cell, Cell]:
+    """Map each of ``cells`` whose mitigation reads statistics to the one that predicts its error:
+    the first of the same model, transform, granularity and format whose mitigation reads none."""
+    methods = {name: entries.entry(config, "mitigations", name)["method"] for name in {c.mitigation for c in cells}}
+    fitted = {name for name, method in methods.items() if registry.method("mitigations", method).reads_statistics}
+    plain: dict[Cell, Cell] = {}
+    for cell in (cell for cell in cells if cell.mitigation not in fitted):
+        plain.setdefault(replace(cell, mitigation=""), cell)
+    found = {cell: plain.get(replace(cell, mitigation="")) for cell in cells if cell.mitigation in fitted}
+    return {cell: other for cell, other in found.items() if other}
 
 
 def is_within(bits: float, budget: float) -> bool:

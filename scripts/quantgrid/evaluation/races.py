@@ -97,6 +97,17 @@ class Outcome:
         return self.decisions[-1].survivors
 
 
+def prune(predicted: Mapping[str, float], factor: float) -> dict[str, str]:
+    """Find the candidates that are not raced, with the reason: those whose ``predicted`` error is
+    more than ``factor`` times the smallest. Nothing guarantees that the best is not one of them."""
+    least = min(predicted.values(), default=0.0)
+    return {
+        name: f"not raced: predicted error {error:.3g}, more than {factor:g} times the smallest, {least:.3g}"
+        for name, error in predicted.items()
+        if error > factor * least
+    }
+
+
 def decide(losses: Mapping[str, Sequence[float]], failed: Mapping[str, str], conditions: Conditions) -> Decision:
     """Decide on one look.
 

@@ -16,6 +16,10 @@ from ..ground.errors import ConfigError
 from ..ground.provenance import versions
 from ..ground.storage import blake3_of, verified
 
+# inputs of a job that quantizes a cell; none but the first two are those of every cell
+CELL_INPUTS = ("model", "transform", "statistics", "windows", "allocation")
+OPTIONAL_CELL_INPUTS = CELL_INPUTS[2:]
+
 
 def arguments(*names: str, optional: tuple[str, ...] = (), several: tuple[str, ...] = ()) -> argparse.Namespace:
     """Parse the command line of a job: ``--spec`` (its specification, JSON) and a path per name; an

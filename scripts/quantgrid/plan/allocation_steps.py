@@ -7,12 +7,9 @@ neither sensitivities nor errors.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..calibration.defaults import SENSITIVITY_WINDOWS
-from ..config import allocations, entries, registry
+from ..config import allocations
 from ..config.cells import Cell
-from ..schemes.granularities import searched
 from .evaluation_steps import EvaluationSteps
 from .steps import Step, once
 
@@ -27,14 +24,10 @@ class AllocationSteps(EvaluationSteps):
         """Plan the step that writes a cell's checkpoint; that of an allocated cell reads its allocation."""
         if not allocations.is_allocated(self.config, cell):
             return super().quantize_model(cell)
-        method, calibration, spec = self._solved(cell)
+        method, _, _ = self._mitigation(cell.mitigation)
+        spec, _ = self._solved(cell)
         spec["rank"] = allocations.allocation_of(self.config, cell)["rank"]
-        reads = {
-            "model": (self.fetch_model(cell.model), "folder"),
-            "transform": (self.fit_transform(cell), "transform"),
-            "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
-            "allocation": (self.allocate_bits(cell), "allocation"),
-        }
+        reads = {**self._cell_inputs(cell), "allocation": (self.allocate_bits(cell), "allocation")}
         return self._step("quantize_model", spec, reads, {"mitigation": method.module}, **cell.axes)  # type: ignore[arg-type]
 
     @once
@@ -60,14 +53,10 @@ class AllocationSteps(EvaluationSteps):
         A mitigation that reads statistics solves with those of one half of the windows, and its errors are
         measured on the other half.
         """
-        method, calibration, spec = self._solved(cell)
-        reads = {
-            "model": (self.fetch_model(cell.model), "folder"),
-            "transform": (self.fit_transform(cell), "transform"),
-            "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
-        }
+        method, calibration, _ = self._mitigation(cell.mitigation)
+        spec, _ = self._solved(cell)
+        reads = self._cell_inputs(cell, SOLVED if method.reads_statistics else "")
         if method.reads_statistics:
-            reads["statistics"] = (self.calibrate_model(cell.model, calibration, SOLVED), "statistics")
             reads["held_out"] = (self.calibrate_model(cell.model, calibration, MEASURED), "statistics")
         spec["schemes"] = {key: value for key, value in spec["schemes"].items() if key != "tied"}
         return self._step(
@@ -84,7 +73,7 @@ class AllocationSteps(EvaluationSteps):
     def allocate_bits(self, cell: Cell) -> Step:
         """Plan the allocation of a cell and of its alternatives."""
         given = allocations.allocation_of(self.config, cell)
-        calibration = entries.entry(self.config, "mitigations", cell.mitigation).get("calibration", "default")
+        _, calibration, _ = self._mitigation(cell.mitigation)
         return self._step(
             "allocate_bits",
             {"allocate": {key: given[key] for key in ("budget", "divergence", "groups", "alternatives")}},
@@ -99,14 +88,3 @@ class AllocationSteps(EvaluationSteps):
             mitigation=cell.mitigation,
             format=allocations.base_name(self.config, cell.format),
         )
-
-    def _solved(self, cell: Cell) -> tuple[registry.Method, str, dict[str, Any]]:
-        """Method and calibration of the mitigation of a cell, and the specification of a job that solves linears."""
-        entry = entries.entry(self.config, "mitigations", cell.mitigation)
-        calibration = entry.pop("calibration", "default")
-        method = registry.method("mitigations", entry["method"])
-        resolved, where = method.resolve(entry, f"mitigations.{cell.mitigation}"), f"mitigations.{cell.mitigation}"
-        schemes = searched(
-            entries.resolved_schemes(self.config, cell), resolved["options"], f"{where} on format '{cell.format}'"
-        )
-        return method, calibration, {"mitigation": registry.split_propagation(resolved)[0], "schemes": schemes}

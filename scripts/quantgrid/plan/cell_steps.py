@@ -195,31 +195,46 @@ class CellSteps(RuleLookUps):
     def quantize_model(self, cell: Cell) -> Step:
         """Plan the step that writes a cell's checkpoint; a trained mitigation has a separate
         rule."""
-        entry = entries.entry(self.config, "mitigations", cell.mitigation)
-        calibration = entry.pop("calibration", "default")
-        method = registry.method("mitigations", entry["method"])
+        method, calibration, _ = self._mitigation(cell.mitigation)
         if method.training:
-            return self._train_mitigation(cell, entry, calibration, method)
-        reads = {
-            "model": (self.fetch_model(cell.model), "folder"),
-            "transform": (self.fit_transform(cell), "transform"),
-        }
-        if cell.quantized:
-            reads["statistics"] = (self.calibrate_model(cell.model, calibration), "statistics")
-        resolved, where = (
-            method.resolve(entry, f"mitigations.{cell.mitigation}"),
-            f"mitigations.{cell.mitigation} on format '{cell.format}'",
-        )
-        mitigation, propagation = registry.split_propagation(resolved)
-        schemes = searched(entries.resolved_schemes(self.config, cell), resolved["options"], where)
-        spec = {"mitigation": mitigation, "schemes": schemes}
-        if propagation is None or schemes["weight"] is None:
+            return self._train_mitigation(cell)
+        spec, propagation = self._solved(cell)
+        reads = self._cell_inputs(cell)
+        if propagation is None or spec["schemes"]["weight"] is None:
             return self._step("quantize_model", spec, reads, {"mitigation": method.module}, **cell.axes)  # type: ignore[arg-type]
         given = self.config["calibrations"][calibration]
         spec["propagation"] = {**propagation, "skip_first": given["skip_first"]}
         reads["windows"] = (self.tokenize_corpus(cell.model, given["corpus"]), "windows")
         modules = {"mitigation": method.module, "propagation": registry.SEQUENTIAL}
         return self._step("quantize_model", spec, reads, modules, ("torch", "transformers"), **cell.axes)
+
+    @once
+    def _mitigation(self, name: str) -> tuple[registry.Method, str, dict[str, Any]]:
+        """Find method, name of the calibration, and resolved options of a mitigation."""
+        entry = entries.entry(self.config, "mitigations", name)
+        calibration = entry.pop("calibration", "default")
+        method = registry.method("mitigations", entry["method"])
+        return method, calibration, method.resolve(entry, f"mitigations.{name}")
+
+    def _solved(self, cell: Cell) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Specification of a job that solves the linears of a cell; options of its propagation."""
+        _, _, resolved = self._mitigation(cell.mitigation)
+        mitigation, propagation = registry.split_propagation(resolved)
+        where = f"mitigations.{cell.mitigation} on format '{cell.format}'"
+        schemes = searched(entries.resolved_schemes(self.config, cell), resolved["options"], where)
+        return {"mitigation": mitigation, "schemes": schemes}, propagation
+
+    def _cell_inputs(self, cell: Cell, half: str = "") -> dict[str, tuple[Step, str]]:
+        """Inputs of a job that quantizes a cell from cached statistics, of a ``half`` of the
+        windows or of all."""
+        reads = {
+            "model": (self.fetch_model(cell.model), "folder"),
+            "transform": (self.fit_transform(cell), "transform"),
+        }
+        if cell.quantized:
+            _, calibration, _ = self._mitigation(cell.mitigation)
+            reads["statistics"] = (self.calibrate_model(cell.model, calibration, half), "statistics")
+        return reads
 
     def trains(self, cell: Cell) -> str:
         """Return what the mitigation of a cell trains: ``scales``, ``weights`` or nothing
@@ -228,23 +243,16 @@ class CellSteps(RuleLookUps):
             "mitigations", entries.entry(self.config, "mitigations", cell.mitigation)["method"]
         ).training
 
-    def _train_mitigation(
-        self, cell: Cell, entry: Mapping[str, Any], calibration: str, method: registry.Method
-    ) -> Step:
-        resolved = method.resolve(entry, f"mitigations.{cell.mitigation}")
+    def _train_mitigation(self, cell: Cell) -> Step:
+        method, calibration, resolved = self._mitigation(cell.mitigation)
         spec = {
             "mitigation": resolved,
             "schemes": entries.resolved_schemes(self.config, cell),
             "training": method.training,
-            "seed": entry.get("seed", self.config["seed"]),
+            "seed": entries.entry(self.config, "mitigations", cell.mitigation).get("seed", self.config["seed"]),
         }
         corpus = self.config["calibrations"][calibration]["corpus"]
-        reads = {
-            "model": (self.fetch_model(cell.model), "folder"),
-            "transform": (self.fit_transform(cell), "transform"),
-            "statistics": (self.calibrate_model(cell.model, calibration), "statistics"),
-            "windows": (self.tokenize_corpus(cell.model, corpus), "windows"),
-        }
+        reads = {**self._cell_inputs(cell), "windows": (self.tokenize_corpus(cell.model, corpus), "windows")}
         return self._step(
             "train_mitigation", spec, reads, {"mitigation": method.module}, ("torch", "transformers"), **cell.axes
         )

@@ -7,7 +7,9 @@ The rules of the workflow look up their steps here, by key; :mod:`.cell_steps` a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from ..config import allocations, entries, grid, registry, shown_transforms
@@ -23,15 +25,24 @@ SHOWN_BY = {"tabulate_study": ("table",), "plot_study": ("figure",), "compare_st
 class Plan(ExportSteps):
     """All cells of one validated config, with their steps and the files made from them."""
 
-    def evaluations(self, study: str, finalists: Collection[Cell] = ()) -> dict[Cell, dict[str, str]]:
-        """Map cell -> evaluation -> path of its JSON, for all evaluations of a study; of the
-        candidates of a race only ``finalists`` have more than their errors."""
-        found = self.possible_evaluations(study)
-        raced = {cell for race in self.raced.get(study, ()) for cell in race.candidates}
-        return {
-            cell: paths if cell not in raced or cell in finalists else {"error": paths["error"]}
-            for cell, paths in found.items()
-        }
+    def evaluations(self, study: str, ends: Sequence[Mapping[str, Any]] = ()) -> dict[Cell, dict[str, str]]:
+        """Map cell -> evaluation -> path of its JSON, for all evaluations of a study.
+
+        ``ends`` are the decisions that end its races. Candidates that they keep have all
+        evaluations, the others their errors alone, and those that are not quantized none.
+        """
+        found = {**self.possible_evaluations(study)}
+        for race, end in zip_longest(self.raced.get(study, ()), ends):
+            entered, kept = race.entered(end), end["survivors"] if end else ()
+            for cell in (cell for cell in race.candidates if cell.path not in kept):
+                found[cell] = {"error": found[cell]["error"]} if cell in entered else {}
+        return found
+
+    @cached_property
+    def certain(self) -> list[Cell]:
+        """List the cells that are quantized whatever races predict of their errors."""
+        named = {cell for study in self.studies for cell, paths in self.evaluations(study).items() if paths}
+        return [cell for cell in self.cells if cell in named]
 
     @once
     def possible_evaluations(self, study: str) -> dict[Cell, dict[str, str]]:
@@ -72,13 +83,19 @@ class Plan(ExportSteps):
         self.all_exports()
         return {rule: list(steps.values()) for rule, steps in self.steps.items()}
 
-    def residual_errors(self) -> list[str]:
-        """List the paths of all measurements of the residual error."""
+    def measures_residual_error(self) -> bool:
+        """Check whether a study measures the residual error, if only of what its races keep."""
+        found = (paths for study in self.studies for paths in self.possible_evaluations(study).values())
+        return any(name.startswith("residual_error.") for paths in found for name in paths)
+
+    def residual_errors(self, ends: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+        """List the paths of all measurements of the residual error; ``ends``: study -> the
+        decisions that end its races."""
         return list(
             dict.fromkeys(
                 path
                 for study in self.studies
-                for paths in self.evaluations(study).values()
+                for paths in self.evaluations(study, ends.get(study, ())).values()
                 for name, path in paths.items()
                 if name.startswith("residual_error.")
             )
@@ -88,7 +105,7 @@ class Plan(ExportSteps):
         """List the paths of the errors of all allocated cells."""
         return [
             self.quantize_model(cell).outputs["error"]
-            for cell in self.cells
+            for cell in self.certain
             if allocations.is_allocated(self.config, cell)
         ]
 
@@ -96,7 +113,7 @@ class Plan(ExportSteps):
         """Map the name of each training to the path of its losses, for learned transforms and
         trained mitigations."""
         found = {}
-        for cell in self.cells:
+        for cell in self.certain:
             if registry.method(
                 "transforms", entries.entry(self.config, "transforms", cell.transform)["method"]
             ).learned:
@@ -105,7 +122,7 @@ class Plan(ExportSteps):
                 found[", ".join([model, transform, *([target] if target != "any" else [])])] = step.outputs["losses"]
         return found | {
             ", ".join(cell.axes.values()): self.quantize_model(cell).outputs["losses"]
-            for cell in self.cells
+            for cell in self.certain
             if self.trains(cell)
         }
 
@@ -122,9 +139,9 @@ class Plan(ExportSteps):
 
     # -- reporting ---------------------------------------------------------------------------------
 
-    def study_inputs(self, study: str, finalists: Collection[Cell] = ()) -> list[str]:
+    def study_inputs(self, study: str, ends: Sequence[Mapping[str, Any]] = ()) -> list[str]:
         """List the paths of all evaluations of a study (:meth:`evaluations`)."""
-        found = self.evaluations(study, finalists)
+        found = self.evaluations(study, ends)
         return list(dict.fromkeys(path for paths in found.values() for path in paths.values()))
 
     def study_spec(self, study: str) -> str:
@@ -143,10 +160,10 @@ class Plan(ExportSteps):
         )
 
     def all_checkpoints(self) -> list[str]:
-        """List the packed checkpoint of every cell with its manifest."""
+        """List the packed checkpoint of every cell of ``certain`` with its manifest."""
         return [
             path
-            for cell in self.cells
+            for cell in self.certain
             for name, path in self.quantize_model(cell).outputs.items()
             if name in ("checkpoint", "manifest")
         ]

@@ -2,16 +2,18 @@
 
 A race is one study on one model. Each look has a shard of new windows and a decision. All steps of
 all looks are known in advance; the decision before a look determines which of its shards are
-computed. The key of a decision covers every candidate and every look up to its own.
+computed. The key of a decision covers every candidate and every look up to its own. A race that
+prunes has one more decision, before its looks: which candidates are quantized at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..config import races
 from ..config.cells import Cell
 from ..ground.provenance import canonical, digest
 from ..machine.chunks import windows_per_batch
@@ -20,10 +22,16 @@ from .gate_steps import GateSteps
 from .shards import Shard, shards
 from .steps import Step, once
 
+PRUNING = -1  # number of the decision before the first look
+
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """A race: the candidates of a study on one model, and a shard of its corpus for each look."""
+    """A race: the candidates of a study on one model, and a shard of its corpus for each look.
+
+    ``predictors`` maps candidates (``Cell.path``) that wait for a prediction of their error to the
+    one that is quantized for it; empty without pruning.
+    """
 
     study: str
     model: str
@@ -31,6 +39,12 @@ class Race:
     candidates: tuple[Cell, ...]
     shards: tuple[Shard, ...]
     settings: Mapping[str, Any]
+    predictors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def first(self) -> int:
+        """Number of the first decision."""
+        return PRUNING if self.predictors else 0
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -48,6 +62,12 @@ class Race:
         known = {cell.path: cell for cell in self.candidates}
         return [known[name] for name in names]
 
+    def entered(self, end: Mapping[str, Any] | None) -> set[Cell]:
+        """Candidates that are quantized, by the decision that ends the race; before it (None) those
+        that wait for no prediction."""
+        out = self.predictors if end is None else end["pruned"]
+        return {cell for cell in self.candidates if cell.path not in out}
+
 
 class RaceSteps(GateSteps):
     """Cells of a plan, their gates and their races."""
@@ -63,9 +83,11 @@ class RaceSteps(GateSteps):
         corpus, cells = settings["windows"], [cell for cell in self.studies[study] if cell.quantized]
         batch = windows_per_batch(self.config["evaluation"]["batch_size"])
         parts = shards(self.windows(corpus), settings["first"], batch)
+        of_model = {model: [c for c in cells if c.model == model] for model in dict.fromkeys(c.model for c in cells)}
+        predicted = races.predictors(self.config, cells) if "prune" in settings else {}
         return [
-            Race(study, model, corpus, tuple(cell for cell in cells if cell.model == model), tuple(parts), settings)
-            for model in dict.fromkeys(cell.model for cell in cells)
+            Race(study, model, corpus, tuple(own), tuple(parts), settings, _paths(predicted, own))
+            for model, own in of_model.items()
         ]
 
     def race(self, study: str, model: str) -> Race:
@@ -104,8 +126,9 @@ class RaceSteps(GateSteps):
 
     @once
     def decide_race(self, race: Race, number: int) -> Step:
-        """Plan the decision of a look, from 0."""
-        keys = [[self.look(race, cell, look).key for look in range(number + 1)] for cell in race.candidates]
+        """Plan the decision of a look, from 0, or of the pruning before it."""
+        looks = range(max(number, 0) + 1)
+        keys = [[self.look(race, cell, look).key for look in looks] for cell in race.candidates]
         return self._step(
             "decide_race",
             {"race": {**race.settings, **race.conditions}, "shards": digest(keys, 16)},
@@ -117,8 +140,8 @@ class RaceSteps(GateSteps):
         )
 
     def decisions(self, race: Race) -> list[Step]:
-        """List the decisions of all looks of a race."""
-        return [self.decide_race(race, number) for number in range(len(race.shards))]
+        """List the decisions of a race: of its pruning, then of all looks."""
+        return [self.decide_race(race, number) for number in range(race.first, len(race.shards))]
 
     def decision_spec(self, wildcards: Any) -> str:
         """Build the specification of a decision as canonical JSON, with the part of the config from
@@ -127,13 +150,21 @@ class RaceSteps(GateSteps):
         return canonical({**step.spec, "config": subconfig.of_study(self.config, study, self.studies[study])})
 
     def decision_inputs(self, wildcards: Any, before: Mapping[str, Any] | None) -> dict[str, list[str]]:
-        """Name the inputs of a decision: the one ``before`` it (its JSON; None for the first look),
-        the shards of those still in the race, at the first look their errors, and all records."""
+        """Name the inputs of a decision: the one ``before`` it (its JSON; None for the first), the
+        shards of those still in the race, up to the first look their errors, and all records.
+        Pruning reads the errors of the predictors alone."""
         race, number = self.race(wildcards.study, wildcards.model), int(wildcards.look) - 1
         cells = race.candidates if before is None else race.named(before["survivors"])
+        if number == PRUNING:
+            cells = race.named(dict.fromkeys(race.predictors.values()))
         found = {
             "previous": [] if before is None else [self.decide_race(race, number - 1).outputs["decision"]],
-            "shards": [self.look(race, cell, number).outputs["result"] for cell in cells],
-            "errors": [self.measured(race, cell) for cell in cells] if before is None else [],
+            "shards": [self.look(race, cell, number).outputs["result"] for cell in cells if number >= 0],
+            "errors": [self.measured(race, cell) for cell in cells if number <= 0],
         }
         return {**found, "digests": self.digests(path for paths in found.values() for path in paths)}
+
+
+def _paths(predicted: Mapping[Cell, Cell], cells: Iterable[Cell]) -> dict[str, str]:
+    """Map the paths of ``cells`` that have a predictor to its path."""
+    return {cell.path: predicted[cell].path for cell in cells if cell in predicted}

@@ -77,8 +77,7 @@ GATES = ("gate_model", "gate_transform")
 OPTIONAL_INPUTS = {
     "fit_transform": ("statistics", "windows"),
     "measure_schemes": ("held_out",),
-    "quantize_model": ("statistics", "windows", "allocation"),
-    "screen_cell": ("statistics", "windows", "allocation"),
+    **dict.fromkeys(("quantize_model", "screen_cell"), ("statistics", "windows", "allocation")),
     "export_model": ("measured", "baseline"),
 }
 GATHERED = {"merge_shards": "shards"}  # one list of all inputs, by the name of its option

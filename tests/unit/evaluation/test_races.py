@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantgrid.evaluation import races
-from quantgrid.evaluation.races import Conditions, cut, decide, race, spent, standing
+from quantgrid.evaluation.races import Conditions, cut, decide, prune, race, spent, standing
 
 LOOKS = (8, 16, 32, 64, 128)
 RACES = 500
@@ -121,6 +121,12 @@ def test_a_candidate_that_fails_leaves_with_its_reason_and_a_leader_that_fails_c
     assert "c000" not in outcome.decisions[1].standings
     alone = race({name: ["broken"] for name in "ab"}, Conditions(LOOKS, 2))
     assert alone.survivors == () and alone.decisions[0].ended == races.NONE_LEFT
+
+
+def test_candidates_whose_predicted_error_is_far_above_the_smallest_are_not_raced():
+    found = prune({"a": 0.1, "b": 0.2, "c": 0.21}, 2)
+    assert found == {"c": "not raced: predicted error 0.21, more than 2 times the smallest, 0.1"}
+    assert prune({"a": 0.0, "b": 1e-9}, 2).keys() == {"b"} and prune({}, 2) == {}
 
 
 def test_a_candidate_added_later_is_judged_from_stored_losses():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from quantgrid.ground.places import ROOT
+from quantgrid.jobs.job import CELL_INPUTS
 from quantgrid.plan.steps import DIGESTS, OUTPUTS, REPORTS, outputs_of
 
 SNAKEMAKE = "9.27.1"  # the version that workflow/rules/internals.smk was seen on
@@ -101,7 +102,9 @@ def arguments_of(script: Path) -> set[str]:
         for node in ast.walk(ast.parse(script.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "arguments"
     ]
-    return {argument.value for call in calls for argument in call.args}
+    given = [argument for call in calls for argument in call.args]
+    shared = CELL_INPUTS if any(isinstance(argument, ast.Starred) for argument in given) else ()
+    return {*shared, *(argument.value for argument in given if isinstance(argument, ast.Constant))}
 
 
 @pytest.mark.parametrize("rule", RULES)

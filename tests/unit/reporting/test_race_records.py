@@ -42,6 +42,7 @@ def raced() -> tuple[Race, dict[str, Any]]:
         "losses": used,
         "bits": bits,
         "failed": {CELLS[3].path: "it broke"},
+        "pruned": {},
         "corpus": {"corpus": INFO, "dtype": "float32"},
         "survivors": list(outcome.survivors),
         "ended": outcome.decisions[-1].ended,
@@ -57,6 +58,24 @@ def test_the_sentence_counts_what_is_not_told_apart_and_what_was_saved(raced):
     )
     alone = {**decision, "survivors": decision["survivors"][:1], "ended": "one candidate is left"}
     assert races.summary(made, alone).startswith("One of 4 recipes of m is better than all others, best kept")
+
+
+def test_recipes_that_are_not_raced_are_counted_apart_and_shown_without_a_measurement(raced):
+    made, decision = raced
+    out = CELLS[3].path
+    looks = [{**look, "left": {n: why for n, why in look["left"].items() if n != out}} for look in decision["looks"]]
+    pruned = {**decision, "looks": looks, "failed": {}, "pruned": {out: "not raced: predicted error 3"}}
+    sentence = races.summary(made, pruned)
+    assert sentence.startswith("2 of 3 recipes of m are not told apart, best kept with probability >= 0.95")
+    assert sentence.endswith(
+        " Left out by the predicted error of their transform and format: 1; there is no guarantee that the best is not "
+        "one of them."
+    )
+    last = races.table(made, pruned).iloc[-1]
+    assert (last.mitigation, last.look, last.windows, last.reason) == ("broken", 0, 0, "not raced: predicted error 3")
+    assert CELLS[3] not in races.contents(made, pruned)
+    page = race_section(made, pruned, {})
+    assert [text for text, _ in page["rows"][-1]][3:] == ["0", "–", "–", "–", "0", "not raced: predicted error 3"]
 
 
 def test_the_cheapest_of_those_that_stay_comes_first(raced):

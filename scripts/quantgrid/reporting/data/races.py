@@ -6,7 +6,7 @@ of them is a window of the study's evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,6 @@ def last(plan: Plan, race: Race) -> dict[str, Any]:
     raise ConfigError(f"the race of study '{race.study}' on '{race.model}' has not ended; run the workflow")
 
 
-def finalists(races: Sequence[Race], decisions: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """List the candidates that the ``decisions`` of ``races`` keep."""
-    return [cell for race, end in zip(races, decisions, strict=True) for cell in race.named(end["survivors"])]
-
-
 def contents(race: Race, decision: Mapping[str, Any]) -> dict[Cell, dict[str, Any]]:
     """Map each candidate that was evaluated to its result in the race, in the form of an evaluation."""
     found: dict[Cell, dict[str, Any]] = {}
@@ -73,12 +68,12 @@ def protocol(race: Race, decision: Mapping[str, Any]) -> dict[str, Any]:
 def table(race: Race, decision: Mapping[str, Any]) -> pd.DataFrame:
     """Build a row per candidate, survivors first and then in the reverse order of leaving: cell, axes,
     bits, online operations, windows, mean loss, its error, difference to the best on the same windows
-    with its error, p-value of the look at which it left, number of that look (empty if it stayed) and
-    the reason."""
+    with its error, p-value of the look at which it left, number of that look (empty if it stayed, 0
+    if it was not raced) and the reason."""
     left = {
         name: (number, reason)
-        for number, look in enumerate(decision["looks"], 1)
-        for name, reason in look["left"].items()
+        for number, leaving in enumerate([decision["pruned"], *(look["left"] for look in decision["looks"])])
+        for name, reason in leaving.items()
     }
     rows = []
     best = decision["losses"].get(decision["survivors"][0]) if decision["survivors"] else None
@@ -111,10 +106,10 @@ def table(race: Race, decision: Mapping[str, Any]) -> pd.DataFrame:
 
 def summary(race: Race, decision: Mapping[str, Any]) -> str:
     """Say in one sentence what a race found: the recipes not told apart, and what it saved."""
-    kept, count = len(decision["survivors"]), len(race.candidates)
+    kept, count = len(decision["survivors"]), len(race.candidates) - len(decision["pruned"])
     if not kept:
         return f"All {count} recipes of {race.model} failed."
-    used = sum(map(len, decision["losses"].values())) / (count * race.conditions["looks"][-1])
+    used = sum(map(len, decision["losses"].values())) / (len(race.candidates) * race.conditions["looks"][-1])
     sure = f"best kept with probability >= {1 - race.settings['alpha']:g} under the test's assumptions"
     told = f"{kept} of {count} recipes of {race.model} are not told apart, {sure}"
     if kept == 1:
@@ -124,7 +119,13 @@ def summary(race: Race, decision: Mapping[str, Any]) -> str:
         ALL_WINDOWS: "; all windows are used",
     }
     saved = f"{1 - used:.0%} of the window evaluations were saved"
-    return f"{told}{ends.get(decision['ended'], '')}; {saved}."
+    return f"{told}{ends.get(decision['ended'], '')}; {saved}.{_pruned(len(decision['pruned']))}"
+
+
+def _pruned(count: int) -> str:
+    """Say how many recipes a race left out by prediction; empty for none."""
+    told = f" Left out by the predicted error of their transform and format: {count}"
+    return f"{told}; there is no guarantee that the best is not one of them." if count else ""
 
 
 def cheapest_first(race: Race, decision: Mapping[str, Any]) -> pd.DataFrame:

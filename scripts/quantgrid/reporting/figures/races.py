@@ -65,7 +65,7 @@ def caption(race: Race) -> str:
     """Describe the figure of a race."""
     in_perplexity = "" if race.conditions["relative"] else " in perplexity"
     return (
-        f"Mean of each of the {len(race.candidates)} recipes of {race.model} on its windows of {race.corpus}. A line "
+        f"Mean of each raced recipe of {race.model} on its windows of {race.corpus}. A line "
         "ends where its recipe left; those not told apart from the best are bold, and the band holds means within "
         f"{race.settings['close']:.0%} of the best{in_perplexity}. None of these windows is "
         "one of the study's evaluations."
