@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..calibration.defaults import SENSITIVITY_WINDOWS
 from ..config import allocations, entries, registry
 from ..config.cells import Cell
 from ..schemes.granularities import searched
@@ -36,22 +35,6 @@ class AllocationSteps(EvaluationSteps):
             "allocation": (self.allocate_bits(cell), "allocation"),
         }
         return self._step("quantize_model", spec, reads, {"mitigation": method.module}, **cell.axes)  # type: ignore[arg-type]
-
-    @once
-    def measure_sensitivity(self, model: str, calibration: str) -> Step:
-        """Plan the sensitivities of the linears of a model, on the first windows of a calibration."""
-        entry = self.config["calibrations"][calibration]
-        return self._step(
-            "measure_sensitivity",
-            {"skip_first": entry["skip_first"], "windows": SENSITIVITY_WINDOWS, "seed": self.config["seed"]},
-            {
-                "model": (self.fetch_model(model), "folder"),
-                "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows"),
-            },
-            packages=("torch", "transformers"),
-            model=model,
-            calibration=calibration,
-        )
 
     @once
     def measure_schemes(self, cell: Cell) -> Step:

@@ -78,6 +78,7 @@ OPTIONAL_INPUTS = {
     "fit_transform": ("statistics", "windows"),
     "measure_schemes": ("held_out",),
     "quantize_model": ("statistics", "windows", "allocation"),
+    "train_mitigation": ("sensitivities",),
     "screen_cell": ("statistics", "windows", "allocation"),
     "export_model": ("measured", "baseline"),
 }
