@@ -18,12 +18,20 @@ from quantgrid.transforms.files import load_transform
 
 
 def main() -> None:
-    read, written = (
-        ("transform", "statistics", "windows", "sensitivities"),
-        ("checkpoint", "manifest", "losses", "error"),
+    job = arguments(
+        "model",
+        "transform",
+        "statistics",
+        "windows",
+        "sensitivities",
+        "checkpoint",
+        "manifest",
+        "losses",
+        "error",
+        optional=("sensitivities",),
     )
-    job = arguments("model", *read, *written, optional=("sensitivities",))
     use_threads(job.spec)
+    read = ("transform", "statistics", "windows", "sensitivities")
     about = record(job.spec, **{name: getattr(job, name) for name in read})
     about["trainings"] = outcomes.of_transform(job.transform)
     about["placement"] = placement(job.spec["compute"]).to_dict()
