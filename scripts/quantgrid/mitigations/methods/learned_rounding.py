@@ -21,16 +21,14 @@ from ...ground.errors import ConfigError, NumericalFailure
 from ...ground.storage import read_json
 from ...learning.emphasis import Emphasis
 from ...learning.learned_codes import RoundedWeight, in_cells
-from ...learning.session import Session
 from ...learning.trainables import Bounds, SignDescent
 from ...learning.training import Settings
 from ...learning.training_context import TrainingContext
 from ...learning.transformed import Trained, TransformedModel
 from ...models.plans import linear_key
 from ...quantization.cached import Recipe
-from .layer_training import Block, LayerTraining, base_of, trained_block
+from .layer_training import Block, LayerTraining, base_of, fit_freely, rarely_saved
 
-RARER_SAVES = 10  # than in other trainings: the state has an offset per weight
 RATE = "offset"
 
 
@@ -60,18 +58,16 @@ def learned_rounding(
     Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
     model = TransformedModel(recipe, context, gradient)
-    session = Session(context.state_file, RARER_SAVES * context.save_seconds)
+    session = rarely_saved(context)
     settings = Settings(steps, batch_size, {RATE: learning_rate}, schedule, seed)
-
-    def descent(parameters: list[Tensor]) -> SignDescent:
-        return SignDescent([{"params": parameters, "initial_lr": learning_rate}])
-
     return LayerTraining(
         model,
         session,
         base_of(base, base_options),
         lambda weight, solved: RoundedWeight(in_cells(weight, solved), solved.quantized, ranges=ranges),
-        lambda block, objective: trained_block(block, objective, settings, session, descent, _bounds(block)),
+        lambda block, start, objective: fit_freely(
+            str(block.index), start, objective, settings, session, SignDescent, _bounds(block)
+        ),
         held_out,
         error if error == "relative" else "squared",
         _emphasis(model, context, error, trim_low, trim_high),
