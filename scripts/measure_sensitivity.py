@@ -1,4 +1,4 @@
-"""Measure the sensitivity of every linear of the unmodified model: the mean squared gradient of its output."""
+"""Measure the mean squared gradients of the unmodified model, at the outputs of every linear and of every layer."""
 
 from quantgrid.calibration.sensitivity import measure_sensitivities
 from quantgrid.calibration.streaming import FullPrecision, streamed
@@ -23,7 +23,10 @@ def main() -> None:
         found = measure_sensitivities(
             model, windows, job.spec["seed"], job.spec["skip_first"], progress("measuring sensitivities")
         )
-        write_json(job.sensitivities, {**about, "status": "ok", "linears": found})
+        write_json(
+            job.sensitivities,
+            {**about, "status": "ok", "linears": found.linears, "channels": found.channels.tolist()},
+        )
     except NumericalFailure as failure:
         write_json(job.sensitivities, {**about, "status": "failed", "reason": str(failure)})
 

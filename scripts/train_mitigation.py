@@ -18,9 +18,21 @@ from quantgrid.transforms.files import load_transform
 
 
 def main() -> None:
-    job = arguments("model", "transform", "statistics", "windows", "checkpoint", "manifest", "losses", "error")
+    job = arguments(
+        "model",
+        "transform",
+        "statistics",
+        "windows",
+        "sensitivities",
+        "checkpoint",
+        "manifest",
+        "losses",
+        "error",
+        optional=("sensitivities",),
+    )
     use_threads(job.spec)
-    about = record(job.spec, transform=job.transform, statistics=job.statistics, windows=job.windows)
+    read = ("transform", "statistics", "windows", "sensitivities")
+    about = record(job.spec, **{name: getattr(job, name) for name in read})
     about["trainings"] = outcomes.of_transform(job.transform)
     about["placement"] = placement(job.spec["compute"]).to_dict()
     wanted, losses = job.spec["mitigation"], HEADER
@@ -34,6 +46,7 @@ def main() -> None:
         state,
         progress("training"),
         solver_dtype=compute["solver_dtype"],
+        sensitivities_file=Path(job.sensitivities) if job.sensitivities else None,
     )
     try:
         recipe = Recipe(load_transform(job.transform), CellSchemes.from_dict(job.spec["schemes"]), None, job.statistics)

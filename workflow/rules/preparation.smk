@@ -68,7 +68,7 @@ rule calibrate_model:
 
 
 rule measure_sensitivity:
-    """Mean squared gradient of the output of every linear, for tokens drawn from the model, layer by layer."""
+    """Mean squared gradients at the outputs of linears and layers, for tokens drawn from the model, layer by layer."""
     input:
         unpack(PLAN.inputs("measure_sensitivity")),
     output:

@@ -169,4 +169,4 @@ rule train_mitigation:
         granularity="{granularity}",
         format="{format}",
     shell:
-        command("train_mitigation", "model transform statistics windows", verify="baseline_check gates")
+        command("train_mitigation", "model transform statistics windows sensitivities", verify="baseline_check gates")

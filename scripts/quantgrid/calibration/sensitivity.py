@@ -1,9 +1,11 @@
-"""Sensitivities of linears: mean squared gradients of their outputs, layer by layer.
+"""Sensitivities of linears and of the channels of layer outputs: mean squared gradients, layer by layer.
 
 A small error e of the outputs y of one linear raises KL(p || q) per token by E[(g · e)²] / 2, where g is
 the gradient of the summed negative log-likelihood of tokens drawn from the model's own distribution p
 (the Fisher information; Amari, Neural Computation, 1998). With one scalar per linear, E‖g‖²/m for m
-outputs, that is E‖g‖²/m · E‖e‖² / 2: the output error of a quantized linear in nats per token.
+outputs, that is E‖g‖²/m · E‖e‖² / 2: the output error of a quantized linear in nats per token. At the
+output of a layer, E[g_c²] of every channel is the diagonal of the Fisher information, which weights the
+errors of a layer that is trained (``learning/emphasis.py``).
 
 The windows pass forward through one decoder layer at a time, with the inputs of all layers kept, and
 back from the last layer, each of which runs again. Two layers' worth of memory never coincide; windows
@@ -49,6 +51,15 @@ class Sensitivity:
         }
 
 
+@dataclass(frozen=True)
+class Sensitivities:
+    """Sensitivities of a model: ``linears`` by name (``0.q``; :meth:`Sensitivity.to_dict`), and ``channels``
+    (layers, d) float64, the mean squared gradient of every channel of a layer's output."""
+
+    linears: dict[str, dict[str, float]]
+    channels: Tensor
+
+
 def measure_sensitivities(
     model: nn.Module,
     windows: Tensor,
@@ -56,8 +67,8 @@ def measure_sensitivities(
     skip_first: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
     held: int = HELD,
-) -> dict[str, dict[str, float]]:
-    """Sensitivity of every linear (``0.q``) of a transformers decoder (:meth:`Sensitivity.to_dict`).
+) -> Sensitivities:
+    """Sensitivities of the linears and layers of a transformers decoder.
 
     ``windows`` (count, tokens) of token ids; ``seed`` draws the predicted tokens. The first
     ``skip_first`` tokens of every window are context only. ``held`` bytes of layer inputs are in memory
@@ -72,6 +83,7 @@ def measure_sensitivities(
         for index, plan in enumerate(plans)
         for linear in plan.linears
     }
+    channels = torch.zeros(shape.layers, shape.hidden_size, dtype=torch.float64)
     generator, one = torch.Generator().manual_seed(seed), 4 * shape.layers * windows.shape[1] * shape.hidden_size
     device = next(model.parameters()).device
     sweeps = windows.to(device).split(max(1, held // one))
@@ -81,13 +93,15 @@ def measure_sensitivities(
         gradient = _label_gradients(model, head, last, generator)
         for index, layer in zip(reversed(range(shape.layers)), reversed(model.model.layers)):
             next(steps, None)
+            for window in gradient:
+                channels[index] += window[skip_first:].square().sum(0, dtype=torch.float64).cpu()
             with _observed(layer, plans[index], index, found, skip_first):
                 _backward(layer, inputs.pop(), gradient, arguments[index])
     seen = len(windows) * (windows.shape[1] - skip_first)
     sums = torch.tensor([part for held in found.values() for part in (held.gradients, held.squares)])
-    if not sums.isfinite().all():
-        raise NumericalFailure("sensitivities: a gradient or an output of a linear is NaN or infinite")
-    return {name: held.to_dict(seen) for name, held in found.items()}
+    if not (sums.isfinite().all() and channels.isfinite().all()):
+        raise NumericalFailure("sensitivities: a gradient or an output is NaN or infinite")
+    return Sensitivities({name: held.to_dict(seen) for name, held in found.items()}, channels / seen)
 
 
 @torch.no_grad()

@@ -166,7 +166,8 @@ class Method:
     operations that stay at run time, ``shifts`` names the option with the sites that it centres;
     ``clips``, in the form of ``calibrated``: it limits activations that are rounded. ``keeps_outliers``:
     a mitigation that keeps weights in 16 bits, or more codes than one per weight. ``reads_statistics``: a
-    mitigation whose weights depend on calibration statistics.
+    mitigation whose weights depend on calibration statistics. ``sensitive``, in the form of ``calibrated``: a
+    training that weights the channels of layer outputs by the sensitivities of the model.
     """
 
     module: str
@@ -197,6 +198,7 @@ class Method:
     clips: bool | Mapping[str, tuple[Any, ...]] = False
     keeps_outliers: bool = False
     reads_statistics: bool = True
+    sensitive: bool | Mapping[str, tuple[Any, ...]] = False
 
     def rotates_stream(self, options: Mapping[str, Any]) -> bool:
         """Check whether it rotates the residual stream itself with these resolved ``options``."""
@@ -231,6 +233,10 @@ class Method:
     def clips_activations(self, options: Mapping[str, Any]) -> bool:
         """Check whether it limits rounded activations with these resolved ``options``."""
         return _holds(self.clips, options)
+
+    def weights_channels(self, options: Mapping[str, Any]) -> bool:
+        """Check whether it reads the sensitivities of the model with these resolved ``options``."""
+        return _holds(self.sensitive, options)
 
     def hadamard_sizes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """List the sizes of the model that need a Hadamard matrix with these resolved

@@ -199,6 +199,7 @@ MITIGATIONS: dict[str, Method] = {
         },
         seeded=True,
         training="codes",
+        sensitive={"error": ("fisher",)},
     ),
     "qat_finetune": Method(
         "mitigations.methods.qat_finetune",

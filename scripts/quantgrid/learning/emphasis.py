@@ -1,8 +1,12 @@
 """Emphasis of a layer's output error: weights of channels, and errors that do not count.
 
-Weights are those of ``divergence_gradients.py``. Trimming leaves out the smallest or the largest errors:
-SignRound v2 (arXiv 2512.04746) drops the largest 0.1 % of a batch, APQ-ViT (arXiv 2303.14341) small
-ones; the published ratio of the latter could not be read.
+Channel c of a layer's output weighs E[g_c²], the diagonal of the Fisher information in the
+full-precision model (``calibration/sensitivity.py``). FIMA-Q (arXiv 2506.11543) takes the same diagonal
+from the first power of the gradient of the divergence, several times during a training, and adds a
+low-rank part; a gradient of the divergence is the Fisher information times an error, so its first power
+is the square of g. Trimming leaves out the smallest or the largest errors: SignRound v2 (arXiv 2512.04746)
+drops the largest 0.1 % of a batch, APQ-ViT (arXiv 2303.14341) small ones; the published ratio of the
+latter could not be read.
 """
 
 from __future__ import annotations
@@ -15,16 +19,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Emphasis:
-    """Weights ``channels`` (d,) of squared errors, and shares of the smallest and the largest errors that are
-    left out, ``trim_low`` and ``trim_high`` in [0, 1), of every piece of a batch."""
+    """Weights ``channels`` (d,) of squared errors behind the map ``back`` (d, d), none for the identity, and
+    shares of the smallest and the largest errors that are left out, ``trim_low`` and ``trim_high`` in
+    [0, 1), of every piece of a batch."""
 
     channels: Tensor | None = None
     trim_low: float = 0.0
     trim_high: float = 0.0
+    back: Tensor | None = None
 
     def weighted(self, outputs: Tensor) -> Tensor:
-        """``outputs`` (*batch, d) times the square roots of the weights."""
-        return outputs if self.channels is None else outputs * self.channels.sqrt()
+        """``outputs`` (*batch, d), mapped back, times the square roots of the weights."""
+        if self.channels is None:
+            return outputs
+        return (outputs if self.back is None else outputs @ self.back) * self.channels.sqrt()
 
     def counted(self, found: Tensor, wanted: Tensor) -> Tensor:
         """``found`` (*batch, d), weighted, equal to the already weighted ``wanted`` where the error is left

@@ -14,7 +14,8 @@ class TrainingContext:
     ``model_folder``: a canonical folder. ``windows_file``: a file of token windows, or None. ``device`` and
     ``solver_dtype`` as in a config. ``state_file``: file for resuming after an interruption, or None.
     ``progress`` wraps the iteration over steps. ``save_seconds``: interval between saves of the state.
-    ``statistics_file``: calibration statistics, or None.
+    ``statistics_file``: calibration statistics, or None. ``sensitivities_file``: sensitivities of the model, or
+    None.
     """
 
     model_folder: Path
@@ -25,3 +26,4 @@ class TrainingContext:
     save_seconds: float = 30.0
     statistics_file: Path | None = None
     solver_dtype: str = "auto"
+    sensitivities_file: Path | None = None

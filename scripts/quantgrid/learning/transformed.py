@@ -110,6 +110,13 @@ class TransformedModel:
         """Layer ``index`` with its statistics, folded again."""
         return next(transformed(self.decoder, self.recipe, range(index, index + 1)))
 
+    def stream_back(self) -> Tensor | None:
+        """Map (d, d) of the residual stream to that of the unmodified model; None without a rotation of it."""
+        identity = torch.eye(self.decoder.shape.hidden_size, dtype=torch.float64)
+        ends = {"embedding": identity, "final_norm": torch.ones_like(identity[0]), "lm_head": identity}
+        self.recipe.transform.fold_ends(ends)
+        return None if ends["lm_head"] is identity else ends["lm_head"].mT.to(self.device, torch.float32)
+
     def embedded(self) -> Tensor:
         """Hidden states (windows, tokens, d) before the first layer."""
         with torch.no_grad():

@@ -7,7 +7,6 @@ neither sensitivities nor errors.
 
 from __future__ import annotations
 
-from ..calibration.defaults import SENSITIVITY_WINDOWS
 from ..config import allocations
 from ..config.cells import Cell
 from .evaluation_steps import EvaluationSteps
@@ -29,22 +28,6 @@ class AllocationSteps(EvaluationSteps):
         spec["rank"] = allocations.allocation_of(self.config, cell)["rank"]
         reads = {**self._cell_inputs(cell), "allocation": (self.allocate_bits(cell), "allocation")}
         return self._step("quantize_model", spec, reads, {"mitigation": method.module}, **cell.axes)  # type: ignore[arg-type]
-
-    @once
-    def measure_sensitivity(self, model: str, calibration: str) -> Step:
-        """Plan the sensitivities of the linears of a model, on the first windows of a calibration."""
-        entry = self.config["calibrations"][calibration]
-        return self._step(
-            "measure_sensitivity",
-            {"skip_first": entry["skip_first"], "windows": SENSITIVITY_WINDOWS, "seed": self.config["seed"]},
-            {
-                "model": (self.fetch_model(model), "folder"),
-                "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows"),
-            },
-            packages=("torch", "transformers"),
-            model=model,
-            calibration=calibration,
-        )
 
     @once
     def measure_schemes(self, cell: Cell) -> Step:

@@ -12,6 +12,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from ..calibration.defaults import SENSITIVITY_WINDOWS
 from ..config import entries, registry
 from ..config.cells import Cell
 from ..config.entries import without_note
@@ -243,6 +244,22 @@ class CellSteps(RuleLookUps):
             "mitigations", entries.entry(self.config, "mitigations", cell.mitigation)["method"]
         ).training
 
+    @once
+    def measure_sensitivity(self, model: str, calibration: str) -> Step:
+        """Plan the sensitivities of a model, on the first windows of a calibration."""
+        entry = self.config["calibrations"][calibration]
+        return self._step(
+            "measure_sensitivity",
+            {"skip_first": entry["skip_first"], "windows": SENSITIVITY_WINDOWS, "seed": self.config["seed"]},
+            {
+                "model": (self.fetch_model(model), "folder"),
+                "windows": (self.tokenize_corpus(model, entry["corpus"]), "windows"),
+            },
+            packages=("torch", "transformers"),
+            model=model,
+            calibration=calibration,
+        )
+
     def _train_mitigation(self, cell: Cell) -> Step:
         method, calibration, resolved = self._mitigation(cell.mitigation)
         spec = {
@@ -253,6 +270,8 @@ class CellSteps(RuleLookUps):
         }
         corpus = self.config["calibrations"][calibration]["corpus"]
         reads = {**self._cell_inputs(cell), "windows": (self.tokenize_corpus(cell.model, corpus), "windows")}
+        if method.weights_channels(resolved["options"]):
+            reads["sensitivities"] = (self.measure_sensitivity(cell.model, calibration), "sensitivities")
         return self._step(
             "train_mitigation", spec, reads, {"mitigation": method.module}, ("torch", "transformers"), **cell.axes
         )

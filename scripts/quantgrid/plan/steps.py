@@ -78,6 +78,7 @@ OPTIONAL_INPUTS = {
     "fit_transform": ("statistics", "windows"),
     "measure_schemes": ("held_out",),
     **dict.fromkeys(("quantize_model", "screen_cell"), ("statistics", "windows", "allocation")),
+    "train_mitigation": ("sensitivities",),
     "export_model": ("measured", "baseline"),
 }
 GATHERED = {"merge_shards": "shards"}  # one list of all inputs, by the name of its option

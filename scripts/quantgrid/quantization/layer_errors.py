@@ -112,8 +112,9 @@ def ratio(part: Tensor, whole: Tensor) -> float:
 def accounted_bits(solved: Compensated, scheme: QuantScheme) -> dict[str, float]:
     """Bits per weight of one linear.
 
-    ``bits`` follows the paper: float32 scales unless the format fixes them, no zero points,
-    low-rank factors and outliers as stored. ``stored_bits`` is the size in the checkpoint.
+    ``bits`` follows the paper: float32 scales unless the format fixes them, no zero points of the
+    codes; low-rank factors, outliers and residual columns, with their zero points, as stored.
+    ``stored_bits`` is the size in the checkpoint.
     """
     shape = tuple(solved.quantized.codes.shape[-2:])
     zero_points = scheme.zero_point_bits * math.prod(scheme.scale_shape(shape)) / math.prod(shape)

@@ -2,7 +2,8 @@
 
 Values have shape (rows, groups, size), one scale block per (row, group); a per-tensor scale is one
 row with one group. Sources: clip ratio and weight clip search of QuaRot (arXiv 2404.00456) and
-SpinQuant (2405.16406), the observer of MR-GPTQ (2509.23202).
+SpinQuant (2405.16406), the observer of MR-GPTQ (2509.23202), errors left out of a search (APQ-ViT,
+2303.14341; SignRound v2, 2512.04746).
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: 
     the ranges; ``global_scale`` (rows, 1) is fixed. Candidates are the ranges times
     :func:`shrink_factors`, and the smallest stored scale that covers the whole range where the
     scale of the scheme does not. Ties go to the largest scale; the error never exceeds that of the
-    full range. Under ``four_six`` the candidates are the scales that make the largest element 6 and 4,
-    the errors are squared, and ties go to 6.
+    full range. The sum leaves out the smallest and largest errors of a block (``trim_low``,
+    ``trim_high``). Under ``four_six`` the candidates are the scales that make the largest element 6 and
+    4, the errors are squared, and ties go to 6.
     """
     if scheme.range == "four_six":
         scheme = replace(scheme, mse_norm=2.0)
@@ -97,10 +99,10 @@ def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: 
 def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
             global_scale: Tensor | None) -> QuantizationParameters:  # fmt: skip
     """Best parameters of some rows; the search stops once no smaller scale can be better for any
-    block."""
+    block, unless the largest errors do not count."""
     span, found, least = block_span(low, high), None, torch.full_like(high, math.inf)
     for parameters in _candidates(low, high, scheme, global_scale):
-        if found is not None and low is None:
+        if found is not None and low is None and not scheme.trim_high:
             hopeless = saturation(span, parameters, scheme) > least * (1 + SLACK)
             if bool((hopeless | (span == 0)).all()):
                 break
@@ -155,20 +157,30 @@ def shrink_factors(scheme: QuantScheme) -> list[float]:
 
 
 def block_errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Tensor:
-    """Sum over each block of |value - quantized value|**mse_norm, in units of the block's ``span``.
+    """Sum over each block of |value - quantized value|**mse_norm, in units of the block's ``span``, without
+    the shares ``trim_low`` and ``trim_high`` of the smallest and largest errors.
 
     The result is float32, without the last dimension of ``values``.
     """
+    errors, count = _errors(values, parameters, span, scheme), values.shape[-1]
+    first, last = int(scheme.trim_low * count), count - int(scheme.trim_high * count)
+    if last - first < count:
+        return torch.cat([*errors], -1).sort(-1).values[..., first:last].sum(-1).float()
+    total = torch.zeros_like(span)
+    for error in errors:
+        total += error.sum(-1).float()
+    return total
+
+
+def _errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Iterator[Tensor]:
+    """|value - quantized value|**mse_norm in units of ``span``, for pieces of the last dimension."""
     dtype = compute_dtype(values.dtype)
     step = effective_step(parameters, scheme).to(dtype).unsqueeze(-1)
     zero_point = None if parameters.zero_point is None else parameters.zero_point.to(dtype).unsqueeze(-1)
     unit = torch.where(span > 0, 1 / span, 0.0).to(dtype).unsqueeze(-1)
-    total = torch.zeros_like(span)
     for piece in values.split(max(1, chunk_elements(values)), dim=-1):
         error = round_values_(piece.to(dtype, copy=True), step, zero_point, scheme).sub_(piece).mul_(unit).abs_()
-        error = error.square_() if scheme.mse_norm == 2 else error.log2_().mul_(scheme.mse_norm).exp2_()
-        total += error.sum(-1).float()
-    return total
+        yield error.square_() if scheme.mse_norm == 2 else error.log2_().mul_(scheme.mse_norm).exp2_()
 
 
 def _extremes(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tensor]:

@@ -46,6 +46,8 @@ class QuantScheme:
                   measure of all scales in a format of at most 8 bits; ``four_six``: the largest
                   element becomes 6, or 4 where that has the smaller squared error (e2m1 with
                   e4m3 scales); ``percentile``: the nearest-rank percentile of the block
+    trim_low, trim_high  shares of the smallest and of the largest errors of a block that ``mse`` leaves
+                  out of its sum, rounded down to whole elements
     clip_ratio    constant factor on both ends of the range
     seed          of the k-means codebooks, one per scale block, stored in float16
 
@@ -66,6 +68,8 @@ class QuantScheme:
     mse_norm: float = 2.4
     mse_steps: int = 100
     mse_grid: float = 0.8
+    trim_low: float = 0.0
+    trim_high: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ GLOBAL_SCALES = ("none", "tensor", "token", "static", "site")
 RANGES = ("minmax", "mse", "exhaustive", "four_six", "percentile")
 LARGEST, MOST_STEPS, LARGEST_SEED = 10**9, 10_000, 2**63 - 1
 _LARGEST_SEARCHED_BITS = 8
+_LARGEST_TRIM = 0.5
 
 
 def check_scheme(scheme: QuantScheme) -> None:
@@ -62,14 +63,16 @@ def _check_numbers(scheme: QuantScheme) -> None:
         ("mse_norm", 0, math.inf),
     ):
         value = getattr(scheme, field)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not low < value <= high
-            or value == math.inf
-        ):
+        if not _is_number(value) or not low < value <= high or value == math.inf:
             raise ConfigError(
                 f"{field} is {shown(value)}: a number above {low} and at most {high} is accepted{text_hint(value)}"
+            )
+    for field in ("trim_low", "trim_high"):
+        value = getattr(scheme, field)
+        if not _is_number(value) or not 0 <= value < _LARGEST_TRIM:
+            raise ConfigError(
+                f"{field} is {shown(value)}: a number of at least 0 and below {_LARGEST_TRIM} is accepted"
+                f"{text_hint(value)}"
             )
     for field, low, high in (("mse_steps", 1, MOST_STEPS), ("seed", 0, LARGEST_SEED)):
         value = getattr(scheme, field)
@@ -78,6 +81,10 @@ def _check_numbers(scheme: QuantScheme) -> None:
                 f"{field} is {shown(value)}: an integer of at least {low} and at most {high} is accepted"
                 f"{text_hint(value)}"
             )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_element(scheme: QuantScheme) -> None:
@@ -120,6 +127,8 @@ def _check_range(scheme: QuantScheme) -> None:
         )
     if scheme.range == "exhaustive" and scheme.clip_ratio != 1:
         raise ConfigError("clip_ratio contradicts range 'exhaustive', which tries every scale")
+    if scheme.range != "mse" and (scheme.trim_low or scheme.trim_high):
+        raise ConfigError(f"trim_low and trim_high contradict range '{scheme.range}': 'mse' sums errors without them")
     if scheme.range == "four_six":
         if (scheme.element, scheme.scale_format) != ("e2m1", "e4m3") or scheme.global_scale == "none":
             raise ConfigError(

@@ -1,5 +1,5 @@
-"""Sensitivities of linears equal gradients of the whole model, whatever the number of sweeps, and predict
-divergences of small errors."""
+"""Sensitivities of linears and layers equal gradients of the whole model, whatever the number of sweeps, and
+predict divergences of small errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from quantgrid.calibration.sensitivity import measure_sensitivities
 from quantgrid.calibration.streaming import FullPrecision, streamed
 from quantgrid.ground.errors import ConfigError, NumericalFailure
 from quantgrid.inference.transform import fit, folded_ends
+from quantgrid.machine.chunks import HELD
 from quantgrid.models.canonical import shape_of
 from quantgrid.models.lm_head import head_of
 from quantgrid.models.plans import END_ROLES
@@ -52,10 +53,12 @@ def hook(layer, plan, kept, chosen):
 
 
 def whole_model_sums(folder, tokens, seed, skip):
-    """(sum of squared gradients, of squared outputs without bias, tokens) by linear: one graph of the whole
-    model in float64, tokens drawn window by window from its own logits."""
+    """(sum of squared gradients, of squared outputs without bias, tokens) by linear, and sums (layers, d) of
+    squared gradients of layer outputs: one graph of the whole model in float64, tokens drawn window by
+    window from its own logits."""
     model, generator = load_full_precision(folder, torch.float64), torch.Generator().manual_seed(seed)
     shape, found = shape_of(model), {}
+    channels = torch.zeros(shape.layers, shape.hidden_size, dtype=torch.float64)
     for window in tokens:
         seen = [({}, []) for _ in range(shape.layers)]
         handles = [
@@ -63,15 +66,28 @@ def whole_model_sums(folder, tokens, seed, skip):
             for index, layer in enumerate(model.model.layers)
             for handle in hook(layer, shape.plan(index), *seen[index])
         ]
+        outputs = []
+        handles += [layer.register_forward_hook(keep_in(outputs)) for layer in model.model.layers]
         logits = model(window[None], use_cache=False).logits[0]
         drawn = torch.multinomial(logits.detach().float().softmax(-1), 1, generator=generator)[:, 0]
         cross_entropy(logits, drawn, reduction="sum").backward()
+        channels += torch.stack([output.grad[0, skip:].square().sum(0) for output in outputs])
         for index, (kept, chosen) in enumerate(seen):
             for linear, (output, bias) in kept.items():
                 add(found, f"{index}.{linear}", output, bias, rows_of(linear, chosen) >= skip)
         for handle in handles:
             handle.remove()
-    return found
+    return found, channels
+
+
+def keep_in(outputs):
+    """Hook that appends the output of a layer to ``outputs``, which keep their gradients."""
+
+    def look(_module, _inputs, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+        outputs[-1].retain_grad()
+
+    return look
 
 
 def rows_of(linear, chosen):
@@ -94,10 +110,12 @@ def add(found, name, output, bias, kept):
 def test_sums_are_those_of_one_graph_of_the_whole_model(architecture, skip, tmp_path):
     build(architecture, tmp_path)
     tokens = tokens_for(tmp_path)
-    found = measure_sensitivities(streamed(FullPrecision(tmp_path, torch.float64)), tokens, 5, skip)
-    wanted, shape = whole_model_sums(tmp_path, tokens, 5, skip), DecoderFolder(tmp_path).shape
+    measured = measure_sensitivities(streamed(FullPrecision(tmp_path, torch.float64)), tokens, 5, skip)
+    (wanted, channels), shape = whole_model_sums(tmp_path, tokens, 5, skip), DecoderFolder(tmp_path).shape
+    found = measured.linears
     assert set(wanted) <= set(found) == {f"{i}.{name}" for i in range(shape.layers) for name in shape.plan(i).linears}
     total = WINDOWS * (LENGTH - skip)
+    assert torch.allclose(measured.channels, channels / total, rtol=1e-5)
     for name, entry in found.items():
         gradients, squares, count = wanted.get(name, (0.0, 0.0, 0))
         outputs = shape.linear_size(name.partition(".")[2])[0]
@@ -112,9 +130,11 @@ def test_neither_sweeps_nor_streaming_change_the_result(architecture, tmp_path):
     build(architecture, tmp_path)
     tokens = tokens_for(tmp_path)
     whole = measure_sensitivities(load_full_precision(tmp_path), tokens, 1)
-    assert measure_sensitivities(streamed(FullPrecision(tmp_path)), tokens, 1, held=1) == whole
-    assert measure_sensitivities(streamed(FullPrecision(tmp_path)), tokens, 1) == whole
-    assert measure_sensitivities(load_full_precision(tmp_path), tokens, 2) != whole
+    for held in (1, HELD):
+        found = measure_sensitivities(streamed(FullPrecision(tmp_path)), tokens, 1, held=held)
+        assert found.linears == whole.linears and torch.equal(found.channels, whole.channels)
+    other = measure_sensitivities(load_full_precision(tmp_path), tokens, 2)
+    assert other.linears != whole.linears and not torch.equal(other.channels, whole.channels)
 
 
 def test_a_small_error_of_an_output_costs_the_predicted_divergence(tmp_path):
@@ -123,7 +143,7 @@ def test_a_small_error_of_an_output_costs_the_predicted_divergence(tmp_path):
     build("LlamaForCausalLM", tmp_path)
     tokens = torch.randint(61, (24, LENGTH), generator=torch.Generator().manual_seed(3))
     model = load_full_precision(tmp_path, torch.float64)
-    found = measure_sensitivities(model, tokens, 0)
+    found = measure_sensitivities(model, tokens, 0).linears
     with torch.no_grad():
         wanted = log_softmax(model(tokens, use_cache=False).logits, -1)
         for name, path in (("0.o", "self_attn.o_proj"), ("1.down", "mlp.down_proj"), ("0.v", "self_attn.v_proj")):
@@ -138,6 +158,29 @@ def test_a_small_error_of_an_output_costs_the_predicted_divergence(tmp_path):
                 squares.append(error.square().sum(-1).mean())
             predicted = found[name]["gradient_square"] * torch.stack(squares).mean() / 2
             assert torch.stack(divergences).mean().item() == pytest.approx(predicted.item(), rel=0.15), name
+
+
+def test_errors_of_channels_of_a_layer_cost_the_predicted_divergence(tmp_path):
+    """Finite difference: independent errors of the channels of a layer's output against sum E[g_c^2] e_c^2 / 2;
+    the channels that cost least cost less than the others do."""
+    build("LlamaForCausalLM", tmp_path)
+    tokens = torch.randint(61, (24, LENGTH), generator=torch.Generator().manual_seed(3))
+    model = load_full_precision(tmp_path, torch.float64)
+    weights = measure_sensitivities(model, tokens, 0).channels[0]
+    small = weights < weights.median()
+    with torch.no_grad():
+        wanted, costs = log_softmax(model(tokens, use_cache=False).logits, -1), []
+        for part in (small, ~small):
+            generator, divergences = torch.Generator().manual_seed(9), []
+            for _ in range(12):
+                error = 1e-3 * part * torch.randn(24, LENGTH, len(part), generator=generator, dtype=torch.float64)
+                handle = model.model.layers[0].register_forward_hook(lambda *given, error=error: given[-1] + error)
+                logs = log_softmax(model(tokens, use_cache=False).logits, -1)
+                handle.remove()
+                divergences.append(kl_div(logs, wanted, reduction="sum", log_target=True) / tokens.numel())
+            costs.append(torch.stack(divergences).mean().item())
+            assert costs[-1] == pytest.approx(1e-6 * weights[part].sum().item() / 2, rel=0.15)
+    assert costs[0] < 0.8 * costs[1]
 
 
 def test_a_rotation_of_inputs_and_stream_keeps_gradients(tmp_path):
@@ -155,7 +198,7 @@ def test_a_rotation_of_inputs_and_stream_keeps_gradients(tmp_path):
     save(tmp_path / "turned", decoder.config, state)
     tokens = tokens_for(tmp_path / "plain")
     plain, turned = (
-        measure_sensitivities(load_full_precision(tmp_path / name, torch.float64), tokens, 0)
+        measure_sensitivities(load_full_precision(tmp_path / name, torch.float64), tokens, 0).linears
         for name in ("plain", "turned")
     )
     for name, entry in plain.items():

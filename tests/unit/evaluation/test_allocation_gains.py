@@ -87,7 +87,7 @@ class Measured:
         solved = self.statistics["first" if fitted else "all"]
         recipe = Recipe(fit([], decoder, None), CellSchemes(candidates=CANDIDATES), mitigation, solved)
         errors = scheme_errors(decoder, recipe, self.statistics["second"] if fitted else None)
-        return Table.of(errors, sensitivities, linear_groups(decoder.shape))
+        return Table.of(errors, sensitivities.linears, linear_groups(decoder.shape))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 
 from quantgrid.learning.emphasis import Emphasis
 from quantgrid.learning.objectives import squared_error
+from quantgrid.linalg.hadamard import random_orthogonal
 
 
 def outputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,6 +36,18 @@ def test_weights_count_squares_and_their_scale_does_not_matter():
     by_hand = (weights * (found - wanted) ** 2).sum() / (weights * wanted**2).sum()
     assert error(Emphasis(weights), found, wanted) == pytest.approx(by_hand.item())
     assert error(Emphasis(7 * weights), found, wanted) == pytest.approx(by_hand.item())
+
+
+def test_weights_count_behind_the_map_back():
+    """Outputs of a rotated stream have the error of the unrotated ones; without weights no map is needed."""
+    found, wanted = outputs()
+    weights = torch.rand(10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rotation = random_orthogonal(10, 3)
+    turned, back = [part @ rotation for part in (found, wanted)], rotation.mT
+    plain, ones = error(Emphasis(weights), found, wanted), torch.ones(10, dtype=torch.float64)
+    assert error(Emphasis(weights, back=back), *turned) == pytest.approx(plain)
+    assert error(Emphasis(weights), *turned) != pytest.approx(plain, rel=0.01)
+    assert error(Emphasis(ones, back=back), *turned) == pytest.approx(error(Emphasis(), *turned))
 
 
 def test_shares_leave_out_the_smallest_and_the_largest_errors():

@@ -8,15 +8,15 @@ import torch
 
 from learned_cases import recipe_of, trained
 from mitigation_cases import SCHEMES, inputs, weight_of
-from quantgrid.learning.divergence_gradients import divergence_gradients
+from quantgrid.calibration.sensitivity import measure_sensitivities
+from quantgrid.ground.errors import ConfigError, NumericalFailure
+from quantgrid.ground.storage import write_json
 from quantgrid.learning.learned_codes import RoundedWeight, in_cells
 from quantgrid.learning.trainables import Free, SignDescent
 from quantgrid.learning.training import Settings
 from quantgrid.learning.transformed import TransformedModel
 from quantgrid.mitigations.methods.bases import solve_base
-from quantgrid.mitigations.methods.rtn import rtn
-from quantgrid.quantization.cached import Recipe, quantize_decoder
-from quantgrid.quantization.checkpoints import load_full_precision, load_quantized, save_quantized
+from quantgrid.quantization.checkpoints import load_full_precision
 from quantgrid.quantizer import quantize
 from quantgrid.schemes import scheme
 from quantgrid.schemes.cell_schemes import CellSchemes
@@ -141,37 +141,61 @@ def test_no_offset_in_reach_moves_a_code_by_more_than_one(name, base):
     assert moved.max() == 1 and 0.15 < (moved == 1).float().mean() < 0.35  # 1/4 of uniform fractions
 
 
+def sensitivities(folder, channels):
+    """Context with a file of sensitivities whose channels (layers, d) are ``channels``."""
+    write_json(folder / "sensitivities.json", {"status": "ok", "channels": channels.tolist()})
+    return {"sensitivities_file": folder / "sensitivities.json"}
+
+
+def measured(made):
+    return measure_sensitivities(load_full_precision(made.folder), made.tokens[:16]).channels
+
+
 @pytest.mark.parametrize("error", [pytest.param("relative", marks=pytest.mark.slow), "trimmed", "fisher"])
-def test_every_loss_falls_on_windows_that_were_not_trained_on(error, given):
+def test_every_loss_falls_on_windows_that_were_not_trained_on(error, given, tmp_path):
+    made = given(VARIED[1])
     options = {"trim_high": 0.01} if error == "trimmed" else {}
-    done = trained(given(VARIED[1]), "learned_rounding", error=error, steps=16, learning_rate=1 / 32, **options)
+    context = sensitivities(tmp_path, measured(made)) if error == "fisher" else {}
+    done = trained(made, "learned_rounding", context=context, error=error, steps=16, learning_rate=1 / 32, **options)
     assert all(end["end"] < end["start"] for end in done.ends.values())
 
 
-def test_fisher_weights_are_those_of_the_stored_model(given, tmp_path):
-    """Gradients of the divergence at the outputs of the layers, in the checkpoint of rounding to nearest."""
+def test_fisher_weights_count_in_the_stream_of_the_unmodified_model(given, tmp_path):
+    """Equal weights are the squared error, with a rotated stream too; others change the errors."""
+    made, steps = given(VARIED[1]), {"steps": 0}
+    found = {
+        name: trained(made, "learned_rounding", context=context, error=error, **steps).ends
+        for name, error, context in (
+            ("squared", "squared", {}),
+            ("equal", "fisher", sensitivities(tmp_path, torch.full_like(measured(made), 3.0))),
+        )
+    }
+    found["measured"] = trained(
+        made, "learned_rounding", context=sensitivities(tmp_path, measured(made)), error="fisher", **steps
+    ).ends
+    for part, end in found["squared"].items():
+        assert found["equal"][part]["start"] == pytest.approx(end["start"], rel=1e-4)
+        assert found["measured"][part]["start"] != pytest.approx(end["start"], rel=1e-3)
+    model = TransformedModel(recipe_of(made, CellSchemes(scheme("int4"))), made.context(), "range")
+    inputs = model.embedded()
+    plain = load_full_precision(made.folder).model
+    with torch.no_grad():
+        wanted = plain(made.tokens, output_hidden_states=True).hidden_states[1]
+    assert torch.allclose(model.advance(0, inputs) @ model.stream_back(), wanted, atol=0.02 * wanted.std())
+    assert (
+        TransformedModel(
+            recipe_of(made, CellSchemes(scheme("int4")), transform="none"), made.context(), "range"
+        ).stream_back()
+        is None
+    )
+
+
+def test_fisher_weights_need_sensitivities(given, tmp_path):
     made = given(VARIED[1])
-    recipe = recipe_of(made, CellSchemes(scheme("int4")))
-    found = divergence_gradients(TransformedModel(recipe, made.context(), "range"))
-    content = quantize_decoder(
-        made.decoder, Recipe(recipe.transform, recipe.schemes, rtn, recipe.statistics_file)
-    ).content
-    save_quantized(content, tmp_path / "model.safetensors", tmp_path / "quantgrid.json", {"axes": {}})
-    model, exact, outputs = load_quantized(tmp_path), load_full_precision(made.folder), []
-
-    def kept(_module, _inputs, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        outputs.append(hidden if hidden.requires_grad else hidden.requires_grad_())
-
-    for layer in model.model.layers:
-        layer.register_forward_hook(kept)
-    total = torch.zeros_like(found)
-    for window in made.tokens:
-        outputs.clear()
-        with torch.no_grad():
-            target = exact(window[None]).logits[0].log_softmax(-1)
-        logits = model(window[None]).logits[0].log_softmax(-1)
-        divergence = (target.exp() * (target - logits)).sum()
-        total += torch.stack([part.abs().sum((0, 1)) for part in torch.autograd.grad(divergence, outputs)])
-    wanted = total / total.mean(-1, keepdim=True)
-    assert torch.allclose(found, wanted, rtol=0.05) and found.std(-1).min() > 0.05
+    with pytest.raises(ConfigError, match="error 'fisher' weights channels by the sensitivities"):
+        trained(made, "learned_rounding", error="fisher", steps=0)
+    write_json(tmp_path / "failed.json", {"status": "failed", "reason": "a gradient is NaN"})
+    with pytest.raises(NumericalFailure, match="a gradient is NaN"):
+        trained(
+            made, "learned_rounding", error="fisher", steps=0, context={"sensitivities_file": tmp_path / "failed.json"}
+        )

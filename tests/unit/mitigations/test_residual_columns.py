@@ -15,7 +15,8 @@ from quantgrid.mitigations.methods.low_rank import low_rank
 from quantgrid.mitigations.methods.residual_columns import affordable_columns, magnitudes, residual_columns
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.mitigations.methods.sparse_outliers import sparse_outliers
-from quantgrid.quantization.compensation_storage import residual_bits, side_bits
+from quantgrid.quantization.code_storage import code_tensors
+from quantgrid.quantization.compensation_storage import residual_bits, side_bits, side_tensors
 from quantgrid.quantization.layer_errors import accounted_bits
 from quantgrid.quantizer import quantize
 from quantgrid.quantizer.tensors import step_size
@@ -78,7 +79,9 @@ def test_they_take_the_bytes_of_a_rank_and_no_more(name, rank):
     assert count == N or residual_bits(M, count + unit, scheme) > budget
 
 
-@pytest.mark.parametrize("name", ["int4", "int4 asymmetric group-32", "nvfp4", "kmeans groups"])
+@pytest.mark.parametrize(
+    "name", ["int4", "int4 asymmetric", "int4 asymmetric group-32", "unsigned", "nvfp4", "kmeans groups"]
+)
 def test_they_come_back_from_disk_and_weigh_what_is_accounted(name):
     weights = torch.stack([weight_of(0), weight_of(10)])
     statistics = stack([statistics_of(inputs(0)), statistics_of(inputs(10))])
@@ -88,6 +91,22 @@ def test_they_come_back_from_disk_and_weigh_what_is_accounted(name):
         weight, nothing, bits = roundtrip(solved, layer)
         assert nothing is None and torch.equal(weight, solved.dequantized()[layer])
         assert math.isclose(bits, side_bits(solved) * M * N, rel_tol=1e-9) and bits <= 16 * 24 * (M + N)
+
+
+@pytest.mark.parametrize("name", ["int4 asymmetric", "int4 asymmetric group-32", "unsigned"])
+def test_zero_points_of_second_codes_count_in_both_numbers_of_bits(name):
+    """Those of the main codes in the stored bits alone; all of them against the bytes on disk."""
+    scheme = SCHEMES[name]
+    solved = residual_columns(weight_of()[None], stack([statistics_of(inputs())]), scheme, rank=24)
+    found, second = accounted_bits(solved, scheme), code_tensors(solved.residual.quantized, 0)
+    assert second["zero_point"].numel() > 0
+
+    def bits(tensors):
+        return 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / (M * N)
+
+    main, term = code_tensors(solved.quantized, 0), side_tensors(solved, 0)
+    assert found["stored_bits"] == pytest.approx(bits(main) + bits(term), rel=1e-9)
+    assert found["bits"] == pytest.approx(found["stored_bits"] - bits({"zero_point": main["zero_point"]}), rel=1e-9)
 
 
 def test_at_equal_bytes_none_of_three_takes_more_and_each_lowers_the_error():

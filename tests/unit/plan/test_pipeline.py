@@ -110,6 +110,25 @@ def test_a_mitigation_that_searches_the_ranges_of_weights_changes_the_weight_sch
         schemes("kmeans4")
 
 
+def test_trainings_with_fisher_weights_share_the_sensitivities_of_their_calibration():
+    errors = {"plain": "squared", "trimmed": "trimmed", "fisher": "fisher", "elsewhere": "fisher"}
+    config = content()
+    config["mitigations"] |= {name: {"method": "learned_rounding", "error": error} for name, error in errors.items()}
+    config["mitigations"]["elsewhere"]["calibration"] = "other"
+    config["studies"]["methods"] |= {"mitigations": [*errors], "exclude": []}
+    made = plan(config)
+    found = {
+        name: {
+            made.quantize_model(Cell("tiny", transform, name, "channel", "int4")).inputs.get("sensitivities")
+            for transform in ("none", "turn")
+        }
+        for name in errors
+    }
+    assert found["plain"] == found["trimmed"] == {None}
+    for name, calibration in (("fisher", "default"), ("elsewhere", "other")):
+        assert found[name] == {made.measure_sensitivity("tiny", calibration).outputs["sensitivities"]}
+
+
 def test_a_sequential_mitigation_reads_the_windows_that_it_is_calibrated_on():
     """In addition to all inputs of a cached one. The options of its function do not name the
     propagation, and no cached cell depends on the module."""

@@ -131,7 +131,7 @@ def test_stored_bits_of_an_allocation_are_within_its_budget(made):
     folder, statistics, _ = made
     decoder = DecoderFolder(folder)
     recipe = Recipe(fit(TRANSFORMS["hadamard"], decoder, statistics), SEVERAL, rtn, statistics)
-    sensitivities = measure_sensitivities(load_full_precision(folder), some_tokens(4), 0)
+    sensitivities = measure_sensitivities(load_full_precision(folder), some_tokens(4), 0).linears
     table = Table.of(scheme_errors(decoder, recipe), sensitivities, linear_groups(decoder.shape))
     for budget in (5.0, 6.0, 7.3):
         found = table.described(allocate(table, budget)[0])

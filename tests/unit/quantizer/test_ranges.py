@@ -28,30 +28,68 @@ def covering(x, plain, global_scale):
     return fake_quantize(x, plain, QuantizationParameters(codes[position], None, global_scale))
 
 
-@pytest.mark.parametrize("key", ["int4", "int4_asym", "fp4", "nf4", "nvfp4", "nvint4", "mxfp4", "mxint4", "mxfp8"])
+def summed(values, x, used):
+    """Sum of |x - values|**2.4 of every block, without its trimmed shares of the smallest and largest."""
+    errors = (values - x).abs().double().pow(2.4).reshape(*used.scale_shape(x.shape), -1).sort(-1).values
+    count = errors.shape[-1]
+    return errors[..., int(used.trim_low * count) : count - int(used.trim_high * count)].sum(-1)
+
+
+KEYS = ["int4", "int4_asym", "fp4", "nf4", "nvfp4", "nvint4", "mxfp4", "mxint4", "mxfp8"]
+TRIMMED = [
+    ("int4", {"trim_high": 0.04}),
+    ("int4_asym", {"trim_low": 0.3, "trim_high": 0.1}),
+    ("mxfp4", {"trim_low": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("key", "trims"), [*((key, {}) for key in KEYS), *TRIMMED])
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group-32"])
-def test_the_search_equals_brute_force(key, granularity):
+def test_the_search_equals_brute_force(key, trims, granularity):
     x = heavy_tailed(3, 96)
-    used = scheme(key, granularity=granularity, range="mse", mse_steps=20)
+    used = scheme(key, granularity=granularity, range="mse", mse_steps=20, **trims)
     plain = scheme(key, granularity=granularity)
-    shape = (*used.scale_shape(x.shape), -1)
     global_scale = find_parameters(x, plain).global_scale
     errors = []
     for i in range(16):
         shrunk = plain if i == 0 else scheme(key, granularity=granularity, clip_ratio=1 - i / 20)
         values = fake_quantize(x, shrunk, find_parameters(x, shrunk, global_scale))
-        errors.append((values - x).abs().double().pow(2.4).reshape(shape).sum(-1))
+        errors.append(summed(values, x, used))
     if (values := covering(x, plain, global_scale)) is not None:
-        errors.append((values - x).abs().double().pow(2.4).reshape(shape).sum(-1))
-    found = (fake_quantize(x, used) - x).abs().double().pow(2.4).reshape(shape).sum(-1)
+        errors.append(summed(values, x, used))
+    found = summed(fake_quantize(x, used), x, used)
     best = torch.stack(errors).amin(0)
     assert (found <= best * (1 + 1e-4)).all() and (found >= best * (1 - 1e-4)).all()
     assert (found <= errors[0]).all()
 
 
+@pytest.mark.parametrize("key", ["int4", "int4_asym", "mxfp4"])
+def test_shares_below_one_element_leave_out_nothing(key):
+    x = heavy_tailed(6, 96)
+    plain, trimmed = (
+        find_parameters(x, scheme(key, group_size=32, range="mse", trim_low=share, trim_high=share))
+        for share in (0.0, 0.03)
+    )
+    assert torch.equal(plain.scale, trimmed.scale)
+    assert plain.zero_point is None or torch.equal(plain.zero_point, trimmed.zero_point)
+
+
+def test_one_outlier_in_a_block_does_not_move_a_trimmed_range():
+    """The second search has the candidates of the first and larger ones, which help no integer."""
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    x[:, 5] = 0.0
+    alone = find_parameters(x, scheme("int4", range="mse", mse_steps=50, mse_grid=1.0)).scale
+    x[:, 5] = 2 * x.abs().amax(-1)
+    plain, trimmed = (
+        find_parameters(x, scheme("int4", range="mse", mse_grid=1.0, trim_high=share)).scale for share in (0.0, 1 / 64)
+    )
+    assert torch.allclose(trimmed, alone, rtol=1e-5)
+    assert (plain > 1.2 * alone).all()
+
+
 def loss(x, used):
     """Sum of |x - quantized x|**2.4 of every block."""
-    return (fake_quantize(x, used) - x).abs().double().pow(2.4).reshape(*used.scale_shape(x.shape), -1).sum(-1)
+    return summed(fake_quantize(x, used), x, used)
 
 
 SYMMETRIC = [name for name, preset in PRESETS.items() if preset["weight"] and not name.startswith("kmeans")]

@@ -89,6 +89,16 @@ def test_an_overridden_scale_format_brings_its_rule_and_global_scale():
         ({"element": "int4", "clip_ratio": float("nan")}, "clip_ratio"),
         ({"element": "int4", "percentile": 101}, "percentile"),
         ({"element": "int4", "mse_steps": 0}, "mse_steps"),
+        (
+            {"element": "int4", "range": "mse", "trim_high": 0.5},
+            "trim_high is 0.5: a number of at least 0 and below 0.5",
+        ),
+        ({"element": "int4", "range": "mse", "trim_low": True}, "trim_low is True: a number"),
+        ({"element": "int4", "trim_high": 0.1}, "trim_low and trim_high contradict range 'minmax'"),
+        (
+            {"element": "e2m1", "scale_format": "e4m3", "range": "exhaustive", "trim_low": 0.1},
+            "contradict range 'exhaustive'",
+        ),
         ({"element": "int4", "group": 32}, "unknown field"),
         ({"scale_format": "fp32"}, "needs the field 'element'"),
     ],

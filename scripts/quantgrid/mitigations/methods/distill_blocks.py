@@ -9,21 +9,18 @@ given, not of epochs; ranges are recomputed at every step, or those of ``base: g
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
-from ...inference.transform import Parameters
-from ...learning.objectives import OneLayer
-from ...learning.session import Session
 from ...learning.straight_weight import StraightWeight
 from ...learning.training import Settings
 from ...learning.training_context import TrainingContext
 from ...learning.transformed import Trained, TransformedModel
 from ...quantization.cached import Recipe
-from .layer_training import Block, LayerTraining, base_of, trained_block
+from .layer_training import LayerTraining, base_of, fit_freely, rarely_saved
 
-RARER_SAVES = 10  # than in other trainings: the state has the weights of the finished layers
 RATE = "weights"
 
 
@@ -48,22 +45,15 @@ def distill_blocks(
     A layer keeps its base unless training lowers its output error on the last ``held_out`` windows, which
     are not trained on. Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
-    session = Session.of(context, RARER_SAVES)
+    session = rarely_saved(context)
     settings = Settings(steps, batch_size, {RATE: learning_rate}, schedule, seed, warmup)
-
-    def fit(block: Block, objective: OneLayer) -> Parameters:
-        def optimizer(parameters: list) -> torch.optim.Optimizer:
-            groups = [{"params": parameters, "initial_lr": learning_rate}]
-            return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
-
-        return trained_block(block, objective, settings, session, optimizer)
-
+    optimizer = partial(torch.optim.AdamW, lr=learning_rate, weight_decay=weight_decay)
     return LayerTraining(
         TransformedModel(recipe, context, gradient),
         session,
         base_of(base, base_options),
         lambda weight, solved: StraightWeight.of(weight, solved, base, gradient),
-        fit,
+        lambda block, start, objective: fit_freely(str(block.index), start, objective, settings, session, optimizer),
         held_out,
         error,
     ).run(context.progress)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +21,14 @@ from ...learning.objectives import OneLayer
 from ...learning.session import Session
 from ...learning.trainables import Bounds, Free
 from ...learning.training import Settings, evaluate, minimize
+from ...learning.training_context import TrainingContext
 from ...learning.transformed import Trained, TransformedModel
 from ...models.plans import linear_key
 from ...quantizer.quantized_weight import Compensated
 from ...quantizer.tensors import QuantizedTensor
 from .bases import solve_base
+
+RARER_SAVES = 10  # than in other trainings
 
 
 class LearnedWeight(Protocol):
@@ -78,16 +81,16 @@ class LayerTraining:
     """Training of all layers of ``model`` from the codes of ``base``, solved with the cached statistics of
     the full-precision model.
 
-    ``learned`` makes the learned weight of a weight (1, m, n) and its base, ``fit`` trains a block and
-    returns its parameters. The last ``held_out`` windows are not trained on. ``error`` is that of
-    ``squared_error``, ``emphasis`` that of every layer, or none.
+    ``learned`` makes the learned weight of a weight (1, m, n) and its base, ``fit`` trains a block from its
+    initial parameters and leaves the better ones in ``session``. The last ``held_out`` windows are not
+    trained on. ``error`` is that of ``squared_error``, ``emphasis`` that of every layer, or none.
     """
 
     model: TransformedModel
     session: Session
     base: Callable[..., Compensated]
     learned: Callable[[Tensor, Compensated], LearnedWeight]
-    fit: Callable[[Block, OneLayer], Parameters]
+    fit: Callable[[Block, Parameters, OneLayer], object]
     held_out: int
     error: str
     emphasis: list[Emphasis] | None = None
@@ -106,7 +109,7 @@ class LayerTraining:
                 {linear: self.learned(weight, solved[linear]) for linear, weight in weights.items()},
             )
             emphasis = self.emphasis[index] if self.emphasis else None
-            values = self.fit(block, OneLayer(block, self.held_out, index, inputs, wanted, self.error, emphasis))
+            values = self._fitted(block, OneLayer(block, self.held_out, index, inputs, wanted, self.error, emphasis))
             inputs = block.output(inputs, values)
             if self.session.ends[str(index)]["kept"] == "learned":
                 solved = {
@@ -117,28 +120,40 @@ class LayerTraining:
             exact = wanted
         return Trained(model.finished(), self.session.table(), self.session.ends)
 
+    def _fitted(self, block: Block, objective: OneLayer) -> Parameters:
+        """Parameters (float32) of ``block``, trained unless an interrupted session had finished it."""
+        start = block.start()
+        if str(block.index) not in self.session.ends:
+            self.fit(block, start, objective)
+        finished = self.session.finished
+        return {name: finished[name].to(self.model.device, torch.float32) for name in start}
 
-def trained_block(
-    block: Block,
+
+def rarely_saved(context: TrainingContext) -> Session:
+    """Session of a training whose state has tensors of the size of the weights."""
+    return Session.of(context, RARER_SAVES)
+
+
+def fit_freely(
+    part: str,
+    start: Parameters,
     objective: OneLayer,
     settings: Settings,
     session: Session,
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
     bounds: Mapping[str, Bounds] | None = None,
-) -> Parameters:
-    """Parameters of ``block`` (float32) that ``optimizer`` trained within ``bounds``, or its start if that
-    is better; after an interruption those already saved."""
-    start, part = block.start(), str(block.index)
-    if part not in session.ends:
-        free = Free(start, bounds)
-        steps = optimizer(list(free.parameters()))
-        steps.register_step_post_hook(lambda *_: free.confine())
-        before = minimize(free, steps, objective, settings, session, part)
-        learned = {name: tensor.detach() for name, tensor in free.values().items()}
-        after = evaluate(objective, learned) if settings.steps else before
-        kept = learned if after < before else start
-        session.finish(part, {name: tensor.cpu() for name, tensor in kept.items()}, before, after, settings.steps > 0)
-    return {name: session.finished[name].to(block.model.device) for name in start}
+) -> None:
+    """Train ``start`` itself with ``optimizer`` of its groups at the one rate of ``settings``, within
+    ``bounds``; ``session`` keeps the better of start and end."""
+    [rate] = settings.rates.values()
+    free = Free(start, bounds)
+    steps = optimizer([{"params": list(free.parameters()), "initial_lr": rate}])
+    steps.register_step_post_hook(lambda *_: free.confine())
+    before = minimize(free, steps, objective, settings, session, part)
+    learned = {name: tensor.detach() for name, tensor in free.values().items()}
+    after = evaluate(objective, learned) if settings.steps else before
+    kept = learned if after < before else start
+    session.finish(part, {name: tensor.cpu() for name, tensor in kept.items()}, before, after, settings.steps > 0)
 
 
 def solved_layer(

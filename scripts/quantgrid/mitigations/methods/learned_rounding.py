@@ -14,23 +14,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ...learning.divergence_gradients import divergence_gradients
+from ...ground.errors import ConfigError, NumericalFailure
+from ...ground.storage import read_json
 from ...learning.emphasis import Emphasis
 from ...learning.learned_codes import RoundedWeight, in_cells
-from ...learning.session import Session
 from ...learning.trainables import Bounds, SignDescent
 from ...learning.training import Settings
 from ...learning.training_context import TrainingContext
 from ...learning.transformed import Trained, TransformedModel
 from ...models.plans import linear_key
 from ...quantization.cached import Recipe
-from .layer_training import Block, LayerTraining, base_of, trained_block
+from .layer_training import Block, LayerTraining, base_of, fit_freely, rarely_saved
 
-RARER_SAVES = 10  # than in other trainings: the state has an offset per weight
 RATE = "offset"
-CHANNELS = "channel_weights"
 
 
 def learned_rounding(
@@ -53,40 +52,53 @@ def learned_rounding(
     """Quantize the model of ``context``; ``steps`` of signed descent per layer on batches of windows.
 
     ``error``: ``squared`` or ``relative`` as in ``squared_error``, ``trimmed`` without the shares
-    ``trim_low`` and ``trim_high``, ``fisher`` with weights of the channels. A layer keeps its base
-    unless training lowers its error on the last ``held_out`` windows, which are not trained on.
+    ``trim_low`` and ``trim_high``, ``fisher`` with the channels weighted by the
+    sensitivities of ``context``. A layer keeps its base unless training lowers its error on the last
+    ``held_out`` windows, which are not trained on.
     Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
     """
     model = TransformedModel(recipe, context, gradient)
-    session = Session.of(context, RARER_SAVES)
+    session = rarely_saved(context)
     settings = Settings(steps, batch_size, {RATE: learning_rate}, schedule, seed)
-
-    def descent(parameters: list[Tensor]) -> SignDescent:
-        return SignDescent([{"params": parameters, "initial_lr": learning_rate}])
-
     return LayerTraining(
         model,
         session,
         base_of(base, base_options),
         lambda weight, solved: RoundedWeight(in_cells(weight, solved), solved.quantized, ranges=ranges),
-        lambda block, objective: trained_block(block, objective, settings, session, descent, _bounds(block)),
+        lambda block, start, objective: fit_freely(
+            str(block.index), start, objective, settings, session, SignDescent, _bounds(block)
+        ),
         held_out,
         error if error == "relative" else "squared",
-        _emphasis(model, session, error, trim_low, trim_high),
+        _emphasis(model, context, error, trim_low, trim_high),
     ).run(context.progress)
 
 
 def _emphasis(
-    model: TransformedModel, session: Session, error: str, trim_low: float, trim_high: float
+    model: TransformedModel, context: TrainingContext, error: str, trim_low: float, trim_high: float
 ) -> list[Emphasis] | None:
-    """Emphasis of the output error of every layer; ``session`` keeps the weights of channels."""
+    """Emphasis of the output error of every layer."""
     if error == "trimmed":
-        return [Emphasis(None, trim_low, trim_high)] * len(model.layers)
+        return [Emphasis(trim_low=trim_low, trim_high=trim_high)] * len(model.layers)
     if error != "fisher":
         return None
-    if CHANNELS not in session.finished:
-        session.finished[CHANNELS] = divergence_gradients(model).cpu()
-    return [Emphasis(channels.to(model.device)) for channels in session.finished[CHANNELS]]
+    back = model.stream_back()
+    return [Emphasis(channels.to(model.device), back=back) for channels in channel_weights(context)]
+
+
+def channel_weights(context: TrainingContext) -> Tensor:
+    """Mean squared gradients (layers, d) of the channels of layer outputs, relative to the mean of their layer.
+
+    Raises :class:`ConfigError` without a file of sensitivities, :class:`NumericalFailure` if they could
+    not be measured.
+    """
+    if context.sensitivities_file is None:
+        raise ConfigError("error 'fisher' weights channels by the sensitivities of the model, and no file has them")
+    found = read_json(context.sensitivities_file)
+    if found["status"] == "failed":
+        raise NumericalFailure(found["reason"])
+    squares = torch.tensor(found["channels"])
+    return squares / squares.mean(-1, keepdim=True)
 
 
 def _bounds(block: Block) -> dict[str, Bounds]:

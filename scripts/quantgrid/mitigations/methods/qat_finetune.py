@@ -32,10 +32,7 @@ from ...models.plans import linear_key
 from ...quantization.cached import Recipe
 from ...quantization.checkpoints import load_full_precision
 from ...quantizer.quantized_weight import Compensated
-from .layer_training import base_of, solved_layer
-
-# saves are this many times rarer than in other trainings: the state is three times the model
-RARER_SAVES = 10
+from .layer_training import base_of, rarely_saved, solved_layer
 
 
 class RoundedModel:
@@ -111,7 +108,7 @@ def qat_finetune(
     """
     model = TransformedModel(recipe, context, gradient)
     solved, learned = _started(model, base, base_options, gradient)
-    network, session = RoundedModel(model, learned), Session.of(context, RARER_SAVES)
+    network, session = RoundedModel(model, learned), rarely_saved(context)
     objective = (
         NextToken(network, held_out)
         if loss == "cross_entropy"

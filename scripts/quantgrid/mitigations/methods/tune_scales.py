@@ -14,17 +14,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ...inference.transform import Parameters
 from ...learning.learned_scales import ScaledWeight
-from ...learning.objectives import OneLayer
 from ...learning.session import Session
 from ...learning.training import Settings, train
 from ...learning.training_context import TrainingContext
 from ...learning.transformed import Trained, TransformedModel
 from ...quantization.cached import Recipe
-from .layer_training import Block, LayerTraining, base_of
+from .layer_training import LayerTraining, base_of
 
 KINDS = {"factor": "positive", "shift": "fraction"}
 
@@ -56,16 +53,13 @@ def tune_scales(
         session,
         base_of(base, base_options),
         lambda weight, solved: ScaledWeight(weight, solved.quantized, base != "rtn"),
-        lambda block, objective: _trained(block, objective, settings, session),
+        lambda block, start, objective: train(
+            start, _kinds(start), objective, settings, session, str(block.index), block.model.device
+        ),
         held_out,
         error,
     ).run(context.progress)
 
 
-def _trained(block: Block, objective: OneLayer, settings: Settings, session: Session) -> Parameters:
-    """Train a layer and return its parameters; after an interruption return those already saved."""
-    start, part = block.start(), str(block.index)
-    if part not in session.ends:
-        kinds = {name: KINDS[name.rpartition(".")[2]] for name in start}
-        train(start, kinds, objective, settings, session, part, block.model.device)
-    return {name: session.finished[name].to(block.model.device, torch.float32) for name in start}
+def _kinds(start: Parameters) -> dict[str, str]:
+    return {name: KINDS[name.rpartition(".")[2]] for name in start}
