@@ -1,8 +1,8 @@
 """A simulated device ``sim``: real values in the memory of the CPU, an error wherever tensors of two devices meet.
 
 torch reserves a device for Python backends (PrivateUse1). A tensor on ``sim`` holds a CPU tensor;
-every operator runs on what its arguments hold, and its results are on ``sim`` again. Autograd does not
-run on it.
+every operator runs on what its arguments hold, and its results are on ``sim`` again. Autograd runs on it
+if it is registered before the first backward pass of the process (``simulated_training.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 NAME = "sim"
 # operators that take tensors of two devices on every device
 COPIES = {"aten::_to_copy", "aten::copy_", "aten::_copy_from"}
+# operators whose indices may be on the CPU on every device
+INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 # what a tensor is asked about its form: operators may change it in place
 QUESTIONS = {
     getattr(torch.ops.aten, name).default
@@ -69,8 +71,10 @@ def _run(operator: Any, *arguments: Any, **options: Any) -> Any:
     if name == ATTENTION:
         return 0
     met: list[Tensor] = []
+    indices: list[Tensor] = []  # are not compared
+    may = name in INDEXED and isinstance(arguments[0], SimTensor)
     given, named = (
-        [_on_cpu(met, value) for value in arguments],
+        [_on_cpu(indices if may and place == 1 else met, value) for place, value in enumerate(arguments)],
         {key: _on_cpu(met, part) for key, part in options.items()},
     )
     here = sum(isinstance(tensor, SimTensor) for tensor in met)
