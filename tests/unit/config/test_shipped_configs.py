@@ -98,9 +98,19 @@ COUNTS = {
     ),
     "best": (567, {"w4a16": 351, "w4a4": 217}, (8, 5, 19)),
     "methods-2026": (
-        192,
-        {"methods-2026": 125, "methods-2026-smollm2": 13, "equal-bytes": 42, "smallest": 16},
-        (11, 10, 3),
+        252,
+        {
+            "smollm2-mxfp4": 25,
+            "smollm2-nvfp4": 22,
+            "smollm2-int4": 22,
+            "reference-mxfp4": 42,
+            "reference-nvfp4": 36,
+            "reference-int4": 36,
+            "planted-mxfp4": 19,
+            "equal-bytes": 42,
+            "smallest": 16,
+        },
+        (11, 12, 3),
     ),
     "shifts": (27, {"shifts": 27}, (14, 1, 1)),
     "studies": (
