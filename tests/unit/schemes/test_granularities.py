@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -148,7 +149,8 @@ def test_a_config_is_refused_before_any_job(entry, message):
 
 def test_an_odd_head_has_no_hadamard_matrix():
     with pytest.raises(ConfigError, match="rotate_keys needs a Hadamard matrix of order 18"):
-        cell_checks.check_key_value(schemes(key_value={"rotate_keys": True})["key_value"], 18, "here")
+        sizes = SimpleNamespace(key_dim=18, head_dim=16)
+        cell_checks.check_key_value(schemes(key_value={"rotate_keys": True})["key_value"], sizes, "here")
 
 
 @pytest.mark.parametrize("name", ["tensor", "channel", "group-1", "group-64", "group-999999999"])
