@@ -20,10 +20,10 @@ from quantgrid.plan.steps import Step
 ROOT = Path(__file__).parents[2]
 _SERVED = """
 import json, os, sys
-from quantgrid.jobs import fork_server
+from quantgrid.jobs import fork_client, fork_server
 from quantgrid.machine.malloc import KEEP_FREED
 fork_server.start(KEEP_FREED)
-print(json.dumps({name: os.environ[name] for name in (fork_server.SOCKET, fork_server.SERVED)}), flush=True)
+print(json.dumps({name: os.environ[name] for name in (fork_client.SOCKET, fork_client.SERVED)}), flush=True)
 sys.stdin.read()
 """
 

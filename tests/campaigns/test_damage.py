@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-import run_job
 from checkouts import RESULT_FILES, Checkout, one_cell
 from damages import (
     Damage,
@@ -37,7 +36,7 @@ from damages import (
 )
 from quantgrid.config import load
 from quantgrid.ground.storage import open_tensors, put_off
-from quantgrid.jobs import integrity
+from quantgrid.jobs import integrity, rule_job
 from quantgrid.jobs.audit import adopt, audit, repair
 from quantgrid.plan.pipeline import Plan
 from quantgrid.plan.steps import outputs_of
@@ -156,7 +155,7 @@ def refusal(job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     script that verifies its inputs itself runs, and writes into ``folder``."""
     words = list(job.words)
     if job.rule in IN_SCRIPT:
-        outputs = [path for name in outputs_of(job.rule) for path in run_job.named(words)[name]]
+        outputs = [path for name in outputs_of(job.rule) for path in rule_job.named(words)[name]]
         words = [f"{folder}/{word}" if word in outputs else word for word in words]
     monkeypatch.setattr(sys, "argv", ["run_job.py", job.rule, *words])
     script = runpy.run_path
@@ -170,7 +169,7 @@ def refusal(job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setattr(runpy, "run_path", believed)
     with pytest.raises(SystemExit) as refused:
-        run_job.main()
+        rule_job.main()
     monkeypatch.setattr(runpy, "run_path", script)
     return str(refused.value)
 

@@ -19,7 +19,6 @@ import secrets
 import signal
 import socket
 import socketserver
-import struct
 import subprocess
 import sys
 import threading
@@ -31,11 +30,8 @@ from importlib import import_module
 
 from ..ground.places import SCRIPTS
 from ..machine.gpus import driver_initialized
+from .fork_client import DECLINED, LENGTH, SERVED, SOCKET, STREAMS, address, identity, user
 
-SOCKET, SERVED = (
-    "QUANTGRID_WARM",
-    "QUANTGRID_WARM_FOR",
-)  # environment variables: address of the server, and identity of its clients
 PRELOADED = (
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
@@ -52,10 +48,6 @@ PRELOADED = (
 # read by BLAS libraries once, when they are loaded
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PATIENCE = 20.0  # grace period of an interrupted fork in seconds
-_STREAMS = (0, 1, 2)
-_DECLINED = b"declined"  # answer instead of a status, which is one byte
-_LENGTH = struct.Struct("<Q")
-_CREDENTIALS = struct.Struct("3i")
 
 
 def start(environment: dict[str, str]) -> None:
@@ -65,14 +57,14 @@ def start(environment: dict[str, str]) -> None:
     # Query CUDA through NVML: the CUDA runtime, once initialized, does not survive a fork.
     settings = {**os.environ, **environment, **dict.fromkeys(THREADS, "1"), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(_address(name))
+        listener.bind(address(name))
         listener.listen(128)  # jobs may connect before the imports are done
         command = [sys.executable, str(SCRIPTS / "serve_jobs.py"), str(listener.fileno()), str(os.getpid())]
         # A new session, so that Ctrl-C reaches only the driver.
         subprocess.Popen(
             command, pass_fds=[listener.fileno()], env=settings, stdin=subprocess.DEVNULL, start_new_session=True
         )
-    os.environ |= {SOCKET: name, SERVED: _identity()}
+    os.environ |= {SOCKET: name, SERVED: identity()}
 
 
 def why_not() -> str:
@@ -85,59 +77,6 @@ def in_fork() -> bool:
     return _Job.started
 
 
-def _address(name: str) -> str:
-    """Return the address of a server in Linux's abstract namespace, which leaves no file behind."""
-    return f"\0{name}"
-
-
-def _identity() -> str:
-    """Return machine, Python environment and scripts of this process; the server runs only jobs
-    with the same identity."""
-    return f"{platform.node()} {sys.prefix} {SCRIPTS}"
-
-
-def _user(connection: socket.socket) -> int:
-    """Return the user id of the peer process."""
-    return _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
-
-
-def connect() -> socket.socket | None:
-    """Connect to the fork server of this job; None if there is none for it."""
-    if os.environ.get(SERVED) != _identity():
-        return None
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(_address(os.environ[SOCKET]))
-        if _user(connection) == os.getuid():
-            return connection
-    except OSError:
-        pass
-    print("the fork server is gone; running this job in a fresh interpreter", file=sys.stderr)
-    return None
-
-
-def hand_over(connection: socket.socket) -> int | None:
-    """Run this process's job on the server; returns its exit status when it has ended, None if the
-    server runs no jobs."""
-    words = json.dumps({"argv": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
-    status = b""
-    with connection, connection.makefile("rb") as answer, suppress(OSError):
-        try:
-            socket.send_fds(connection, [_LENGTH.pack(len(words))], _STREAMS)
-            connection.sendall(words)
-            status = answer.read()
-        except KeyboardInterrupt:
-            connection.shutdown(socket.SHUT_WR)  # interrupts the fork
-            status = answer.read()
-    if status == _DECLINED:
-        print("an import initialized CUDA in the fork server; running this job in a fresh interpreter", file=sys.stderr)
-        return None
-    if not status:
-        print("the job was killed", file=sys.stderr)
-        return 128 + signal.SIGKILL
-    return status[0]
-
-
 class _Job(socketserver.BaseRequestHandler):
     """One job in its fork."""
 
@@ -147,16 +86,16 @@ class _Job(socketserver.BaseRequestHandler):
         _Job.started = True
         os.setsid()
         self.server.socket.close()
-        length, streams, _, _ = socket.recv_fds(self.request, _LENGTH.size, len(_STREAMS))
+        length, streams, _, _ = socket.recv_fds(self.request, LENGTH.size, len(STREAMS))
         if not streams:
             return  # its client has died already
-        for stream, number in zip(streams, _STREAMS, strict=True):
+        for stream, number in zip(streams, STREAMS, strict=True):
             os.dup2(stream, number)
             os.close(stream)
         with self.request.makefile("rb") as file:
-            job = json.loads(file.read(*_LENGTH.unpack(length)))
+            job = json.loads(file.read(*LENGTH.unpack(length)))
         if self.server.declines:
-            self.request.sendall(_DECLINED)
+            self.request.sendall(DECLINED)
             os._exit(0)
         threading.Thread(target=self._end_with_client, daemon=True).start()
         status = _run(**job)
@@ -217,7 +156,7 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
         self.socket, self.driver = listener, driver
 
     def verify_request(self, request: socket.socket, client_address: object) -> bool:
-        return _user(request) == os.getuid()
+        return user(request) == os.getuid()
 
     def service_actions(self) -> None:
         super().service_actions()
@@ -231,13 +170,13 @@ def _discarding_messages() -> Iterator[None]:
 
     Imports warn there, in a fresh interpreter into the log of its job.
     """
-    kept = os.dup(_STREAMS[2])
+    kept = os.dup(STREAMS[2])
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), _STREAMS[2])
+        os.dup2(nowhere.fileno(), STREAMS[2])
     try:
         yield
     finally:
-        os.dup2(kept, _STREAMS[2])
+        os.dup2(kept, STREAMS[2])
         os.close(kept)
 
 

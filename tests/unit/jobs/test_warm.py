@@ -21,15 +21,15 @@ import run_workflow
 from checkouts import RESULT_FILES, ROOT, Checkout, one_cell
 from in_process import run_script
 from quantgrid.ground.errors import ConfigError
-from quantgrid.jobs import fork_server
+from quantgrid.jobs import fork_client, fork_server
 from quantgrid.jobs.drivers import marked_processes
 from quantgrid.machine import gpus
 from quantgrid.reporting.data.costs import read_one
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
 CLIENT = (
-    "import sys; from quantgrid.jobs import fork_server; sys.argv = sys.argv[2:]; raise "
-    "SystemExit(fork_server.hand_over(fork_server.connect()))"
+    "import sys; from quantgrid.jobs import fork_client; sys.argv = sys.argv[2:]; raise "
+    "SystemExit(fork_client.hand_over(fork_client.connect()))"
 )
 Served = dict[str, str]  # the environment by which jobs find their server
 
@@ -47,7 +47,7 @@ def served() -> Iterator[Served]:
     with job_server() as found:
         yield found
     wait_for(
-        lambda: found[fork_server.SOCKET] not in Path("/proc/net/unix").read_text(), "the server outlives its driver"
+        lambda: found[fork_client.SOCKET] not in Path("/proc/net/unix").read_text(), "the server outlives its driver"
     )
 
 
@@ -64,6 +64,16 @@ def script(folder: Path, content: str) -> Path:
     return path
 
 
+def test_the_client_imports_little():
+    """Every job of a run starts it."""
+    code = "import sys, run_job; print(*sorted(name for name in sys.modules if name.startswith('quantgrid.')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, check=True
+    )
+    expected = "quantgrid.ground quantgrid.ground.places quantgrid.jobs quantgrid.jobs.fork_client"
+    assert done.stdout.strip() == expected
+
+
 def test_a_job_has_its_words_folder_environment_and_imports(served: Served, tmp_path: Path):
     job = script(
         tmp_path,
@@ -71,7 +81,7 @@ def test_a_job_has_its_words_folder_environment_and_imports(served: Served, tmp_
         "print(*sys.argv[1:], os.getcwd(), os.environ['MINE'], *map(os.environ.get, ('MALLOC_MMAP_MAX_', "
         "*sys.argv[1:])))\n",
     )
-    words = (fork_server.SOCKET, fork_server.SERVED, "two words")
+    words = (fork_client.SOCKET, fork_client.SERVED, "two words")
     out, error = client(served, job, *words, MINE="here").communicate(timeout=120)
     assert (out, error) == (f"{' '.join(words)} {os.getcwd()} here None None None None\n", "")
 
@@ -155,7 +165,7 @@ def test_a_server_that_ends_before_it_has_read_a_job_kills_it(served: Served, tm
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"\0quantgrid-test-{os.getpid()}")
         listener.listen()
-        job = client(served, script(tmp_path, ""), **{fork_server.SOCKET: f"quantgrid-test-{os.getpid()}"})
+        job = client(served, script(tmp_path, ""), **{fork_client.SOCKET: f"quantgrid-test-{os.getpid()}"})
         listener.accept()[0].close()
     error = job.communicate(timeout=60)[1]
     assert (job.returncode, error) == (137, "the job was killed\n")
@@ -164,8 +174,8 @@ def test_a_server_that_ends_before_it_has_read_a_job_kills_it(served: Served, tm
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({fork_server.SOCKET: "nobody"}, "running this job in a fresh interpreter"),
-        ({fork_server.SERVED: "another environment"}, ""),
+        ({fork_client.SOCKET: "nobody"}, "running this job in a fresh interpreter"),
+        ({fork_client.SERVED: "another environment"}, ""),
         ({}, None),
     ],
     ids=["no server", "another environment", "served"],
@@ -249,7 +259,7 @@ def test_a_server_with_cuda_initialized_runs_no_job(served: Served, tmp_path: Pa
         command = [sys.executable, "-c", DECLINING, str(listener.fileno()), str(os.getpid())]
         server = subprocess.Popen(command, pass_fds=[listener.fileno()], env=ENVIRONMENT)
     try:
-        job = client(served, script(tmp_path, "print('began')"), "x" * 100000, **{fork_server.SOCKET: name})
+        job = client(served, script(tmp_path, "print('began')"), "x" * 100000, **{fork_client.SOCKET: name})
         out, error = job.communicate(timeout=120)
     finally:
         server.kill()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import run_job
 from quantgrid.calibration.collect import advance
+from quantgrid.jobs import rule_job
 from quantgrid.machine import devices, gpus
 from quantgrid.machine.devices import Placement, in_smaller_parts, solver_dtype
 from quantgrid.machine.malloc import LARGE
@@ -94,9 +94,9 @@ def test_windows_pass_a_layer_in_smaller_batches():
     ],
 )
 def test_a_gpu_without_memory_is_one_line_with_the_setting_to_change(rule, spec, setting):
-    said = run_job.one_line(FULL, rule, spec)
+    said = rule_job.one_line(FULL, rule, spec)
     assert setting in said and "\n" not in said
-    assert run_job.one_line(RuntimeError("no"), rule, spec) == ""
+    assert rule_job.one_line(RuntimeError("no"), rule, spec) == ""
 
 
 @pytest.mark.parametrize("printed, expected", [("81920\n24576\n", 24576 << 20), ("", None), ("[N/A]\n", None)])
