@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from run_files import JOBS
+from run_files import JOBS, NUMBERS
 
 from quantgrid.reporting.data.costs import summary
 
@@ -30,7 +30,7 @@ def markdown(title: str, names: list[str], numbers: list[str], rows: list[list[s
 
 def of_rules(run: Path, *rules: str) -> pd.DataFrame:
     """Costs of the jobs of these rules; ``run`` is the folder of its kept records."""
-    found = pd.read_csv(run / JOBS, keep_default_na=False, na_values={"megabytes": [""]})
+    found = pd.read_csv(run / JOBS, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
     return found[found.rule.isin(rules)] if rules else found
 
 
@@ -80,6 +80,8 @@ def solves(run: Path) -> str:
     """Wall time and memory of quantizing a whole model by each mitigation, over transforms and
     formats, import and checkpoint included."""
     found = of_rules(run, "quantize_model", "train_mitigation")
+    if found.empty:
+        return ""
     found[["model", "transform", "mitigation", "granularity", "format", "key"]] = found.name.str.split("/", expand=True)
     names = [*several(found), "mitigation"]
     grouped = (

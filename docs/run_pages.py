@@ -73,9 +73,11 @@ def archive(name: str) -> Path:
 
 def keep_run(name: str, commit: str) -> None:
     """Keep the records and pictures of one run; nothing where its results folder is not there."""
-    results = ROOT / yaml.safe_load((ROOT / RUNS[name][1]).read_text())["results_dir"]
+    content = yaml.safe_load((ROOT / RUNS[name][1]).read_text())
+    results = ROOT / content["results_dir"]
     if (results / CLAIMS).is_file():
-        keep(results, archive(name), commit)
+        about = {"commit": commit, "models": list(content["models"]), "studies": content["studies"]}
+        keep(results, archive(name), about)
         keep_pictures(results, name.removesuffix("-run"))
 
 
@@ -170,15 +172,15 @@ def figure(folder: Path, spec: dict, name: str) -> str:
 def document(name: str) -> None:
     """Findings, tables and figures of one kept run, study by study, and what they cost; nothing
     where none is kept."""
-    title, config, command = RUNS[name]
-    content = yaml.safe_load((ROOT / config).read_text())
+    title, _, command = RUNS[name]
     if not archive(name).is_file():
         return
     run = name.removesuffix("-run")
-    with kept(archive(name)) as (folder, commit):
-        parts = [f"# {title}", f"Made by `{command}` and `make docs` on 2 cores, computed at commit {commit}.", ""]
+    with kept(archive(name)) as (folder, about):
+        made = f"Made by `{command}` and `make docs` on 2 cores, computed at commit {about['commit']}."
+        parts = [f"# {title}", made, ""]
         parts += [claims(folder)] if name in REPORTED else []
-        for study, fields in content["studies"].items():
+        for study, fields in about["studies"].items():
             spec = {**fields, "study": study}
             text = table(folder, spec)
             if name in REPORTED:  # a headline instead of the title that the table has
@@ -189,6 +191,6 @@ def document(name: str) -> None:
         for whole, caption in WHOLE.items() if name in REPORTED else ():
             if picture := shown(f"{run}-{whole}"):
                 parts += [f"## {whole.replace('-', ' ').capitalize()}\n", f"{caption}\n", picture]
-        parts.append(trainings(run, list(content["models"])))
+        parts.append(trainings(run, about["models"]))
         parts.append(spread(folder) + fits(folder) + solves(folder) + costs(folder))
     (DOCS / f"{name}.md").write_text(split_text("\n".join(parts)))

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -70,14 +69,13 @@ def front_page(readme: Path) -> None:
     name = next(iter(RUNS))
     if not archive(name).is_file():
         return
-    studies = yaml.safe_load((ROOT / RUNS[name][1]).read_text())["studies"]
-    with kept(archive(name)) as (folder, commit):
+    with kept(archive(name)) as (folder, about):
 
         def filled(found: re.Match) -> str:
-            text = split_text(table(folder, {**studies[found[1]], "study": found[1]}))
+            text = split_text(table(folder, {**about["studies"][found[1]], "study": found[1]}))
             return f"<!-- table: {found[1]} -->\n{text}<!-- end -->\n"
 
-        readme.write_text(COMMIT.sub(f"computed at commit {commit}", MARKED.sub(filled, readme.read_text())))
+        readme.write_text(COMMIT.sub(f"computed at commit {about['commit']}", MARKED.sub(filled, readme.read_text())))
 
 
 def main() -> None:

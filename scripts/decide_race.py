@@ -26,10 +26,15 @@ def start(race: Race) -> dict[str, Any]:
 
 
 def pruned(plan: Plan, race: Race, before: dict[str, Any], place: str) -> dict[str, Any]:
-    """Content of the decision on pruning; a predictor that failed predicts nothing."""
+    """Content of the decision on pruning; a predictor that failed, or has more bits than the race
+    allows, predicts nothing: what it stands for is raced."""
     cells = race.named(dict.fromkeys(race.predictors.values()))
     measured = {cell.path: read(place + plan.measured(race, cell)) for cell in cells}
-    errors = {name: _error(found) for name, found in measured.items() if found["status"] == "ok"}
+    errors = {
+        name: _error(found)
+        for name, found in measured.items()
+        if found["status"] == "ok" and is_within(found["summary"]["stored_bits"], race.settings["budget"])
+    }
     predicted = {name: errors[other] for name, other in race.predictors.items() if other in errors}
     out = prune(predicted, race.settings["prune"])
     return {**before, "pruned": out, "survivors": [name for name in before["survivors"] if name not in out]}

@@ -29,6 +29,7 @@ import simulated_device
 from learned_cases import Given, recipe, recipe_of, start
 from quantgrid.calibration.sensitivity import measure_sensitivities
 from quantgrid.config import registry
+from quantgrid.ground.storage import write_json
 from quantgrid.learning import network, stored_activations, straight_through, transformed
 from quantgrid.quantization.checkpoints import load_full_precision
 from simulated_device import NAME, SimTensor, moved
@@ -126,8 +127,19 @@ def mitigation(folder: Path, device: str, name: str, options: Mapping[str, Any])
     made, method = decoder(folder), registry.method("mitigations", name)
     given = short(method.resolve({"method": name, **options}, name)["options"])
     train = getattr(registry.load("mitigations", name), name)
-    done = train(recipe_of(made), made.context(device=device), seed=0, **given)
+    weighted = {"sensitivities_file": sensitivities_file(folder)} if given.get("error") == "fisher" else {}
+    done = train(recipe_of(made), made.context(device=device, **weighted), seed=0, **given)
     return outcome(done.losses, done.ends, done.quantized.content.tensors)
+
+
+@cache
+def sensitivities_file(folder: Path) -> Path:
+    """Sensitivities of the decoder in ``folder``, measured on the CPU."""
+    made = decoder(folder)
+    found = measure_sensitivities(load_full_precision(made.folder, torch.float32), made.tokens[:2])
+    path = made.folder / "sensitivities.json"
+    write_json(path, {"status": "ok", "channels": found.channels.tolist()})
+    return path
 
 
 def sensitivity(folder: Path, device: str, name: str, options: Mapping[str, Any]) -> Outcome:
@@ -135,7 +147,8 @@ def sensitivity(folder: Path, device: str, name: str, options: Mapping[str, Any]
     made = decoder(folder)
     model = load_full_precision(made.folder, torch.float32, device)
     found = measure_sensitivities(model, made.tokens[:2])
-    return Outcome([value for entry in found.values() for value in entry.values()], {}, {"cpu"})
+    linears = [value for entry in found.linears.values() for value in entry.values()]
+    return Outcome([*linears, *found.channels.flatten().tolist()], {}, {"cpu"})
 
 
 def outcome(losses: str, ends: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Outcome:

@@ -1,39 +1,24 @@
-"""Results that nothing computed, for looking at tables, figures and the report: JSON of the form
-that evaluations write, at the paths of a plan.
+"""Results that nothing computed, for tests of tables and figures: evaluations of the form that jobs
+write.
 
 Losses follow a simple rule of the axes, with windows in common, so that pairing, intervals and
-verdicts have something to work on. By hand:
-
-    python tests/synthetic_results.py config/studies.yaml /tmp/folder w16a4
-
-Cells of that format fail; look at /tmp/folder/report.html.
+verdicts have something to work on.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from quantgrid.config import validation
 from quantgrid.config.cells import Cell, baseline
 from quantgrid.config.grid import asked
-from quantgrid.jobs.integrity import origin_of, write_record
 from quantgrid.plan.pipeline import Plan
-from quantgrid.reporting.claims import findings, verdicts
-from quantgrid.reporting.data import collection
-from quantgrid.reporting.data.records import read_records
-from quantgrid.reporting.figures import number_lines, pareto, residual_error, study_figures
-from quantgrid.reporting.page import page_context, report
-from quantgrid.reporting.page.answer import answer
-from quantgrid.reporting.tables import study_tables, writers
 
 WINDOWS = 32
 
@@ -126,80 +111,3 @@ def bits(cell: Cell) -> float:
         return 16.0
     group = int(cell.granularity.rpartition("-")[2]) if cell.granularity.startswith("group") else 576
     return 4 + 32 / group + (0.4 if "low" in cell.mitigation else 0.0)
-
-
-def write(plan: Plan, failed: str = "") -> None:
-    """All evaluations of a plan to their paths; a cell with ``failed`` in its path fails."""
-    for study in plan.studies:
-        for cell, paths in plan.evaluations(study).items():
-            for name, path in paths.items():
-                found = content(plan, cell, name, path)
-                if failed and failed in cell.path:
-                    found = {
-                        "axes": found["axes"],
-                        "status": "failed",
-                        "reason": "layer 3: no damping makes the Hessian positive definite",
-                    }
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                Path(path).write_text(json.dumps(found))
-                write_record(origin_of(path).rule, [path])
-
-
-def studies(plan: Plan) -> list[report.StudySection]:
-    """Records, items, tables and figures of every study in their files, and the sections of the
-    report."""
-    base, sections = Path(plan.results), []
-    for folder in ("studies", "tables", "figures"):
-        (base / folder).mkdir(parents=True, exist_ok=True)
-    for study in plan.studies:
-        spec, found = (
-            {"study": study, **plan.config["studies"][study]},
-            collection.read_evaluations(plan.evaluations(study)),
-        )
-        collection.write(collection.records(found), base / "studies" / f"{study}.csv")
-        collection.write(collection.items(found), base / "studies" / f"{study}.items.parquet")
-        records = read_records(base / "studies" / f"{study}.csv")
-        writers.write(
-            study_tables.build(records, spec),
-            [base / "tables" / f"{study}.{suffix}" for suffix in ("csv", "md", "tex")],
-        )
-        study_figures.save(study_figures.plot(records, spec), [base / "figures" / f"{study}.svg"])
-        study_figures.write_data(records, spec, base / "figures" / f"{study}.csv")
-        sections.append(page_context.section(study, plan.config, records, base / "figures" / f"{study}.svg", base))
-    return sections
-
-
-def build(plan: Plan) -> Path:
-    """The report of a plan whose evaluations are there."""
-    base, sections = Path(plan.results), studies(plan)
-    results = collection.merge([collection.read(base / "studies" / f"{study}.csv") for study in plan.studies])
-    collection.write(results, base / "results.csv")
-    items = pd.concat([pd.read_parquet(path) for path in base.glob("studies/*.items.parquet")]).drop_duplicates(
-        ["cell", "metric", "dataset", "item"]
-    )
-    collection.write(
-        verdicts.evaluate(verdicts.read(), collection.read(base / "results.csv"), items, plan.config),
-        base / "claims.csv",
-    )
-    records = collection.read(base / "results.csv")
-    front, growth = pareto.points(records, plan.config["formats"]), residual_error.read(plan.residual_errors())
-    for name, figure, data in (
-        ("pareto", pareto.plot(front), front),
-        ("number-lines", number_lines.plot(), number_lines.table()),
-        ("residual-error", residual_error.plot(growth), growth),
-    ):
-        study_figures.save(figure, [base / f"{name}.svg"])
-        collection.write(data, base / f"{name}.csv")
-    evaluations = [collection.read_evaluations(plan.evaluations(study)) for study in plan.studies]
-    context = page_context.context(plan.config, {"python": "3.11"}, (), evaluations)
-    images = [base / f"{name}.svg" for name in ("pareto", "number-lines", "residual-error")]
-    context |= {"claims": findings.read(base / "claims.csv"), "overview": page_context.overview(*images, base)}
-    context |= answer(records, items, plan.config, plan, base)
-    (base / "report.html").write_text(report.build(sections, context), encoding="utf-8")
-    return base / "report.html"
-
-
-if __name__ == "__main__":
-    made = Plan(validation.check({**validation.read(sys.argv[1]), "results_dir": sys.argv[2]}))
-    write(made, *sys.argv[3:])
-    print(build(made))

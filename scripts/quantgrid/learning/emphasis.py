@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..quantizer.ranges import whole
+
 
 @dataclass(frozen=True)
 class Emphasis:
@@ -44,5 +46,5 @@ class Emphasis:
             error = (found - wanted).abs()
             flat, kept = error.flatten(), torch.ones(error.numel(), dtype=torch.bool, device=error.device)
             for share, largest in ((self.trim_low, False), (self.trim_high, True)):
-                kept[flat.topk(int(share * len(flat)), largest=largest).indices] = False
+                kept[flat.topk(whole(share, len(flat)), largest=largest).indices] = False
         return torch.where(kept.view_as(error), found, wanted)

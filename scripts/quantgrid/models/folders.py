@@ -87,13 +87,19 @@ def folder_of(entry: Mapping[str, Any], where: str = "model") -> str | Path | No
     return BUILTIN / entry["name"]
 
 
+def _unless_declared(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes that a declared shape means where it does not name them."""
+    experts, latents = "experts" in declared, "key_value_rank" in declared
+    return ({"dense_layers": ()} if experts else {}) | ({"query_rank": 0} if latents else {})
+
+
 def verify_shape(found: ModelShape, declared: Mapping[str, Any], where: str = "shape") -> None:
     """Raise :class:`ConfigError` naming the fields in which a model differs from its config
     entry."""
     actual = asdict(found)
     declared = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in {**({"dense_layers": ()} if "experts" in declared else {}), **declared}.items()
+        for key, value in {**_unless_declared(declared), **declared}.items()
         if key != POSITIONS
     }
     unknown = [key for key in declared if key not in actual]

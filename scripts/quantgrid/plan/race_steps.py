@@ -129,9 +129,10 @@ class RaceSteps(GateSteps):
         """Plan the decision of a look, from 0, or of the pruning before it."""
         looks = range(max(number, 0) + 1)
         keys = [[self.look(race, cell, look).key for look in looks] for cell in race.candidates]
+        predicted = {"predictors": digest(race.predictors, 16)} if race.predictors else {}
         return self._step(
             "decide_race",
-            {"race": {**race.settings, **race.conditions}, "shards": digest(keys, 16)},
+            {"race": {**race.settings, **race.conditions}, "shards": digest(keys, 16), **predicted},
             {},
             packages=("scipy",),
             study=race.study,

@@ -207,9 +207,11 @@ def quantize_sequentially(
         )
         routed: Routed | None = None
         for site, reading in layer.plan.sites.items():
-            if kind_of(reading.linears[0]) not in recipe.schemes.linears:
-                for linear in reading.linears:
+            rounded = [linear for linear in reading.linears if recipe.schemes.weight_of(index, linear)]
+            for linear in reading.linears:
+                if linear not in rounded:
                     keep_linears(result, [(layer, linear)])
+            if not rounded:
                 continue
             if reading.block or site in layer.plan.expert_sites:
                 routed = routed or running.routed(hidden, arguments[index], how.skip_first)
@@ -223,7 +225,7 @@ def quantize_sequentially(
                 stack([statistics]).to(decoder.placement.device), solver_dtype=decoder.placement.solver_dtype
             )
             measured = Site.of([(layer, roundings, site)])
-            for linear in reading.linears:
+            for linear in rounded:
                 solved = quantize_linears(result, recipe, [(layer, linear)], measured, statistics)
                 running.quantized(site, linear, solved)
                 del layer.weights[linear]  # a layer of many experts would not fit twice

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.layers import DecoderLayer
-from ..models.plans import LayerPlan
+from ..models.plans import LayerPlan, is_in_mixture
 from ..quantizer.tensors import find_parameters
 from ..schemes.cell_schemes import CellSchemes
 
@@ -25,7 +25,8 @@ def fused_linears(plan: LayerPlan) -> Iterator[list[str]]:
     for site in plan.sites.values():
         groups: dict[str, list[str]] = {}
         for linear in site.linears:
-            groups.setdefault(linear.partition(".")[2], []).append(linear)
+            expert = linear.partition(".")[2] if is_in_mixture(linear) else ""
+            groups.setdefault(expert, []).append(linear)
         yield from groups.values()
 
 

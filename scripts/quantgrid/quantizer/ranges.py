@@ -163,13 +163,18 @@ def block_errors(values: Tensor, parameters: QuantizationParameters, span: Tenso
     The result is float32, without the last dimension of ``values``.
     """
     errors, count = _errors(values, parameters, span, scheme), values.shape[-1]
-    first, last = int(scheme.trim_low * count), count - int(scheme.trim_high * count)
+    first, last = whole(scheme.trim_low, count), count - whole(scheme.trim_high, count)
     if last - first < count:
         return torch.cat([*errors], -1).sort(-1).values[..., first:last].sum(-1).float()
     total = torch.zeros_like(span)
     for error in errors:
         total += error.sum(-1).float()
     return total
+
+
+def whole(share: float, count: int) -> int:
+    """Whole elements in a share of ``count``; 0.29 of 100 is 29, whatever the product of the floats."""
+    return int(share * count + 1e-9)
 
 
 def _errors(values: Tensor, parameters: QuantizationParameters, span: Tensor, scheme: QuantScheme) -> Iterator[Tensor]:

@@ -52,6 +52,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(content)
     Image.new("RGB", (2, 2)).save(folder / "learning.png")
+    (folder / "benchmarks" / "list_steps").mkdir()  # of a version that recorded less
+    (folder / "benchmarks" / "list_steps" / "all.tsv").write_text("s\n1\n")
     for place in VERIFIED:
         write_record(origin_of(folder / place).rule, [folder / place])
     config = {"results_dir": "results", "models": {"m": {}}, "studies": {"methods": STUDY}}
@@ -83,6 +85,7 @@ def test_a_page_is_made_of_what_is_kept_alone(results: Path):
     assert archive.read_bytes() == content, "equal records are equal archives"
     results.rename(results.with_name("gone"))
     run_pages.keep_run("runs/some-run", "def5678")
+    (results.parent / "config.yaml").write_text("results_dir: results\nmodels: {}\nstudies: {another: {}}\n")
     run_pages.document("runs/some-run")
     page = (results.parent / "docs" / "runs" / "some-run.md").read_text()
     assert "computed at commit abc1234" in page and "| no transform | 9.500 | **8.750** |" in page

@@ -16,10 +16,11 @@ from quantgrid.ground.storage import read_json
 from quantgrid.inference.input_maps import BlockMap
 from quantgrid.inference.key_values import round_key_values
 from quantgrid.models.families import FAMILIES
-from quantgrid.models.folders import shape_of
+from quantgrid.models.folders import shape_of, verify_shape
 from quantgrid.models.shapes import ModelShape, shape_from_config
 from quantgrid.quantization.checkpoints import load_full_precision
 from quantgrid.quantization.linear_groups import fused_groups
+from quantgrid.quantization.shared_scales import fused_linears
 from quantgrid.schemes import activation_scheme
 from quantgrid.schemes.cell_schemes import KeyValueScheme
 from quantgrid.transforms.primitives.learned import LearnedR1
@@ -67,6 +68,7 @@ def test_queries_may_have_no_latent_input(name, tmp_path):
         ("q.a", "k.a") if name == "DeepseekV3ForCausalLM" else ("q", "k.a")
     )
     assert made.model_gate.logits <= 1e-5
+    assert list(plan.sites["attention_input"].linears) in list(fused_linears(plan))
     assert made.transform_gate("random_hadamard").within(LOGITS, DIVERGENCE)
 
 
@@ -166,6 +168,8 @@ def test_a_declared_shape_names_its_ranks():
     assert found.linear_size("q.b") == (128 * 192, 1536) and found.linear_size("k.a") == (576, 7168)
     direct = {key: value for key, value in LARGE.items() if key != "query_rank"}
     assert shape_of({"source": "hub", "shape": direct}).linear_size("q") == (128 * 192, 7168)
+    with pytest.raises(ConfigError, match="query_rank is 1536, declared 0"):
+        verify_shape(found, direct)
     with pytest.raises(ConfigError, match="x.shape: the keys key_value_rank are missing"):
         shape_of({"source": "hub", "shape": {key: LARGE[key] for key in LARGE if key != "key_value_rank"}}, "models.x")
     with pytest.raises(ConfigError, match="x.shape.query_rank: Glm4MoeForCausalLM has no latent attention"):

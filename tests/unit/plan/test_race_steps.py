@@ -168,13 +168,15 @@ def test_a_race_that_prunes_quantizes_the_others_once_their_errors_are_predicted
     assert list(found[waiting[2]]) == ["error"]
 
 
-def test_those_far_above_the_smallest_prediction_are_left_out_and_a_failed_predictor_predicts_nothing(monkeypatch):
+def test_those_far_above_the_smallest_prediction_within_the_budget_are_left_out(monkeypatch):
     made = plan(raced(prune=4))
     [race] = made.raced["best"]
-    errors = {"none/rtn/channel/int4": 0.9, "smooth/rtn/channel/int4": 0.2, "none/rtn/channel/w4a16": 0.1}
+    errors = {"none/rtn/channel/int4": 0.9, "smooth/rtn/channel/int4": 0.2, "none/rtn/channel/w4a16": 0.04}
+    bits = {"none/rtn/channel/w4a16": 99.0}  # beyond the budget, so that it predicts nothing
     results = {
         made.measured(race, race.named([f"tiny/{name}"])[0]): {
             "status": "ok",
+            "summary": {"stored_bits": bits.get(name, 4.0)},
             "linears": {"0.q": {"joint_output_error": error / 2}, "0.k": {"joint_output_error": error / 2}},
         }
         for name, error in errors.items()

@@ -107,6 +107,17 @@ def test_sequential_statistics_behind_linears_that_are_not_rounded_are_those_of_
     assert done.content.tensors[f"{bare_name(0, 'q')}.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("chosen", CHOICES, ids=" ".join)
+def test_sequential_quantization_rounds_what_is_chosen(chosen, given):
+    """Rounding reads no statistics, so the codes are those of cached quantization."""
+    schemes = CellSchemes(scheme("int4"), INT4, linears=chosen)
+    done = quantize_sequentially(given[0], recipe(given, schemes), Sequential(given[2]))
+    wanted = quantize_decoder(given[0], recipe(given, schemes))
+    assert sorted(done.content.linears) == sorted(wanted.content.linears)
+    assert done.content.tensors.keys() == wanted.content.tensors.keys()
+    assert all(torch.equal(tensor, wanted.content.tensors[name]) for name, tensor in done.content.tensors.items())
+
+
 def entry(**fields):
     return cell_schemes({"preset": "int4", **fields}, "channel", "formats.f", 16)
 

@@ -8,7 +8,7 @@ import torch
 from test_scale_search import every_code
 
 from quantgrid.quantizer import QuantizationParameters, fake_quantize, find_parameters
-from quantgrid.quantizer.ranges import block_ranges, shrink_factors
+from quantgrid.quantizer.ranges import block_ranges, shrink_factors, whole
 from quantgrid.quantizer.scales import load_scale
 from quantgrid.schemes import PRESETS, QuantScheme, activation_scheme, scheme
 from quantgrid.schemes.number_formats import SCALE_FORMATS
@@ -187,3 +187,7 @@ def test_ranges_are_the_plain_extremes_bit_for_bit(symmetric, size, dtype):
         assert (low is None) == symmetric and (
             symmetric or torch.equal(low[~low.isnan()], wanted[0].float()[~low.isnan()])
         )
+
+
+def test_a_share_of_elements_is_whole():
+    assert [whole(0.29, 100), whole(0.29, 200), whole(0.3, 32), whole(0.0, 5)] == [29, 58, 9, 0]

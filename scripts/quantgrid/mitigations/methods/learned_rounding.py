@@ -87,7 +87,8 @@ def _emphasis(
 
 
 def channel_weights(context: TrainingContext) -> Tensor:
-    """Mean squared gradients (layers, d) of the channels of layer outputs, relative to the mean of their layer.
+    """Mean squared gradients (layers, d) of the channels of layer outputs, relative to the mean of their layer;
+    1 in a layer without gradients.
 
     Raises :class:`ConfigError` without a file of sensitivities, :class:`NumericalFailure` if they could
     not be measured.
@@ -98,7 +99,8 @@ def channel_weights(context: TrainingContext) -> Tensor:
     if found["status"] == "failed":
         raise NumericalFailure(found["reason"])
     squares = torch.tensor(found["channels"])
-    return squares / squares.mean(-1, keepdim=True)
+    mean = squares.mean(-1, keepdim=True)
+    return torch.where(mean > 0, squares / mean, 1.0)
 
 
 def _bounds(block: Block) -> dict[str, Bounds]:

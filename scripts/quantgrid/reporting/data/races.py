@@ -108,7 +108,7 @@ def summary(race: Race, decision: Mapping[str, Any]) -> str:
     """Say in one sentence what a race found: the recipes not told apart, and what it saved."""
     kept, count = len(decision["survivors"]), len(race.candidates) - len(decision["pruned"])
     if not kept:
-        return f"All {count} recipes of {race.model} failed."
+        return f"All {count} recipes of {race.model} failed.{_pruned(len(decision['pruned']))}"
     used = sum(map(len, decision["losses"].values())) / (len(race.candidates) * race.conditions["looks"][-1])
     sure = f"best kept with probability >= {1 - race.settings['alpha']:g} under the test's assumptions"
     told = f"{kept} of {count} recipes of {race.model} are not told apart, {sure}"
