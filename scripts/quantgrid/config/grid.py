@@ -40,9 +40,10 @@ def study_cells(config: Mapping[str, Any], name: str) -> list[Cell]:
         )
     for cell in [*found]:
         check_cell(config, cell, where)
-        found |= dict.fromkeys(uniform_cells(config, cell))
-    for cell in found:
-        check_cell(config, cell, where)
+        for other in uniform_cells(config, cell):
+            if other not in found:
+                check_cell(config, other, where)
+                found[other] = None
     kept = candidates(config, study["race"], list(found), f"{where}.race") if "race" in study else list(found)
     return list(dict.fromkeys([*(baseline(model) for model in dict.fromkeys(cell.model for cell in kept)), *kept]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,7 @@ class ModelShape:
 
     def site_sizes(self, kind: str) -> tuple[int, ...]:
         """Input dimensions of all sites of a kind, each once."""
-        names = [name for plan, _ in self.plans() for name in plan.sites_of([kind])]
-        return tuple(dict.fromkeys(map(self.site_size, names)))
+        return _site_sizes(self, kind)
 
     def widths(self, size: str) -> tuple[int, ...]:
         """Values of a size in all layers: that of the MLP may be those of experts."""
@@ -279,3 +279,9 @@ def held_moments(shape: ModelShape) -> int:
         one = max((sizes[site] for site in plan.expert_sites), default=0)
         found.append(sum(size for site, size in sizes.items() if site not in plan.expert_sites) + one)
     return max(found)
+
+
+@cache
+def _site_sizes(shape: ModelShape, kind: str) -> tuple[int, ...]:
+    names = [name for plan, _ in shape.plans() for name in plan.sites_of([kind])]
+    return tuple(dict.fromkeys(map(shape.site_size, names)))
