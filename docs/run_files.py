@@ -1,5 +1,5 @@
-"""What the repository keeps of a run: its records as CSV in one archive per run, runs/NAME.zip, and
-the pictures that no record draws. The documents are built from these alone."""
+"""Kept records of runs: one archive of CSV files per run, runs/NAME.zip, and the pictures that no
+record draws. The documents are built from these alone."""
 
 from __future__ import annotations
 

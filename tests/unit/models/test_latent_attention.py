@@ -1,4 +1,4 @@
-"""Latent attention: narrow inputs of its own, keys in two parts, one linear for keys and values."""
+"""Latent attention: further narrow inputs, keys in two parts, one linear for keys and values."""
 
 from __future__ import annotations
 

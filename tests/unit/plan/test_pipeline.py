@@ -357,7 +357,7 @@ def test_ten_thousand_cells_expand_within_seconds():
     expanded = time.process_time()
     assert len(set(Plan(checked).all_evaluations())) == 20_002
     planned = time.process_time()
-    assert expanded - begun < 30 and planned - expanded < 60  # seconds of a processor: 7 and 11
+    assert expanded - begun < 10 and planned - expanded < 40  # seconds of a processor: 7 and 11 on a slow machine
 
 
 def test_trainings_read_windows_and_leave_losses():
