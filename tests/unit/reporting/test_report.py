@@ -242,14 +242,30 @@ const result = document.createElement("pre"); result.id = "seen"; result.textCon
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_findings_sort_by_verdict_and_filter_by_its_words(tmp_path):
     names = {"one": "undecided", "two": "holds", "three": "does not hold", "four": "holds"}
-    lines = [
-        f"{name},{name} is so,Table I,m,{verdict},a: + b; − "
-        f"c,docs,-0.1,-0.2,-0.05,0,below,0.01,0.02,{verdict},32,k1 k2,"
+    effect = {
+        "effect": -0.1,
+        "low": -0.2,
+        "high": -0.05,
+        "threshold": 0,
+        "side": "below",
+        "margin": 0.02,
+        "detectable": 0.1,
+        "p": 0.01,
+        "p_adjusted": 0.02,
+    }
+    comparison = {"comparison": "a: + b; − c", "dataset": "docs", "count": 32, "cells": "k1 k2", **effect}
+    claims = [
+        {
+            "claim": name,
+            "statement": f"{name} is so",
+            "model": "m",
+            "verdict": verdict,
+            "outcome": verdict,
+            **comparison,
+        }
         for name, verdict in names.items()
     ]
-    (tmp_path / "claims.csv").write_text(
-        "\n".join([",".join(CLAIM_COLUMNS), *(line for line in lines)]).replace("a: + b; − c", '"a: + b; − c"')
-    )
+    pd.DataFrame(claims, columns=list(CLAIM_COLUMNS)).to_csv(tmp_path / "claims.csv", index=False)
     seen = driven(
         tmp_path / "r.html", report.build([], {"claims": findings.read(tmp_path / "claims.csv")}), FINDINGS_DRIVER
     )
