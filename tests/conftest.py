@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     left over for one process at the end."""
     workflow = {item.path for item in items if item.get_closest_marker("workflow")}
     items.sort(key=lambda item: item.path not in workflow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show which files took longest, fixtures included: what a shorter suite starts with."""
+    seconds: Counter[str] = Counter()
+    for report in (report for found in terminalreporter.stats.values() for report in found):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid.split("::")[0]] += report.duration
+    terminalreporter.section("slowest 20 files")
+    for name, taken in seconds.most_common(20):
+        terminalreporter.write_line(f"{taken:8.1f} s {name}")
 
 
 @pytest.fixture(autouse=True)
