@@ -9,7 +9,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 # of a picture in the documents: columns of pixels, colours without loss, quality (percent) with loss
-WIDTH, COLORS, QUALITY = 1000, 32, 70
+WIDTH, COLORS, QUALITY = 900, 32, 70
 
 
 def drawn(image: bytes, name: str) -> str:
@@ -20,8 +20,9 @@ def drawn(image: bytes, name: str) -> str:
     if shown.width > WIDTH:
         shown = shown.resize((WIDTH, shown.height * WIDTH // shown.width), Image.Resampling.LANCZOS)
     lossy, lossless = io.BytesIO(), io.BytesIO()
-    shown.save(lossy, "WEBP", quality=QUALITY)
-    shown.quantize(COLORS, dither=Image.Dither.NONE).convert("RGB").save(lossless, "WEBP", lossless=True)
+    shown.save(lossy, "WEBP", quality=QUALITY, method=6)
+    few = shown.quantize(COLORS, dither=Image.Dither.NONE).convert("RGB")
+    few.save(lossless, "WEBP", lossless=True, quality=100, method=6)
     target = DOCS / f"{name}.webp"
     target.write_bytes(min(lossy.getvalue(), lossless.getvalue(), key=len))
     return f"![{target.stem}]({target.name})\n"

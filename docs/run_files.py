@@ -3,6 +3,7 @@ record draws. The documents are built from these alone."""
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 import zipfile
@@ -23,17 +24,63 @@ FOLDERS = ("studies", "comparisons")  # one CSV per study
 SAME_DATE = (1980, 1, 1, 0, 0, 0)  # equal records are equal archives
 
 
-def keep(results: Path, archive: Path, about: Mapping[str, Any]) -> None:
-    """Write the records of a results folder, each verified, into ``archive``: those of every study,
-    its comparisons, the verdicts on claims, and what every job took. ``about`` is what else the
-    page needs: the commit, and models and studies of the config at that commit."""
-    files = [path for folder in FOLDERS for path in sorted((results / folder).glob("*.csv"))]
-    content = {str(path.relative_to(results)): read_verified(path) for path in [*files, results / CLAIMS]}
-    content[JOBS] = jobs(results).to_csv(index=False, lineterminator="\n").encode()
+def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str) -> None:
+    """Write the records of a results folder, each verified, into ``archive``: those of the studies
+    of ``config`` that were run, their comparisons, the verdicts on claims, and what every job took.
+
+    A study whose records the folder lacks keeps those that the archive has, so that a run may be
+    made in parts. The commit of a study is the one at which its records last changed.
+    """
+    before, said = _read(archive)
+    content = {
+        str(path.relative_to(results)): read_verified(path)
+        for name in config["studies"]
+        for path in (results / folder / f"{name}.csv" for folder in FOLDERS)
+        if path.is_file()
+    }
+    again = {name for name in config["studies"] if _studied(name) in content}
+    others = {name for name in said["studies"] if name in config["studies"]} - again
+    changed = {name for name in again if before.get(_studied(name)) != content[_studied(name)]}
+    made = jobs(results)
+    if others:
+        content |= {name: data for name, data in before.items() if Path(name).stem in others}
+        made = pd.concat([_table(before[JOBS]), made]).drop_duplicates(["rule", "name"], keep="last")
+    if (results / CLAIMS).is_file():
+        content[CLAIMS] = read_verified(results / CLAIMS)
+    elif CLAIMS in before:
+        content[CLAIMS] = before[CLAIMS]
+    about = {
+        "commits": {name: commit if name in changed else said["commits"][name] for name in sorted(again | others)},
+        "models": list(config["models"]),
+        "studies": {
+            name: fields if name in again else said["studies"][name]
+            for name, fields in config["studies"].items()
+            if name in again | others
+        },
+        "missing": [name for name in config["studies"] if name not in again | others],
+    }
+    content[JOBS] = made.to_csv(index=False, lineterminator="\n").encode()
     content[ABOUT] = json.dumps(about).encode()
     with replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as written:
         for name, data in sorted(content.items()):
             written.writestr(zipfile.ZipInfo(name, SAME_DATE), data, zipfile.ZIP_LZMA)
+
+
+def _studied(name: str) -> str:
+    return f"{FOLDERS[0]}/{name}.csv"
+
+
+def _read(archive: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Content of an archive by name, and what it says of the run; nothing if there is none."""
+    if not archive.is_file():
+        return {}, {"commits": {}, "studies": {}}
+    with zipfile.ZipFile(archive) as stored:
+        content = {name: stored.read(name) for name in stored.namelist()}
+    return content, json.loads(content[ABOUT])
+
+
+def _table(content: bytes) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(content), keep_default_na=False, na_values={name: [""] for name in NUMBERS})
 
 
 @contextmanager

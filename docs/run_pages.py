@@ -43,6 +43,11 @@ RUNS = {
         "config/oddities.yaml",
         "make run CONFIG=config/oddities.yaml",
     ),
+    "runs/methods-2026-run": (
+        "Methods of 2025 and 2026",
+        "config/methods-2026.yaml",
+        "make run CONFIG=config/methods-2026.yaml",
+    ),
     "runs/studies-run": (
         "Every study, on SmolLM2 and the reference models",
         "config/studies.yaml",
@@ -75,9 +80,8 @@ def keep_run(name: str, commit: str) -> None:
     """Keep the records and pictures of one run; nothing where its results folder is not there."""
     content = yaml.safe_load((ROOT / RUNS[name][1]).read_text())
     results = ROOT / content["results_dir"]
-    if (results / CLAIMS).is_file():
-        about = {"commit": commit, "models": list(content["models"]), "studies": content["studies"]}
-        keep(results, archive(name), about)
+    if (results / "studies").is_dir():
+        keep(results, archive(name), content, commit)
         keep_pictures(results, name.removesuffix("-run"))
 
 
@@ -177,7 +181,13 @@ def document(name: str) -> None:
         return
     run = name.removesuffix("-run")
     with kept(archive(name)) as (folder, about):
-        made = f"Made by `{command}` and `make docs` on 2 cores, computed at commit {about['commit']}."
+        commits = sorted({*about["commits"].values()})
+        made = f"Made by `{command}` and `make docs` on 2 cores, "
+        made += (
+            f"computed at commit {commits[0]}." if len(commits) == 1 else "each study at the commit below its table."
+        )
+        if about["missing"]:
+            made += f" Not computed yet: {', '.join(about['missing'])}."
         parts = [f"# {title}", made, ""]
         parts += [claims(folder)] if name in REPORTED else []
         for study, fields in about["studies"].items():
@@ -187,6 +197,8 @@ def document(name: str) -> None:
                 source = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
                 described = [spec["description"]] if "description" in spec else []
                 text = "\n\n".join([f"## {spec['title']}", *source, *described, text.partition("\n\n")[2]])
+            if len(commits) > 1:
+                text += f"\nComputed at commit {about['commits'][study]}.\n"
             parts += [text, compared(folder, spec), figure(folder, spec, f"{run}-{study}")]
         for whole, caption in WHOLE.items() if name in REPORTED else ():
             if picture := shown(f"{run}-{whole}"):

@@ -75,7 +75,9 @@ def front_page(readme: Path) -> None:
             text = split_text(table(folder, {**about["studies"][found[1]], "study": found[1]}))
             return f"<!-- table: {found[1]} -->\n{text}<!-- end -->\n"
 
-        readme.write_text(COMMIT.sub(f"computed at commit {about['commit']}", MARKED.sub(filled, readme.read_text())))
+        text = readme.read_text()
+        commits = ", ".join(sorted({about["commits"][name] for name in MARKED.findall(text)}))
+        readme.write_text(COMMIT.sub(f"computed at commit {commits}", MARKED.sub(filled, text)))
 
 
 def main() -> None:

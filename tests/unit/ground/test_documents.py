@@ -97,6 +97,36 @@ def test_a_page_is_made_of_what_is_kept_alone(results: Path):
     assert "| no transform | 9.500 | **8.750** |" in readme.read_text() and "commit abc1234" in readme.read_text()
 
 
+def test_a_run_in_parts_keeps_the_studies_of_earlier_parts(results: Path):
+    """Each with the commit at which its records changed; a study that the config no longer has goes."""
+    page, archive = (results.parent / "docs" / "runs" / name for name in ("some-run.md", "some.zip"))
+    config = yaml.safe_load((results.parent / "config.yaml").read_text())
+    config["studies"] |= {"second": {**STUDY, "title": "Second"}, "third": {**STUDY, "title": "Third"}}
+    (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run_pages.keep_run("runs/some-run", "abc1234")
+    run_pages.document("runs/some-run")
+    assert "computed at commit abc1234. Not computed yet: second, third." in page.read_text()
+    for folder in ("studies", "comparisons"):
+        (results / folder / "methods.csv").rename(results / folder / "second.csv")
+        write_record(origin_of(results / folder / "second.csv").rule, [results / folder / "second.csv"])
+    (results / "claims.csv").unlink()
+    for _ in range(2):
+        run_pages.keep_run("runs/some-run", "def5678")
+    run_pages.keep_run("runs/some-run", "fed8765")
+    run_pages.document("runs/some-run")
+    text = page.read_text()
+    assert "Not computed yet: third." in text and "each study at the commit below its table" in text
+    assert text.index("**Methods**") < text.index("commit abc1234") < text.index("**Second**")
+    assert text.index("**Second**") < text.index("commit def5678") and "fed8765" not in text
+    with run_pages.kept(archive) as (folder, about):
+        assert (folder / "claims.csv").read_text() == CLAIMS and list(about["studies"]) == ["methods", "second"]
+    del config["studies"]["methods"]
+    (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run_pages.keep_run("runs/some-run", "fed8765")
+    run_pages.document("runs/some-run")
+    assert "**Methods**" not in page.read_text() and "computed at commit def5678" in page.read_text()
+
+
 def test_figures_are_narrow_and_linked_from_a_document_of_their_folder(results: Path):
     wide = results / "wide.png"
     Image.new("RGB", (2 * pictures.WIDTH, 20), "red").save(wide)

@@ -122,5 +122,7 @@ def saving(best: pd.Series, cheap: pd.Series) -> str:
     """Format a recipe not significantly different from the best with its lower costs."""
     costs = [f"{cheap.bits:.2f} bits"]
     if cheap.operations != best.operations:
-        costs.append(f"{cheap.operations:.3g} instead of {best.operations:.3g} online operations per token")
+        costs.append(
+            f"{significant(cheap.operations)} instead of {significant(best.operations)} online operations per token"
+        )
     return f"{cheap.recipe}: {', '.join(costs)}"

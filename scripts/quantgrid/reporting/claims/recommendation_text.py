@@ -56,7 +56,7 @@ def columns(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["recipe"] + (f" ({WORDS})" if row["start_kept"] else ""),
         f"{row['bits']:.3f}",
         f"{row['added_bits']:.3f}",
-        f"{row['operations']:.4g}",
+        significant(row["operations"], 4),
         with_error(row["divergence"], row["stderr"]),
         f"{significant(row['perplexity'])} ({row['relative']:.3f} ×)",
         "–" if row["rank"] == 1 else interval,
@@ -70,5 +70,5 @@ def conclusion(found: pd.DataFrame) -> str:
         return f"{row.recipe} is better than all others."
     return (
         f"Of the {tied} with an asterisk the cheapest to run is {row['rank']}, {row.recipe}: "
-        f"{row.operations:.4g} online operations per token, {row.bits:.3f} bits."
+        f"{significant(row.operations, 4)} online operations per token, {row.bits:.3f} bits."
     )
