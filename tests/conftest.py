@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
+import selection
 from checkouts import RESULT_FILES, Checkout, one_cell
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the files with runs of the workflow first: they are the longest, and none should be
-    left over for one process at the end."""
+    """Leave most of the large products to `make test-nightly`. Start the files with runs of the
+    workflow first: they are the longest, and none should be left over for one process at the end."""
+    selection.thin(items)
     workflow = {item.path for item in items if item.get_closest_marker("workflow")}
     items.sort(key=lambda item: item.path not in workflow)
 

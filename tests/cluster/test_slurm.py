@@ -147,6 +147,7 @@ def test_a_cancelled_job_and_one_over_its_memory_are_submitted_again(
     assert is_that_of(checkout, one_cell_results)
 
 
+@pytest.mark.nightly
 def test_jobs_of_a_killed_driver_are_cancelled_and_the_next_run_completes(
     checkout: Checkout, one_cell_results: dict[str, bytes]
 ):

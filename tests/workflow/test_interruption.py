@@ -113,7 +113,8 @@ def test_a_killed_job_fails_alone_and_the_next_run_completes(uninterrupted: Chec
     assert checkout.contents(RESULTS, *RESULT_FILES) == uninterrupted.contents(RESULTS, *RESULT_FILES)
 
 
-@pytest.mark.parametrize("options", [pytest.param(["--cold"], marks=pytest.mark.nightly), []], ids=["cold", "warm"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("options", [["--cold"], []], ids=["cold", "warm"])
 def test_three_kills_at_random_moments_leave_the_same_bytes(
     uninterrupted: Checkout, tmp_path: Path, options: list[str]
 ):

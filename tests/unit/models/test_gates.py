@@ -244,7 +244,7 @@ def test_a_setting_that_no_plan_knows_is_caught_by_the_transform_gate(tmp_path):
 # -- the published table ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_published_table_says_what_is_measured(family_model):
     """Its figures may differ: they are noise of float32 arithmetic."""
     found = family_table.document(family_model)
