@@ -241,12 +241,13 @@ def caption(records: pd.DataFrame, spec: Mapping[str, Any]) -> str:
 
 def save(figure: Figure, paths: list[str | Path]) -> None:
     """Write the figure to each path (.png at 200 dpi, .pdf, .svg), the same bytes for the same
-    figure, without dates."""
+    figure, without dates. The layout is solved once, for the first path."""
     for path in map(Path, paths):
         if path.suffix not in METADATA:
             raise ConfigError(f"{path}: a figure is written as {', '.join(METADATA)}")
         with matplotlib.rc_context(SETTINGS), replacing(path) as temporary:
             figure.savefig(temporary, metadata=METADATA[path.suffix])
+            figure.set_layout_engine("none")
             if path.suffix == ".svg":
                 temporary.write_text(lean(temporary.read_text(encoding="utf-8")), encoding="utf-8")
 
