@@ -1,5 +1,6 @@
 """quantgrid: models x transforms x mitigations x granularities x formats, quantized and evaluated."""
 
+import gc
 import os
 import re
 import sys
@@ -73,6 +74,7 @@ rule figures:
 
 onstart:
     # Before the first job: lock the results folder; predict the time; stop if the largest jobs do not fit this machine.
+    gc.enable()
     take_lock()
     forecast(planned_jobs(), runs_locally())
     preflight(planned_jobs(), runs_locally())

@@ -2,7 +2,7 @@
 
 import sys
 
-from quantgrid.jobs.fork_server import serve
+from quantgrid.jobs.fork_server import library_modules, serve
 
 if __name__ == "__main__":
-    serve(*map(int, sys.argv[1:]))
+    serve(*map(int, sys.argv[1:]), library_modules())

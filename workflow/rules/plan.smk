@@ -12,6 +12,10 @@ from snakemake.exceptions import WorkflowError
 include: "internals.smk"
 
 
+if is_driver() and not is_module():
+    gc.disable()  # what planning makes stays until the end; onstart enables it again
+
+
 SCRIPTS = os.path.join(checkout(), "scripts")
 sys.path.insert(0, SCRIPTS)
 
@@ -27,6 +31,7 @@ from quantgrid.jobs.progress import predict
 from quantgrid.jobs import slurm_names
 from quantgrid.plan.pipeline import Plan
 from quantgrid.plan.preflight import crowded, in_memory, made_again, needs, on_card, require_room
+from quantgrid.plan.rule_lookups import signed
 from quantgrid.config.shown_transforms import FIGURES
 from quantgrid.config.cells import AXES, Cell
 from quantgrid.plan.steps import CELL_PATH as CELL, outputs_of
@@ -88,6 +93,7 @@ def limits(rule):
     in minutes (``runtime``, for a GPU if a profile requests one)."""
     machine = GPU if asks_for_gpu(rule) else CPU
 
+    @signed
     def runtime(wildcards, attempt):
         return attempt * ESTIMATE.minutes(PLAN.steps[rule][frozenset(wildcards.items())], machine)
 
@@ -117,6 +123,28 @@ def command(rule, reads="", verify="", **others):
 def gates_of(wildcards):
     """List the gates that a cell has to pass."""
     return PLAN.gates(Cell(**{axis: getattr(wildcards, axis) for axis in AXES.values()}))
+
+
+def inputs_of_cell(rule):
+    """Input function of a rule that quantizes a cell: what its job reads, and the baseline check and the gates that it
+    waits for.
+
+    The latter are ancient: the job does not read them, and a check that is made again quantizes nothing again.
+    """
+    inputs, check, check_digest = PLAN.inputs(rule), CHECKS.of_cell(CHECKS.pattern), CHECKS.of_cell(CHECKS.digest)
+
+    @signed
+    def named(wildcards):
+        gates = gates_of(wildcards)
+        awaited = {
+            "baseline_check": check(wildcards),
+            "baseline_check_digest": check_digest(wildcards),
+            "gates": [gate.outputs["result"] for gate in gates],
+            "gate_digests": [gate.digest for gate in gates],
+        }
+        return {**inputs(wildcards), **{name: [ancient(path) for path in paths] for name, paths in awaited.items()}}
+
+    return named
 
 
 def packed(path):

@@ -114,11 +114,7 @@ rule allocate_bits:
 rule quantize_model:
     """Quantization error mitigation (step 2 of arXiv 2507.17417): transform folded, every linear rounded."""
     input:
-        unpack(PLAN.inputs("quantize_model")),
-        baseline_check=ancient(CHECKS.of_cell(CHECKS.pattern)),  # not read: checked again, it quantizes nothing again
-        baseline_check_digest=ancient(CHECKS.of_cell(CHECKS.digest)),
-        gates=ancient(lambda w: [gate.outputs["result"] for gate in gates_of(w)]),
-        gate_digests=ancient(lambda w: [gate.digest for gate in gates_of(w)]),
+        unpack(inputs_of_cell("quantize_model")),
     output:
         checkpoint=packed(f"{RESULTS}/quantized/{CELL}/{{key}}/model.safetensors"),
         manifest=f"{RESULTS}/quantized/{CELL}/{{key}}/quantgrid.json",
@@ -144,11 +140,7 @@ rule quantize_model:
 rule train_mitigation:
     """Quantization error mitigation by training (step 2 of arXiv 2507.17417): scales or weights; resumable."""
     input:
-        unpack(PLAN.inputs("train_mitigation")),
-        baseline_check=ancient(CHECKS.of_cell(CHECKS.pattern)),
-        baseline_check_digest=ancient(CHECKS.of_cell(CHECKS.digest)),
-        gates=ancient(lambda w: [gate.outputs["result"] for gate in gates_of(w)]),
-        gate_digests=ancient(lambda w: [gate.digest for gate in gates_of(w)]),
+        unpack(inputs_of_cell("train_mitigation")),
     output:
         checkpoint=packed(f"{RESULTS}/trained/{CELL}/{{key}}/model.safetensors"),
         manifest=f"{RESULTS}/trained/{CELL}/{{key}}/quantgrid.json",

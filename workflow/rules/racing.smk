@@ -6,11 +6,7 @@
 rule screen_cell:
     """First look of a race at one candidate: quantized and evaluated in one job, without its checkpoint."""
     input:
-        unpack(PLAN.inputs("screen_cell")),
-        baseline_check=ancient(CHECKS.of_cell(CHECKS.pattern)),
-        baseline_check_digest=ancient(CHECKS.of_cell(CHECKS.digest)),
-        gates=ancient(lambda w: [gate.outputs["result"] for gate in gates_of(w)]),
-        gate_digests=ancient(lambda w: [gate.digest for gate in gates_of(w)]),
+        unpack(inputs_of_cell("screen_cell")),
     output:
         result=f"{RESULTS}/evaluations/{CELL}/screened/{{corpus}}/{{shard}}/{{key}}.json",
         error=f"{RESULTS}/evaluations/{CELL}/screening/{{corpus}}/{{shard}}/{{key}}.json",

@@ -24,10 +24,11 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
     """Reject an invalid cell or one that does not fit its model; the message names valid values."""
     mitigation = entries.entry(config, "mitigations", cell.mitigation)["method"]
     method = registry.method("mitigations", mitigation, f"mitigations.{cell.mitigation}.method")
-    _check_transform(config, cell, entries.shape(config, cell.model), where)
+    sizes = entries.shape(config, cell.model)
+    _check_transform(config, cell, sizes, where)
     paired = registry.is_paired(mitigation, entries.entry(config, "mitigations", cell.mitigation).get("base"))
-    require_one_router(paired, entries.shape(config, cell.model), cell, where)
-    _check_width(method, entries.shape(config, cell.model), cell, where)
+    require_one_router(paired, sizes, cell, where)
+    _check_width(method, sizes, cell, where)
     if (mitigation == "none") != (cell.format == FULL_PRECISION):
         known = sorted(entries.known_names(config, "mitigations") - {"none"})
         raise ConfigError(
@@ -35,7 +36,7 @@ def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:
             f"{', '.join(known)}, '{FULL_PRECISION}' takes 'none'"
         )
     if cell.format != FULL_PRECISION:
-        _check_granularity(config, cell, entries.shape(config, cell.model), where)
+        _check_granularity(config, cell, sizes, where)
         if allocations.is_allocated(config, cell):
             allocations.check_cell(config, cell, where)
         _check_training(config, cell, method, where)

@@ -5,7 +5,7 @@ A cell is one point (model, transform, mitigation, granularity, format).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 AXES = {
     "models": "model",
@@ -30,11 +30,11 @@ class Cell:
 
     @property
     def axes(self) -> dict[str, str]:
-        return asdict(self)
+        return {**vars(self)}
 
     @property
     def path(self) -> str:
-        return "/".join(asdict(self).values())
+        return "/".join(vars(self).values())
 
     @property
     def quantized(self) -> bool:

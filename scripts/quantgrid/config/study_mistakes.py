@@ -3,7 +3,8 @@ without cells, studies without evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from ..ground.errors import ConfigError, unknown_name
@@ -31,12 +32,11 @@ def study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
     """List mistakes in studies, after :func:`.entry_mistakes.name_mistakes` has found none."""
     for name in (name for name, study in config["studies"].items() if "race" in study):
         yield from race_mistakes(config, name, grid.asked(config, config["studies"][name]))
-    yield from collected(lambda: _check_trainings(config, grid.expand_studies(config)))
+    cells = _cells(config)
+    yield from collected(lambda: _check_trainings(config, (cell for name in config["studies"] for cell in cells(name))))
     for name in config["studies"]:
         yield from collected(
-            lambda name=name: _check_compare(
-                config["studies"][name].get("compare"), grid.study_cells(config, name), name
-            )
+            lambda name=name: _check_compare(config["studies"][name].get("compare"), cells(name), name)
         )
         asked = grid.asked(config, config["studies"][name])
         if asked["perplexity"] or asked["tasks"]:
@@ -47,7 +47,30 @@ def study_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
                 "name a corpus in evaluate.perplexity or a task in evaluate.tasks"
             )
     if config["report"]["distributions"]:
-        yield from collected(lambda: shown_transforms.shown(config, grid.expand_studies(config)))
+        yield from collected(
+            lambda: shown_transforms.shown(
+                config, list(dict.fromkeys(cell for name in config["studies"] for cell in cells(name)))
+            )
+        )
+
+
+def _cells(config: Mapping[str, Any]) -> Callable[[str], list[Cell]]:
+    """Return a function: study -> its cells, or the :class:`ConfigError` of an invalid one. Each study is
+    expanded once."""
+
+    @cache
+    def expanded(name: str) -> list[Cell] | ConfigError:
+        try:
+            return grid.study_cells(config, name)
+        except ConfigError as error:
+            return error
+
+    def cells(name: str) -> list[Cell]:
+        if isinstance(found := expanded(name), ConfigError):
+            raise found
+        return found
+
+    return cells
 
 
 def _check_compare(wanted: Mapping[str, Any] | None, cells: Iterable[Cell], study: str) -> None:

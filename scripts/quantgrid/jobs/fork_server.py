@@ -1,4 +1,4 @@
-"""Fork server: imports torch and transformers once and forks one process per local job.
+"""Fork server: imports torch, transformers and the library once and forks one process per local job.
 
 ``run_workflow.py`` starts it. `run_job.py` sends it its arguments, folder, environment and
 standard streams and exits with the status of the fork; if `run_job.py` is interrupted or dies, the
@@ -11,6 +11,7 @@ fork reserves a free GPU (:mod:`..machine.gpus`), sees no other, and initializes
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
@@ -24,12 +25,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 
-from ..ground.places import SCRIPTS
+from ..ground.places import LIBRARY, SCRIPTS
 from ..machine.gpus import driver_initialized
+from ..plan.steps import OUTPUTS, REPORTS
 from .fork_client import DECLINED, LENGTH, SERVED, SOCKET, STREAMS, address, identity, user
 
 PRELOADED = (
@@ -180,11 +183,30 @@ def _discarding_messages() -> Iterator[None]:
         os.close(kept)
 
 
-def serve(descriptor: int, driver: int) -> None:
-    """Import the modules that jobs need, then serve jobs at the listening socket ``descriptor``
-    until ``driver``, the parent process, ends."""
+def library_modules() -> list[str]:
+    """List the modules of the library that ``run_job.py`` and the scripts of the rules import at their top."""
+    scripts = [SCRIPTS / f"{rule}.py" for rule in (*OUTPUTS, *REPORTS)]
+    return list(dict.fromkeys([f"{__package__}.rule_job", *(name for script in scripts for name in _imported(script))]))
+
+
+def _imported(script: Path) -> Iterator[str]:
+    """Modules of the library that the import statements at the top of a script name."""
+    for node in ast.parse(script.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in (name for name in names if name.partition(".")[0] == LIBRARY.name):
+            path = SCRIPTS.joinpath(*name.split("."))
+            if path.is_dir() or path.with_suffix(".py").is_file():
+                yield name
+
+
+def serve(descriptor: int, driver: int, library: Iterable[str] = ()) -> None:
+    """Import the modules that jobs need, those of the ``library`` last, then serve jobs at the listening
+    socket ``descriptor`` until ``driver``, the parent process, ends."""
     with _discarding_messages():
-        for name in PRELOADED:
+        for name in (*PRELOADED, *library):
             if os.getppid() != driver:
                 return
             import_module(name)

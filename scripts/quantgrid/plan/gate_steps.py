@@ -23,7 +23,7 @@ class GateSteps(AllocationSteps):
     @cached_property
     def studies(self) -> dict[str, list[Cell]]:
         """Map each study to its cells."""
-        return {name: grid.study_cells(self.config, name) for name in self.config["studies"]}
+        return {name: grid.study_cells(self.config, name, valid=True) for name in self.config["studies"]}
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -76,6 +76,7 @@ class GateSteps(AllocationSteps):
             transform=transform,
         )
 
+    @once
     def gates(self, cell: Cell) -> list[Step]:
         """List the gates that a cell has to pass before it is quantized; none for full precision."""
         if not cell.quantized:

@@ -63,6 +63,7 @@ class Plan(ExportSteps):
                     ]
         return found
 
+    @once
     def all_evaluations(self) -> list[str]:
         """Plan every evaluation and every gate of every cell of every study; this makes all steps known
         to the rules."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from inspect import signature
 from typing import Any
 
 from ..config import entries
@@ -12,6 +13,13 @@ from ..ground.provenance import canonical
 from ..machine.memory import memory_mb
 from . import workload
 from .steps import DIGESTS, GATHERED, OPTIONAL_INPUTS, Step, job_pattern, outputs_of
+
+
+def signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Store the signature of a function of a rule on it: Snakemake asks for it several times per job,
+    and to read it off the code takes longer than most of these functions."""
+    function.__signature__ = signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 class RuleLookUps:
@@ -49,6 +57,7 @@ class RuleLookUps:
         list."""
         without: dict[str, list[str]] = {name: [] for name in OPTIONAL_INPUTS.get(rule, ())}
 
+        @signed
         def named(wildcards: Any) -> Mapping[str, Any]:
             step = self.steps[rule][frozenset(wildcards.items())]
             inputs = {GATHERED[rule]: list(step.inputs.values())} if rule in GATHERED else step.inputs
@@ -58,12 +67,13 @@ class RuleLookUps:
 
     def spec(self, rule: str) -> Callable[[Any], str]:
         """Parameter function of a rule: wildcards -> the job's specification as canonical JSON."""
-        return lambda wildcards: canonical(self.steps[rule][frozenset(wildcards.items())].spec)
+        return signed(lambda wildcards: canonical(self.steps[rule][frozenset(wildcards.items())].spec))
 
     def parameter(self, rule: str, name: str) -> Callable[[Any], Any]:
         """Parameter function of a rule: wildcards -> one entry of the job's specification, for
         readers; a mapping as canonical JSON."""
 
+        @signed
         def value(wildcards: Any) -> Any:
             found = self.steps[rule][frozenset(wildcards.items())].spec[name]
             return canonical(found) if isinstance(found, Mapping) else found
@@ -78,7 +88,9 @@ class RuleLookUps:
         def needed(kind: str, model: str) -> int:
             return memory_mb(kind, entries.shape(self.config, model), **size)
 
-        return lambda wildcards, attempt: attempt * needed(workload.kind(self.config, rule, wildcards), wildcards.model)
+        return signed(
+            lambda wildcards, attempt: attempt * needed(workload.kind(self.config, rule, wildcards), wildcards.model)
+        )
 
     def threads(self, rule: str) -> int:
         threads = self.config["threads"]

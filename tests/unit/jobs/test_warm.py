@@ -23,6 +23,7 @@ from in_process import run_script
 from quantgrid.ground.errors import ConfigError
 from quantgrid.jobs import fork_client, fork_server
 from quantgrid.jobs.drivers import marked_processes
+from quantgrid.jobs.fork_server import library_modules
 from quantgrid.machine import gpus
 from quantgrid.reporting.data.costs import read_one
 
@@ -84,6 +85,20 @@ def test_a_job_has_its_words_folder_environment_and_imports(served: Served, tmp_
     words = (fork_client.SOCKET, fork_client.SERVED, "two words")
     out, error = client(served, job, *words, MINE="here").communicate(timeout=120)
     assert (out, error) == (f"{' '.join(words)} {os.getcwd()} here None None None None\n", "")
+
+
+def test_a_job_finds_the_library_loaded_by_a_server_of_one_thread(served: Served, tmp_path: Path):
+    """What a script of a rule imports at its top. A process with several threads cannot be forked safely; that of the
+    allocator of pyarrow, which pandas imports, holds no lock of Python."""
+    loaded = library_modules()
+    assert {"quantgrid.jobs.rule_job", "quantgrid.quantization.checkpoints", "quantgrid.reporting.data.races"} <= {
+        *loaded
+    }
+    content = "import os, sys\nprint([name for name in sys.argv[1:] if name not in sys.modules])\n"
+    content += "tasks = f'/proc/{os.getppid()}/task'\n"
+    content += "names = [open(f'{tasks}/{task}/comm').read().strip() for task in os.listdir(tasks)]\n"
+    content += "print(len([name for name in names if name != 'jemalloc_bg_thd']))\n"
+    assert client(served, script(tmp_path, content), *loaded).communicate(timeout=120) == ("[]\n1\n", "")
 
 
 @pytest.mark.parametrize(

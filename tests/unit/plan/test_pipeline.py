@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from copy import deepcopy
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from plan_cases import content, plan, steps
-from quantgrid.config import check
+from quantgrid.config import check, grid
 from quantgrid.config.cells import AXES, Cell
 from quantgrid.config.grid import expand_studies
 from quantgrid.ground.errors import ConfigError
@@ -73,6 +74,18 @@ def test_rules_look_a_step_up_by_its_wildcards():
     assert made.inputs("quantize_model")(rounded.wildcards)["statistics"].startswith(
         "results/calibration/tiny/default/"
     )
+
+
+def test_functions_of_rules_hold_the_signature_that_snakemake_asks_for():
+    made, rule = plan(content()), "quantize_model"
+    functions = {
+        made.inputs(rule): ["wildcards"],
+        made.spec(rule): ["wildcards"],
+        made.parameter(rule, "mitigation"): ["wildcards"],
+        made.memory_mb(rule): ["wildcards", "attempt"],
+    }
+    for function, names in functions.items():
+        assert inspect.signature(function) is function.__signature__ and [*function.__signature__.parameters] == names
 
 
 def test_a_mitigation_that_searches_the_ranges_of_weights_changes_the_weight_scheme_alone():
@@ -340,6 +353,15 @@ def test_what_is_shown_reaches_the_table_the_figure_or_the_report_alone():
 
 
 # -- size ------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_checked_once_from_the_config_to_its_steps(monkeypatch: pytest.MonkeyPatch):
+    checked: list[tuple[Cell, str]] = []
+    monkeypatch.setattr(grid, "check_cell", lambda _, cell, where: checked.append((cell, where)))
+    made = Plan(check({**content(), "exports": []}))
+    made.all_steps()
+    assert {cell for cell, _ in checked} >= {cell for cell in made.cells if cell.quantized}
+    assert len(checked) == len({*checked})
 
 
 @pytest.mark.slow
