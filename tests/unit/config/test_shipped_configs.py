@@ -100,9 +100,10 @@ COUNTS = {
     "methods-2026": (
         252,
         {
-            "smollm2-mxfp4": 25,
+            "smollm2-mxfp4": 22,
             "smollm2-nvfp4": 22,
             "smollm2-int4": 22,
+            "smollm2-autoround": 10,
             "reference-mxfp4": 42,
             "reference-nvfp4": 36,
             "reference-int4": 36,
