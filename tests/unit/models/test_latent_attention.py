@@ -55,7 +55,7 @@ LARGE = {
 def test_transforms_pass_the_latent_inputs(transform, family_model):
     """Also those of the narrow inputs: their gains are far from one."""
     made = family_model(NAME)
-    assert made.model_gate.logits == 0
+    assert made.model_gate.logits <= 1e-6, "the same products, summed in another order on some processors"
     assert made.transform_gate(transform).within(LOGITS, DIVERGENCE)
 
 
