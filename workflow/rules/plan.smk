@@ -126,8 +126,8 @@ def gates_of(wildcards):
 
 
 def inputs_of_cell(rule):
-    """Input function of a rule that quantizes a cell: what its job reads, and the baseline check and the gates that it
-    waits for.
+    """Return the input function of a rule that quantizes a cell. Its job reads inputs of the plan and waits for the
+    baseline check and the gates.
 
     The latter are ancient: the job does not read them, and a check that is made again quantizes nothing again.
     """
