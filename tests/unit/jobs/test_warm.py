@@ -88,8 +88,11 @@ def test_a_job_has_its_words_folder_environment_and_imports(served: Served, tmp_
 
 
 def test_a_job_finds_the_library_loaded_by_a_server_of_one_thread(served: Served, tmp_path: Path):
-    """Modules that the script of a rule imports at its top are loaded. A process with several threads cannot be forked safely; that of the
-    allocator of pyarrow, which pandas imports, holds no lock of Python."""
+    """Modules that the script of a rule imports at its top are loaded.
+
+    A process with several threads cannot be forked safely; that of the allocator of pyarrow, which pandas
+    imports, holds no lock of Python.
+    """
     loaded = library_modules()
     assert {"quantgrid.jobs.rule_job", "quantgrid.quantization.checkpoints", "quantgrid.reporting.data.races"} <= {
         *loaded
