@@ -38,11 +38,8 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("what, name, options", TRAININGS, ids=str)
 def test_a_training_is_that_of_the_cpu(what, name, options, run, folder):
-    """The first loss is equal but for the order of sums. Adam makes a whole step of a gradient that is rounding
-    noise, and a code may then round the other way: later losses depend on the processor."""
     wanted, found = (run(what, folder, device, name, options, None) for device in ("cpu", NAME))
-    assert found.losses[:1] == pytest.approx(wanted.losses[:1], rel=1e-4)
-    assert found.losses and found.losses == pytest.approx(wanted.losses, rel=1e-2)
+    assert found.losses and found.losses == pytest.approx(wanted.losses, rel=1e-4)
     assert found.devices == {"cpu"}
     assert found.tensors.keys() == wanted.tensors.keys()
     for key, sums in wanted.tensors.items():

@@ -55,7 +55,8 @@ LARGE = {
 def test_transforms_pass_the_latent_inputs(transform, family_model):
     """Also those of the narrow inputs: their gains are far from one."""
     made = family_model(NAME)
-    assert made.model_gate.logits <= 1e-6, "the same products, summed in another order on some processors"
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"  # whose kernels sum by the shape of their input
+    assert made.model_gate.logits <= (1e-6 if wide else 0)
     assert made.transform_gate(transform).within(LOGITS, DIVERGENCE)
 
 
