@@ -48,6 +48,13 @@ LATENT: dict[str, Any] = {
     "attention_bias": True,
 }
 GROUPS = {"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}
 LAYER_TYPES = ["sliding_attention", "full_attention"]
 # what makes a part of a family count: scalars, biases, sliding windows shorter than the text
 SPECIFIC: dict[str, dict[str, Any]] = {
@@ -126,6 +133,14 @@ SPECIFIC: dict[str, dict[str, Any]] = {
         "logits_scaling": 4.0,
     },
     "OPTForCausalLM": {"ffn_dim": 96, "tie_word_embeddings": True},
+    "Qwen3_5ForCausalLM": {**LINEAR, "attention_bias": True},
+    "Qwen3_5MoeForCausalLM": {
+        **LINEAR,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 80,
+    },
     "GPT2LMHeadModel": {"n_inner": 96, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": True},
     "GPTNeoXForCausalLM": {"rotary_pct": 0.5},
     "StableLmForCausalLM": {"use_qkv_bias": True},
@@ -155,6 +170,8 @@ def disturb(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("correction_bias"):
             parameter.uniform_(-0.05, 0.05)
+        elif name.endswith("A_log"):
+            parameter.uniform_(-1, 1)
         elif "norm" in name or "ln_" in name:
             parameter.add_(0.4 * torch.randn_like(parameter))
         elif name.endswith("bias"):

@@ -20,11 +20,12 @@ from torch import Tensor
 from ..ground.errors import ConfigError, NumericalFailure
 from ..ground.storage import open_tensors, read_json, tensor_names
 from ..machine.devices import Placement
+from ..models.architectures import architecture_of
 from ..models.families import FAMILIES
 from ..models.lm_head import Head
 from ..models.multimodal import PREFIX, prefix_of, stored_name
 from ..models.plans import END_ROLES, LAYER_PREFIX, LayerPlan, Stored, is_in_mixture
-from ..models.shapes import ModelShape, architecture_of, layer_tensors, shape_from_config
+from ..models.shapes import ModelShape, layer_tensors, shape_from_config
 from .statistics import Rows, SiteStatistics
 
 _LAYER = re.compile(LAYER_PREFIX.replace(".", r"\.").format(layer=r"(\d+)"))

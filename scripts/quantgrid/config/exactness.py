@@ -1,7 +1,8 @@
 """Refusal of transforms that are not exact for a family of models, while the workflow is planned.
 
-A rotation of the residual stream cannot pass a norm that stands before the stream, and a division needs
-weights before its site that can take it. Each refusal names the substitute that is exact.
+A rotation of the residual stream cannot pass a norm that stands before the stream, one of the values cannot
+pass a gate of the outputs of attention, and a division needs weights before its site that can take it. Each
+refusal names the substitute that is exact.
 """
 
 from __future__ import annotations
@@ -20,14 +21,22 @@ def require_exact(method: Method, options: Mapping[str, Any], sizes: ModelShape,
 
     ``named`` is the transform and ``where`` the place in messages.
     """
-    plan = sizes.family.plan  # of a layer with an MLP; one with experts has the same norms
+    plan = sizes.family.plan  # all layers of a model have the same norms
     if plan.post_norms and method.rotates_stream(options):
         raise ConfigError(
             f"{where}: transform '{named}' rotates the residual stream, and a {sizes.architecture} adds to it behind "
             f"norms ({', '.join(plan.modules[norm] for norm in plan.post_norms)}), through which no rotation can be "
             f"folded; exact is {_substitute(method, 'residual', 'random_hadamard')}: two rotations a layer at run time"
         )
-    fixed = [site for site in method.divided_sites(options) if not plan.sites[site].is_divisible]
+    if method.turns_values(options) and not all(site.turns for site in sizes.sites("output_input")):
+        other = "'heads: across'" if method.turns else _substitute(method, "values", "random_hadamard")
+        raise ConfigError(
+            f"{where}: transform '{named}' turns the values within every head, and the outputs of attention of a "
+            f"{sizes.architecture} pass a gate, through which no rotation can be folded; exact is {other}: the inputs "
+            "of o are turned at run time"
+        )
+    sites = method.divided_sites(options)
+    fixed = [kind for kind in sites if not all(site.is_divisible for site in sizes.sites(kind))]
     if fixed and not method.divides_online(options):
         raise ConfigError(
             f"{where}: transform '{named}' divides the inputs of {', '.join(fixed)}, and no weights of a "

@@ -7,7 +7,18 @@ from typing import Any
 
 from .methods import SITES_OF_OPTION, Method, Online, Option
 from .training_options import ERROR, WINDOWS, training
-from .transform_options import ALWAYS_R4, DIVISION, HADAMARD, RESIDUAL, ROTATED, SIGNED, SITE_NAMES
+from .transform_options import (
+    ALWAYS_R4,
+    DIVISION,
+    HADAMARD,
+    HEADS,
+    RESIDUAL,
+    ROTATED,
+    SIGNED,
+    SITE_NAMES,
+    TURNED,
+    TURNED_BLOCKS,
+)
 
 LEARNED: dict[str, Any] = {"seeded": True, "learned": True}
 ON_WINDOWS: dict[str, Any] = {**LEARNED, "fitted_to_scheme": True, "trained_on_windows": True}
@@ -44,13 +55,14 @@ LEARNED_TRANSFORMS: dict[str, Method] = {
             "loss": Option("cross_entropy", choices=LOSSES, needs=NETWORK),
             **training(100, 8, learning_rate=0.1),
             "residual": RESIDUAL,
+            "values": HEADS,
         },
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         calibrated={"objective": STORED},
         **{**ON_WINDOWS, "fitted_to_scheme": {"objective": ("end_to_end", "layer_wise")}},
         stored_tokens={"objective": dict.fromkeys(STORED, 4096)},
-        online=(SIGNED, ROTATED, ALWAYS_R4),
+        online=(SIGNED, ROTATED, *TURNED, TURNED_BLOCKS, ALWAYS_R4),
     ),
     "optimized_rotation_scaling": Method(
         "transforms.recipes.optimized_rotation_scaling",
@@ -62,6 +74,7 @@ LEARNED_TRANSFORMS: dict[str, Method] = {
             **training(100, 8, learning_rate=0.1, scale_learning_rate=0.01),
             **WINDOWS,
             "residual": RESIDUAL,
+            "values": HEADS,
         },
         rotations=("R1", "R2", "R4"),
         divides=SITE_NAMES,
@@ -71,6 +84,8 @@ LEARNED_TRANSFORMS: dict[str, Method] = {
             replace(SIGNED, when={"residual": ("online",), "basis": ("none",)}),
             replace(ROTATED, when={"residual": ("online",), "basis": ("weights",)}),
             ROTATED,
+            *(replace(turned, when={"values": ("online",), "basis": ("none",)}) for turned in TURNED),
+            TURNED_BLOCKS,
             ALWAYS_R4,
         ),
     ),
@@ -99,10 +114,11 @@ LEARNED_TRANSFORMS: dict[str, Method] = {
             "goal": Option("minimize", choices=("minimize", "maximize")),
             **training(100, 4, learning_rate=0.2),
             "residual": RESIDUAL,
+            "values": HEADS,
         },
         rotations=("R1", "R2", "R4"),
         hadamard=HADAMARD,
         **LEARNED,
-        online=(SIGNED, ROTATED, ALWAYS_R4),
+        online=(SIGNED, ROTATED, *TURNED, TURNED_BLOCKS, ALWAYS_R4),
     ),
 }

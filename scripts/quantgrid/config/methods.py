@@ -93,7 +93,8 @@ class Option:
                 )
 
 
-SITES_OF_OPTION, STREAM = "sites", "stream"  # sites of an operation: the option's, or the readers of the stream
+# sites of an operation: the option's, the readers of the stream, the input of o where v cannot take a rotation
+SITES_OF_OPTION, STREAM, VALUES = "sites", "stream", "values"
 STREAM_SITES = ("attention_input", "mlp_input")
 
 
@@ -102,7 +103,8 @@ class Online:
     """An operation that a transform leaves to the run time.
 
     ``at``: the kind of its site, ``SITES_OF_OPTION`` (those of the option ``sites``, all without that
-    option) or ``STREAM`` (sites that read the residual stream). ``when`` maps options to the values
+    option), ``STREAM`` (sites that read the residual stream) or ``VALUES`` (``output_input``, if no rotation of
+    heads comes through to it). ``when`` maps options to the values
     under which it exists; of a list, one of its values. ``unless_heads``: the option that moves it from
     ``output_input`` into v if the option ``block_size`` divides the head size. ``chosen``: (option, item of its
     list) with which it is left out where it does not help.
@@ -131,6 +133,8 @@ class Online:
         """Kinds of the sites where it is left with these resolved ``options``."""
         if self.at == STREAM:
             return STREAM_SITES
+        if self.at == VALUES:
+            return ("output_input",)
         if self.at != SITES_OF_OPTION:
             return (self.at,)
         moved = self.unless_heads and options[self.unless_heads] and head_dim % options["block_size"] == 0
@@ -161,7 +165,8 @@ class Method:
     its second moment, and ``decompose``, of its weight; those of the method under the option
     ``base`` come on top. ``shares_scales``: it rounds with a global scale that several linears share
     (``global_scale: site``). ``paired``: it needs the inputs of the full-precision model as well.
-    ``rotations`` names the rotations of a transform without the option of that name, ``divides`` the
+    ``rotations`` names the rotations of a transform without the option of that name, ``turns``, in the form of
+    ``calibrated``, when another one folds a map within heads into the values, ``divides`` the
     sites whose inputs it divides (those of the option ``sites`` if it has one). ``online`` lists the
     operations that stay at run time, ``shifts`` names the option with the sites that it centres;
     ``clips``, in the form of ``calibrated``: it limits activations that are rounded. ``keeps_outliers``:
@@ -192,6 +197,7 @@ class Method:
     shares_scales: bool = False
     paired: bool = False
     rotations: tuple[str, ...] = ()
+    turns: bool | Mapping[str, tuple[Any, ...]] = False
     divides: tuple[str, ...] = ()
     online: tuple[Online, ...] = ()
     shifts: str = ""
@@ -207,7 +213,13 @@ class Method:
     def divides_online(self, options: Mapping[str, Any]) -> bool:
         """Check whether it divides at run time where no weights can take the division; behind a rotation at
         run time none can."""
-        return "online" in (options.get("division"), options.get("residual"))
+        return "online" in (options.get("division"), options.get("residual"), options.get("values"))
+
+    def turns_values(self, options: Mapping[str, Any]) -> bool:
+        """Check whether it folds a map within heads into the values with these resolved ``options``."""
+        if "R2" in options.get("rotations", self.rotations):
+            return options.get("values") != "online"
+        return _holds(self.turns, options)
 
     def divided_sites(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """List the sites whose inputs it divides with these resolved ``options``."""

@@ -18,7 +18,7 @@ from ..models.shapes import ModelShape
 from ..schemes.cell_schemes import CellSchemes
 from . import entries
 from .cells import Cell
-from .methods import STREAM, STREAM_SITES, Method
+from .methods import STREAM, STREAM_SITES, VALUES, Method
 
 
 def planned_verdict(config: Mapping[str, Any], cell: Cell, target: str, flags: Collection[str] = ()) -> Verdict:
@@ -54,17 +54,24 @@ def online_operations(transform: Method, options: Mapping[str, Any], shape: Mode
     time; sites without one are absent."""
     found: dict[str, list[str]] = {site: [] for site in SITES}
     for site in shifted_sites(transform, options):
-        if not shape.family.plan.sites[site].shifts:  # else it becomes the bias of v
+        if not _is_everywhere(shape, site, "shifts"):  # else it becomes the bias of v
             found[site].append("subtract")
     declared = [operation for operation in transform.online if operation.exists(options)]
+    if _is_everywhere(shape, "output_input", "turns"):
+        declared = [operation for operation in declared if operation.at != VALUES]
     for operation in declared:
         for site in operation.sites(options, shape.head_dim):
             found[site].append(operation.name(options))
     rotated = STREAM_SITES if any(operation.at == STREAM for operation in declared) else ()
     for site in transform.divided_sites(options) if transform.divides_online(options) else ():
-        if site in rotated or not shape.family.plan.sites[site].is_divisible:
+        if site in rotated or not _is_everywhere(shape, site, "is_divisible"):
             found[site].append("multiply")
     return {site: tuple(operations) for site, operations in found.items() if operations}
+
+
+def _is_everywhere(shape: ModelShape, kind: str, property: str) -> bool:
+    """Whether all sites of a ``kind`` have a property."""
+    return all(getattr(site, property) for site in shape.sites(kind))
 
 
 def shifted_sites(transform: Method, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -76,6 +83,9 @@ def _biased(transform: Method, options: Mapping[str, Any], shape: ModelShape) ->
     """Kinds of linears that get a bias which the architecture does not have by default."""
     own = shape.family.biased({})
     sites = shifted_sites(transform, options)
-    shifts = shape.family.plan.sites
-    found = [linear for site in sites for linear in (*SITES[site], *(("v",) if shifts[site].shifts else ()))]
+    found = [
+        linear
+        for site in sites
+        for linear in (*SITES[site], *(("v",) if _is_everywhere(shape, site, "shifts") else ()))
+    ]
     return tuple(linear for linear in dict.fromkeys(found) if linear in shape.family.linears and linear not in own)

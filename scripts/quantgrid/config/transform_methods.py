@@ -14,6 +14,7 @@ from .transform_options import (
     CHOOSE,
     DIVISION,
     HADAMARD,
+    HEADS,
     ONLINE_R4,
     RESIDUAL,
     ROTATED,
@@ -23,6 +24,8 @@ from .transform_options import (
     SIGNED,
     SITE_NAMES,
     STATISTIC,
+    TURNED,
+    TURNED_BLOCKS,
 )
 
 TRANSFORMS: dict[str, Method] = {
@@ -89,28 +92,45 @@ TRANSFORMS: dict[str, Method] = {
     "random_hadamard": Method(
         "transforms.recipes.random_hadamard",
         "randomized Hadamard rotations R1, R2 offline, R4 online (SpinQuant unlearned)",
-        {**ROTATIONS, "residual": RESIDUAL, "choose": CHOOSE},
+        {**ROTATIONS, "residual": RESIDUAL, "values": HEADS, "choose": CHOOSE},
         hadamard_of={"rotations": {"R1": "hidden_size", "R2": "head_dim", "R4": "intermediate_size"}},
         instead="'scaling' or 'none', or leave it out of 'rotations',",
         calibrated={"basis": ("activations",), "choose": ("R2", "R4")},
         fitted_to_scheme={"choose": ("R2", "R4")},
         seeded=True,
-        online=(replace(SIGNED, when={"residual": ("online",), "rotations": ("R1",)}), ONLINE_R4),
+        online=(
+            replace(SIGNED, when={"residual": ("online",), "rotations": ("R1",)}),
+            *(replace(turned, when={"values": ("online",), "rotations": ("R2",)}) for turned in TURNED),
+            ONLINE_R4,
+        ),
     ),
     "random_orthogonal": Method(
         "transforms.recipes.random_orthogonal",
         "Haar rotations R1, R2 offline, Hadamard R4 online",
-        {**ROTATIONS, "heads": Option("orthogonal", choices=("orthogonal", "hadamard")), "residual": RESIDUAL},
+        {
+            **ROTATIONS,
+            "heads": Option("orthogonal", choices=("orthogonal", "hadamard")),
+            "residual": RESIDUAL,
+            "values": HEADS,
+        },
         hadamard_of={"rotations": {"R4": "intermediate_size"}, "heads": {"hadamard": "head_dim"}},
         instead="'rotations' without R4 and 'heads: orthogonal'",
         calibrated={"basis": ("activations",)},
         seeded=True,
-        online=(replace(ROTATED, when={"residual": ("online",), "rotations": ("R1",)}), ONLINE_R4),
+        online=(
+            replace(ROTATED, when={"residual": ("online",), "rotations": ("R1",)}),
+            *(
+                replace(turned, when={"values": ("online",), "rotations": ("R2",), "heads": ("hadamard",)})
+                for turned in TURNED
+            ),
+            replace(TURNED_BLOCKS, when={"values": ("online",), "rotations": ("R2",), "heads": ("orthogonal",)}),
+            ONLINE_R4,
+        ),
     ),
     "quarot": Method(
         "transforms.recipes.quarot",
         "QuaRot: random Hadamard rotations with the heads mixed online",
-        {"mixing": Option("hadamard", choices=("hadamard", "orthogonal")), "residual": RESIDUAL},
+        {"mixing": Option("hadamard", choices=("hadamard", "orthogonal")), "residual": RESIDUAL, "values": HEADS},
         rotations=("R1", "R2", "R4"),
         hadamard=("hidden_size", "head_dim", "intermediate_size"),
         hadamard_of={"mixing": {"hadamard": "heads"}},
@@ -118,6 +138,7 @@ TRANSFORMS: dict[str, Method] = {
         seeded=True,
         online=(
             SIGNED,
+            TURNED[1],
             Online("output_input", "head_hadamard", {"mixing": ("hadamard",)}),
             Online("output_input", "head_rotate", {"mixing": ("orthogonal",)}),
             ALWAYS_R4,
@@ -159,6 +180,7 @@ TRANSFORMS: dict[str, Method] = {
             "block_size": BLOCK_SIZE,
             "order": Option("mass", choices=("none", "zigzag", "mass")),
             "residual": RESIDUAL,
+            "values": HEADS,
         },
         rotations=("R1", "R2"),
         hadamard=("hidden_size", "head_dim"),
@@ -166,7 +188,7 @@ TRANSFORMS: dict[str, Method] = {
         block_sites=("down_input",),
         calibrated={"order": ("zigzag", "mass")},
         seeded=True,
-        online=(SIGNED, Online("down_input", "block_hadamard")),
+        online=(SIGNED, *TURNED, Online("down_input", "block_hadamard")),
     ),
     "wush": Method(
         "transforms.recipes.wush",
@@ -190,6 +212,7 @@ TRANSFORMS: dict[str, Method] = {
             "heads": Option("across", choices=("across", "within")),
         },
         calibrated=True,
+        turns={"heads": ("within",)},
         online=(
             Online("attention_input", "gather", {"sites": ("attention_input",)}),
             Online("output_input", "gather", {"sites": ("output_input",), "heads": ("across",)}),
@@ -204,13 +227,14 @@ TRANSFORMS: dict[str, Method] = {
             "statistic": Option("maximum", choices=STATISTIC),
             "sites": Option(["attention_input", "mlp_input"], choices=SITE_NAMES[:3]),
             "residual": RESIDUAL,
+            "values": HEADS,
         },
         rotations=("R1", "R2", "R4"),
         divides=SITE_NAMES,
         hadamard=HADAMARD,
         calibrated=True,
         seeded=True,
-        online=(SIGNED, ALWAYS_R4),
+        online=(SIGNED, *TURNED, ALWAYS_R4),
     ),
     **LEARNED_TRANSFORMS,
 }

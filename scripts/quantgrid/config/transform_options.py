@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .methods import STREAM, Online, Option
+from .methods import STREAM, VALUES, Online, Option
 
 SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
 ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)
@@ -23,8 +23,11 @@ CHOOSE = Option(
 # where the exact place of an operation is not in the weights: docs/reference/models.md
 RESIDUAL = Option("offline", choices=("offline", "online"))
 DIVISION = Option("offline", choices=("offline", "online"))
+HEADS = Option("offline", choices=("offline", "online"))
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
 ONLINE_R4 = Online("down_input", "hadamard", {"rotations": ("R4",)}, chosen=("choose", "R4"))
 ALWAYS_R4 = Online("down_input", "hadamard")
 SIGNED = Online(STREAM, "signed_hadamard", {"residual": ("online",)})
+TURNED = tuple(Online(VALUES, name, {"values": ("online",)}) for name in ("multiply", "block_hadamard"))
+TURNED_BLOCKS = Online(VALUES, "block_rotate", {"values": ("online",)})
 ROTATED = Online(STREAM, "block_rotate", {"residual": ("online",)})

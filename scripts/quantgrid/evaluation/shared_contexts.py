@@ -94,8 +94,11 @@ def longest_span(config: Any) -> float:
     """Positions up to which a token of a shared row is computed as in a row alone.
 
     Beyond a sliding window the mask of a shared row is another one, and ``longrope`` chooses its
-    frequencies by the largest position of a batch.
+    frequencies by the largest position of a batch. Linear attention has no mask: its state would carry
+    one continuation into the next.
     """
+    if "linear_attention" in (getattr(config, "layer_types", None) or ()):
+        return 0
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]

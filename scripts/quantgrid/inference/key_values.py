@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..linalg.hadamard import apply_hadamard
-from ..models.canonical import family_of
+from ..models.canonical import shape_of
 from ..models.skeletons import attention_of
 from ..schemes.cell_schemes import KeyValueScheme
 from .linear import Rounding
@@ -64,16 +64,19 @@ def own_attention(module: nn.Module, name: str) -> Callable[..., Any]:
 
 
 def round_key_values(model: nn.Module, wanted: KeyValueScheme) -> None:
-    """Enable rounded keys and values in every decoder layer of a transformers model.
+    """Enable rounded keys and values in every decoder layer of a transformers model that caches them.
 
     Scores, sinks and masks stay those of the implementation that the model had before.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    own, plan = attention_of(model).removeprefix(ATTENTION), family_of(model).plan
+    own, shape = attention_of(model).removeprefix(ATTENTION), shape_of(model)
     AttentionInterface.register(ATTENTION + own, attend)
     AttentionMaskInterface.register(ATTENTION + own, AttentionMaskInterface()[own])
-    for layer in model.model.layers:
+    for index, layer in enumerate(model.model.layers):
+        plan = shape.plan(index)
+        if not plan.caches:
+            continue
         attention = layer.get_submodule(plan.attention)
         attention.key_values = KeyValues(Rounding(wanted.scheme, {}), wanted.rotate_keys)
         attention.key_values.attention = own_attention(attention, own)

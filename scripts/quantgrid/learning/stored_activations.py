@@ -47,7 +47,6 @@ class StoredActivations:
 
     def __init__(self, start: Transform, context: TrainingContext, objective: str, device: torch.device | str):
         self.objective, self.layers = objective, []
-        self.kv_heads = DecoderFolder(context.model_folder).shape.kv_heads
         for index in range(DecoderFolder(context.model_folder).shape.layers):
             self.layers.append(self._samples(start, context, index, device))
         self.count, self.compared = len(self.layers), range(len(self.layers))
@@ -83,5 +82,5 @@ class StoredActivations:
     def _rotated(self, tokens: Tensor, matrix: Tensor) -> Tensor:
         if matrix.dim() == 2:
             return tokens @ matrix
-        heads = tokens.unflatten(-1, (self.kv_heads, -1, matrix.shape[-1]))
+        heads = tokens.unflatten(-1, (len(matrix), -1, matrix.shape[-1]))
         return torch.einsum("...gqi,gij->...gqj", heads, matrix).flatten(-3)

@@ -92,7 +92,7 @@ class TransformedModel:
             {site: StraightRounding(rounding, self.gradient) for site, rounding in roundings.items()},
             Sequential(self.windows, quantized_activations=True, device=self.device),
         )
-        if self.recipe.schemes.key_value:
+        if self.recipe.schemes.key_value and layer.plan.caches:
             attention = module.get_submodule(layer.plan.attention)
             attention.key_values.rounding = StraightRounding(attention.key_values.rounding, self.gradient)
         return roundings

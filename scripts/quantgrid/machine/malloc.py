@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 
-from ..models.shapes import ModelShape, held_moments, layer_weights
+from ..models.counts import held_moments, layer_weights
+from ..models.shapes import ModelShape
 
 KEEP_FREED = {
     "MALLOC_MMAP_MAX_": "0",

@@ -7,8 +7,9 @@ billion parameters are below them (tests/unit/machine/test_resources.py).
 
 from __future__ import annotations
 
+from ..models.counts import all_weights, held_moments, layer_moments, layer_weights
 from ..models.plans import SITES
-from ..models.shapes import ModelShape, all_weights, held_moments, layer_moments, layer_weights
+from ..models.shapes import ModelShape
 from .chunks import CHUNK, HELD, ROWS, WORKING
 from .malloc import LARGE, gives_back, layer_bytes
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .families import FAMILIES
 from .family import Family
-from .plans import END_ROLES
+from .plans import END_ROLES, kind_of
 from .shapes import ModelShape, shape_from_config
 
 
@@ -174,6 +174,7 @@ def canonicalize(model: nn.Module) -> nn.Module:
     if family.gain_offset or family.centered:
         model.model.norm = _norm(model.model.norm, family)
     for index, layer in enumerate(model.model.layers):
+        family = shape.family_of(index)
         if family.parallel:
             layer = model.model.layers[index] = ParallelLayer(layer, family.norms)
         if shape.is_sparse(index):
@@ -199,7 +200,7 @@ def _norm(norm: nn.Module, family: Family) -> nn.Module:
 
 def _apart(linear: nn.Linear, parts: tuple[str, ...], shape: ModelShape) -> Joined:
     """Empty linears for the ``parts`` of ``linear``."""
-    bias, sizes = linear.bias is not None, {part: shape.linear_size(part) for part in parts}
+    bias, sizes = linear.bias is not None, {kind_of(part): shape.linear_size(part) for part in parts}
     linears = {part: nn.Linear(n, m, bias, device="meta") for part, (m, n) in sizes.items()}
     return Joined(linears, shape.heads if shape.family.by_head else 1)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .family import Family
 from .layer_norm_families import LAYER_NORM_FAMILIES
+from .linear_attention_families import LINEAR_ATTENTION_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
 from .mixtures import Experts
 
@@ -180,12 +181,12 @@ FAMILIES: dict[str, Family] = {
     ),
     **MIXTURE_FAMILIES,
     **LAYER_NORM_FAMILIES,
+    **LINEAR_ATTENTION_FAMILIES,
 }
 MODEL_TYPES: dict[str, str] = {family.model_type: name for name, family in FAMILIES.items()}
 # what stands in the way of architectures that people ask for, by the beginning of their model type
 OBSTACLES: dict[str, str] = {
-    "qwen3_5": "linear attention and output gates",
-    "qwen3_next": "linear attention and output gates",
+    "qwen3_next": "linear attention whose linears hold queries, keys, values and gates of each head in turn",
     "deepseek_v32": "sparse attention by an indexer",
     "deepseek_v4": "sparse attention over compressed keys and values",
     "glm_moe_dsa": "sparse attention by an indexer",

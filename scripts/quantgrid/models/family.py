@@ -49,7 +49,12 @@ class Family:
     to the one value that is supported and to what stands in the way of others; ``ignored`` lists tensors in
     files that nothing reads, as regular expressions. ``kept`` are tensors of a layer that nothing changes.
     ``sinks``: the weights of attention do not sum to 1. ``head_norms_key``: the key of config.json that gives
-    the layers ``head_norms``.
+    the layers ``head_norms``. ``output_gate``: the outputs of attention are multiplied by a gate, which ``q``
+    computes too, head by head.
+
+    ``linear`` lists the fields that are different in layers with linear attention (:attr:`recurrent`), such as
+    ``readers``: linears that read the input of attention and are never rounded, with their modules, and
+    ``output_norm``: the module that normalizes every head of its output, with one gain for all of them.
     """
 
     model_type: str
@@ -86,6 +91,10 @@ class Family:
     kept: tuple[Kept, ...] = ()
     sinks: bool = False
     head_norms_key: str = ""
+    output_gate: bool = False
+    linear: Mapping[str, Any] = field(default_factory=dict)
+    readers: Mapping[str, str] = field(default_factory=dict)
+    output_norm: str = ""
 
     @cached_property
     def linears(self) -> dict[str, str]:
@@ -99,6 +108,11 @@ class Family:
         modules = {linear: module for linear, module in self.modules.items() if kind_of(linear) != "q"}
         latents = tuple(latent for latent in self.latents if latent.size != "query_rank")
         return replace(self, modules=modules, latents=latents)
+
+    @cached_property
+    def recurrent(self) -> Family:
+        """Family of the layers with linear attention."""
+        return replace(self, **{"linear": {}, **self.linear})
 
     @cached_property
     def norms(self) -> dict[str, str]:
@@ -115,11 +129,11 @@ class Family:
     def _plans(self) -> dict[int, LayerPlan]:
         return {}
 
-    def sparse_plan(self, count: int) -> LayerPlan:
-        """:class:`LayerPlan` of a decoder layer with ``count`` experts."""
-        if count not in self._plans:
-            self._plans[count] = self._sparse_plan(count)
-        return self._plans[count]
+    def plan_of(self, experts: int) -> LayerPlan:
+        """:class:`LayerPlan` of a decoder layer with ``experts``, or with an MLP for none."""
+        if experts not in self._plans:
+            self._plans[experts] = self._sparse_plan(experts) if experts else self.plan
+        return self._plans[experts]
 
     def _sparse_plan(self, count: int) -> LayerPlan:
         dense, experts = self.plan, self.experts
@@ -146,21 +160,31 @@ class Family:
         tensors |= {kept.name: kept.name for kept in experts.kept}
         places = {**experts.places(count), **_stored_kept(experts.kept)}
         places = {name: place for name, place in places.items() if place != Stored(name)}
-        writers = {"o": dense.writers["o"], **{f"down.{role}": dense.writers["down"] for role in roles}}
-        kept = (*dense.kept, *experts.kept)
-        return LayerPlan(sites, modules, tensors, {**dense.stored, **places}, writers, dense.attention, kept)
+        writers = {linear: norm for linear, norm in dense.writers.items() if linear != "down"}
+        writers |= {f"down.{role}": dense.writers["down"] for role in roles}
+        return replace(
+            dense,
+            sites=sites,
+            modules=modules,
+            tensors=tensors,
+            stored={**dense.stored, **places},
+            writers=writers,
+            kept=(*dense.kept, *experts.kept),
+        )
 
     @cached_property
     def plan(self) -> LayerPlan:
         """:class:`LayerPlan` of a decoder layer with an MLP."""
         whole = {linear: module for module, parts in self.joined.items() for linear in parts}
         linears = {
-            linear: f"{whole[linear]}.{linear}" if linear in whole else module
+            linear: f"{whole[linear]}.{kind_of(linear)}" if linear in whole else module
             for linear, module in self.linears.items()
         }
         inner_norms = {_head_norm_role(module): module for module in self.head_norms}
         inner_norms |= {latent.norm_role: latent.norm for latent in self.latents}
-        tensors = {role: f"{module}.weight" for role, module in {**self.norms, **linears, **inner_norms}.items()}
+        inner_norms |= {"output_norm": self.output_norm} if self.output_norm else {}
+        weighted = {**self.norms, **linears, **inner_norms, **self.readers}
+        tensors = {role: f"{module}.weight" for role, module in weighted.items()}
         tensors |= {f"{linear}_bias": f"{module}.bias" for linear, module in linears.items()}
         for part in self.norm_parts:
             tensors |= {f"{role}_{part}": f"{module}.{part}" for role, module in self.norms.items()}
@@ -168,16 +192,22 @@ class Family:
         stored = {**self._stored_norms(), **self._stored_linears(), **_stored_kept(self.kept)}
         return LayerPlan(
             {site.name: site for site in self._sites()},
-            {**self.norms, **linears, **inner_norms},
+            weighted,
             tensors,
             {name: place for name, place in stored.items() if place != Stored(name)},
             {
                 linear: role if role in self.norms else None
-                for linear, role in (("o", "post_attention_norm"), ("down", "post_mlp_norm"))
+                for linear, role in ((self._output, "post_attention_norm"), ("down", "post_mlp_norm"))
             },
             self.attention,
             self.kept,
+            caches=not self.output_norm,
         )
+
+    @property
+    def _output(self) -> str:
+        """The linear behind the attention."""
+        return next(linear for linear in self.linears if kind_of(linear) == "o")
 
     @property
     def norm_parts(self) -> tuple[str, ...]:
@@ -203,7 +233,7 @@ class Family:
         found = {}
         for linear, own in self.linears.items():
             stored, parts = joined.get(linear, (own, ()))
-            part, module = (linear, f"{stored}.{linear}") if parts else ("", own)
+            part, module = (linear, f"{stored}.{kind_of(linear)}") if parts else ("", own)
             place = Stored(f"{stored}.bias", part, parts, by_head=self.by_head and bool(parts))
             found[f"{module}.bias"] = place
             found[f"{module}.weight"] = replace(place, name=f"{stored}.weight", transposed=self.transposed)
@@ -216,12 +246,18 @@ class Family:
         attention = [linear for linear in self.linears if kind_of(linear) in SITES["attention_input"]]
         first = tuple(linear for linear in attention if linear not in behind)
         return (
-            Site("attention_input", first, norm=norms["attention_norm"], stream=True),
+            Site("attention_input", first, tuple(self.readers), norm=norms["attention_norm"], stream=True),
             *(Site(latent.site, latent.linears, norm=latent.norm_role) for latent in self.latents),
-            Site("output_input", SITES["output_input"], source="v", shifts=not self.sinks),
+            self._output_site(),
             Site("mlp_input", read, norm=norms["mlp_norm"], stream=True),
             Site("down_input", SITES["down_input"], source="up", degree=self.degree),
         )
+
+    def _output_site(self) -> Site:
+        site = Site(f"output_input{self._output.removeprefix('o')}", (self._output,))
+        if self.output_norm:
+            return replace(site, norm="output_norm")
+        return replace(site, source="v", shifts=not (self.sinks or self.output_gate), turns=not self.output_gate)
 
     @cached_property
     def ends(self) -> dict[str, Stored]:

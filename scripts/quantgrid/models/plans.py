@@ -62,8 +62,9 @@ class Site:
     folded into the norm before it (``norm``, a role) or into the rows of the linear ``source``; with
     neither it has to run online. The input is homogeneous of ``degree`` in the output of ``source``: 0
     where an activation stands between them that no factor passes; ``shifts``: a constant added to that
-    output comes through unchanged. ``stream``: it reads the residual stream, directly or behind its norm.
-    ``block``: the module whose input it is, if every linear sees some of the tokens only.
+    output comes through unchanged; ``turns``: so does a linear map within each head. ``stream``: it reads the
+    residual stream, directly or behind its norm. ``block``: the module whose input it is, if every linear sees
+    some of the tokens only.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Site:
     source: str | None = None
     degree: int = 1
     shifts: bool = False
+    turns: bool = False
     stream: bool = False
     block: str = ""
 
@@ -118,14 +120,13 @@ class Latent:
 class Kept:
     """Tensor of a layer that no transform changes and nothing rounds: sinks, biases of a router's choice.
 
-    ``name`` below the layer, ``stored`` in the checkpoint; (1,) * ``leading`` + (number of ``of``,), a size
-    of the model.
+    ``name`` below the layer, ``stored`` in the checkpoint; its ``dimensions`` are numbers or fields of the
+    model's shape.
     """
 
     name: str
-    of: str
+    dimensions: tuple[int | str, ...]
     stored: str = ""
-    leading: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class LayerPlan:
     ``writers`` maps the linears that add to the residual stream to the role of the norm behind them,
     or None. ``tensors`` maps roles to canonical tensor names below the layer (every linear has a bias
     name: a shift adds missing biases), ``stored`` canonical names to their place in the checkpoint.
+    ``caches``: its attention keeps keys and values of every token, no state in their place.
     """
 
     sites: Mapping[str, Site]
@@ -164,6 +166,7 @@ class LayerPlan:
     writers: Mapping[str, str | None]
     attention: str = "self_attn"
     kept: tuple[Kept, ...] = ()
+    caches: bool = True
 
     @cached_property
     def linears(self) -> tuple[str, ...]:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..ground.errors import ConfigError, UnsupportedModel, shortened
+from ..ground.errors import ConfigError, UnsupportedModel
 from ..ground.storage import read_json
-from .families import FAMILIES, MODEL_TYPES, OBSTACLES
+from .architectures import architecture_of
+from .families import FAMILIES
 from .family import Family
 from .multimodal import text_decoder
-from .plans import LAYER_PREFIX, LayerPlan
-from .size_keys import latent_sizes, size_of, sparse_sizes
+from .plans import LAYER_PREFIX, LayerPlan, Site
+from .size_keys import latent_sizes, linear_sizes, size_of, sparse_sizes
 
 LARGEST_CONFIG = 1 << 24  # bytes of a JSON file that describes a model
-LIST = "docs/reference/models.md"  # of the supported architectures
-_SUFFIX = "ForCausalLM"
-_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
+
+
+class Heads(NamedTuple):
+    """``count`` heads of ``size`` channels at the input of o; an operation folded into the tensor before it
+    is the same for the heads of one of the ``groups``."""
+
+    count: int
+    groups: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class ModelShape:
 
     Latent attention has ranks, that of queries 0 if one linear computes them, and keys of two parts: per
     head and without positions, and of all heads with positions. ``head_dim`` is then the size of values.
+    ``linear_layers`` have linear attention: heads of values and of keys, their sizes, and the width of the
+    convolution over tokens before them.
     """
 
     architecture: str
@@ -51,6 +59,13 @@ class ModelShape:
     plain_key_dim: int = 0
     rotary_dim: int = 0
 
+    linear_layers: tuple[int, ...] = ()
+    linear_heads: int = 0
+    linear_key_heads: int = 0
+    linear_head_dim: int = 0
+    linear_key_dim: int = 0
+    convolution: int = 0
+
     def to_dict(self) -> dict[str, Any]:
         """Sizes by name, without those of experts that the model does not have."""
         return {
@@ -64,10 +79,24 @@ class ModelShape:
         found = FAMILIES[self.architecture]
         return found.direct if found.latents and not self.query_rank else found
 
+    def family_of(self, layer: int) -> Family:
+        """Family of decoder layer ``layer``."""
+        return self.family.recurrent if layer in self.linear_layers else self.family
+
     @property
     def key_dim(self) -> int:
         """Size of a head of queries and keys."""
         return self.plain_key_dim + self.rotary_dim if self.key_value_rank else self.head_dim
+
+    @property
+    def linear_keys(self) -> int:
+        """Number of channels of the keys of linear attention."""
+        return self.linear_key_heads * self.linear_key_dim
+
+    @property
+    def convolved(self) -> int:
+        """Number of channels behind the convolution of linear attention: queries, keys, values."""
+        return 2 * self.linear_keys + self.linear_heads * self.linear_head_dim
 
     def is_sparse(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` has experts in the place of an MLP."""
@@ -75,17 +104,29 @@ class ModelShape:
 
     def plan(self, layer: int) -> LayerPlan:
         """Plan of decoder layer ``layer``."""
-        return self.family.sparse_plan(self.experts) if self.is_sparse(layer) else self.family.plan
+        return self.family_of(layer).plan_of(self.experts if self.is_sparse(layer) else 0)
 
     def plans(self) -> list[tuple[LayerPlan, int]]:
         """The plans of the model, each with the number of its layers."""
-        if not self.experts:
-            return [(self.family.plan, self.layers)]
+        linear, dense = set(self.linear_layers), set(self.dense_layers)
+        both = len(linear & dense)
         counted = [
-            (self.family.sparse_plan(self.experts), self.layers - len(self.dense_layers)),
-            (self.family.plan, len(self.dense_layers)),
+            (self.family.recurrent, self.experts, len(linear) - both),
+            (self.family.recurrent, 0, both),
+            (self.family, self.experts, self.layers - len(linear) - len(dense) + both),
+            (self.family, 0, len(dense) - both),
         ]
-        return [(plan, count) for plan, count in counted if count]
+        return [(family.plan_of(experts), count) for family, experts, count in counted if count]
+
+    def sites(self, kind: str) -> list[Site]:
+        """Sites of a ``kind`` in the plans of the model."""
+        return [plan.sites[name] for plan, _ in self.plans() for name in plan.sites_of([kind])]
+
+    def heads_at(self, site: str) -> Heads:
+        """Heads at a ``site`` of the kind ``output_input``."""
+        if site.endswith(".linear"):
+            return Heads(self.linear_heads, 1, self.linear_head_dim)
+        return Heads(self.heads, self.kv_heads, self.head_dim)
 
     def _inner_size(self, role: str) -> int:
         """Width between up and down of the MLP (empty ``role``) or of an expert."""
@@ -98,7 +139,10 @@ class ModelShape:
             return self._inner_size(role)
         if latent := next((latent for latent in self.family.latents if latent.site == site), None):
             return getattr(self, latent.size)
-        return self.heads * self.head_dim if kind == "output_input" else self.hidden_size
+        if kind == "output_input":
+            heads = self.heads_at(site)
+            return heads.count * heads.size
+        return self.hidden_size
 
     def site_sizes(self, kind: str) -> tuple[int, ...]:
         """Input dimensions of all sites of a kind, each once."""
@@ -106,22 +150,42 @@ class ModelShape:
 
     def widths(self, size: str) -> tuple[int, ...]:
         """Values of a size in all layers: that of the MLP may be those of experts."""
+        if size in ("heads", "head_dim"):
+            heads = (self.heads_at(site.name) for site in self.sites("output_input"))
+            return tuple(dict.fromkeys(found.count if size == "heads" else found.size for found in heads))
         return self.site_sizes("down_input") if size == "intermediate_size" else (getattr(self, size),)
 
     def linear_size(self, linear: str) -> tuple[int, int]:
         """(out features, in features) of a linear."""
         kind, _, role = linear.partition(".")
         key_value, d = self.kv_heads * self.head_dim, self.hidden_size
-        if self.key_value_rank and linear in (found := self._latent_sizes()):
-            return found[linear]
+        for found in (self._latent_sizes() if self.key_value_rank else {}, self._linear_attention_sizes()):
+            if linear in found:
+                return found[linear]
         if kind in ("gate", "up"):
             return self._inner_size(role), d
         if kind == "down":
             return d, self._inner_size(role)
         if kind == "o":
             return d, self.heads * self.head_dim
-        rows = {"q": self.heads * self.head_dim, "k": key_value, "v": key_value, "router": self.experts}
+        queries = self.heads * self.head_dim * (2 if self.family.output_gate else 1)
+        rows = {"q": queries, "k": key_value, "v": key_value, "router": self.experts}
         return rows.get(kind, 1), d
+
+    def _linear_attention_sizes(self) -> dict[str, tuple[int, int]]:
+        """(out features, in features) of the linears of linear attention."""
+        if not self.linear_heads:
+            return {}
+        values, keys, d = self.linear_heads * self.linear_head_dim, self.linear_keys, self.hidden_size
+        return {
+            "q.linear": (keys, d),
+            "k.linear": (keys, d),
+            "v.linear": (values, d),
+            "q.gate": (values, d),
+            "o.linear": (d, values),
+            "write": (self.linear_heads, d),
+            "decay": (self.linear_heads, d),
+        }
 
     def _latent_sizes(self) -> dict[str, tuple[int, int]]:
         """(out features, in features) of the linears of latent attention, without that of the output."""
@@ -134,49 +198,6 @@ class ModelShape:
             "k": (self.heads * self.plain_key_dim, self.key_value_rank),
             "v": (self.heads * self.head_dim, self.key_value_rank),
         }
-
-
-def architecture_of(config: Mapping, where: str = "config.json") -> str:
-    """Architecture name in a transformers ``config``.
-
-    Raises :class:`UnsupportedModel` with instructions for adding one.
-    """
-    named, model_type = config.get("architectures") or [], config.get("model_type", "")
-    if not (isinstance(named, list) and all(isinstance(name, str) for name in [*named, model_type])):
-        raise ConfigError(
-            f"{where}: 'architectures' has to be a list of names and 'model_type' a name; "
-            f"got {named!r} and {model_type!r}"
-        )
-    name = (named or [MODEL_TYPES.get(model_type, "")])[0]
-    sparse = "Moe" in name or "moe" in model_type or any(config.get(key) for key in _EXPERT_KEYS)
-    if name not in FAMILIES:
-        raise UnsupportedModel(
-            f"{where}: {_unknown(name, model_type, sparse)}; {_listed(name or model_type)}. "
-            "CONTRIBUTING.md says how to add one"
-        )
-    if sparse and FAMILIES[name].experts is None:
-        raise UnsupportedModel(
-            f"{where}: {name} is a dense decoder, and this config.json describes a mixture of experts "
-            f"({', '.join(key for key in _EXPERT_KEYS if config.get(key))})"
-        )
-    return name
-
-
-def _unknown(name: str, model_type: str, sparse: bool) -> str:
-    """Reason to refuse an architecture: what stands in the way, if that is known."""
-    wanted = model_type or name.removesuffix(_SUFFIX).lower()
-    known = next((obstacle for begin, obstacle in OBSTACLES.items() if wanted.startswith(begin)), None)
-    if known is not None:
-        return f"'{shortened(name or model_type)}' has {known}, not supported yet"
-    return f"{'unknown mixture of experts' if sparse else 'unknown architecture'} '{shortened(name or model_type)}'"
-
-
-def _listed(name: str) -> str:
-    """Number of supported architectures, where they are listed, and those whose names are like ``name``."""
-    short = {family.removesuffix(_SUFFIX).lower(): family for family in FAMILIES}
-    close = [short[found] for found in get_close_matches(name.removesuffix(_SUFFIX).lower(), short)]
-    hint = f", with similar names {', '.join(close)}" if close else ""
-    return f"{len(FAMILIES)} are supported ({LIST}){hint}"
 
 
 def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape:
@@ -206,7 +227,10 @@ def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape
         raise ConfigError(
             f"{where}: {sizes['heads']} heads and {kv_heads} key-value heads; latent attention has as many of both"
         )
-    return ModelShape(architecture=architecture, kv_heads=kv_heads, head_dim=head_dim, **sizes, **sparse, **latent)
+    linear = linear_sizes(config, sizes["layers"], where) if family.linear else {}
+    return ModelShape(
+        architecture=architecture, kv_heads=kv_heads, head_dim=head_dim, **sizes, **sparse, **latent, **linear
+    )
 
 
 def _require_only(family: Family, config: Mapping, named: str) -> None:
@@ -244,41 +268,6 @@ def layer_tensors(shape: ModelShape, layer: int) -> dict[str, str]:
 def module_name(shape: ModelShape, layer: int, linear: str) -> str:
     """Full module name of a linear, such as ``model.layers.0.self_attn.q_proj``."""
     return LAYER_PREFIX.format(layer=layer) + shape.plan(layer).modules[linear]
-
-
-def layer_weights(shape: ModelShape) -> int:
-    """Number of weights in the linears of the largest decoder layer."""
-    return max(_weights(shape, plan) for plan, _ in shape.plans())
-
-
-def all_weights(shape: ModelShape) -> int:
-    """Number of weights in the linears of all decoder layers."""
-    return sum(count * _weights(shape, plan) for plan, count in shape.plans())
-
-
-def active_weights(shape: ModelShape) -> int:
-    """Number of weights that one token is multiplied with in all decoder layers."""
-    idle = 3 * (shape.experts - shape.active_experts) * shape.hidden_size * shape.expert_size
-    return all_weights(shape) - idle * (shape.layers - len(shape.dense_layers))
-
-
-def _weights(shape: ModelShape, plan: LayerPlan) -> int:
-    return sum(rows * columns for rows, columns in map(shape.linear_size, plan.linears))
-
-
-def layer_moments(shape: ModelShape) -> int:
-    """Number of entries in the second moments of the inputs of the largest decoder layer."""
-    return max(sum(shape.site_size(site) ** 2 for site in plan.sites) for plan, _ in shape.plans())
-
-
-def held_moments(shape: ModelShape) -> int:
-    """:func:`layer_moments` of what is in memory at a time: the inputs of experts follow one another."""
-    found = []
-    for plan, _ in shape.plans():
-        sizes = {site: shape.site_size(site) ** 2 for site in plan.sites}
-        one = max((sizes[site] for site in plan.expert_sites), default=0)
-        found.append(sum(size for site, size in sizes.items() if site not in plan.expert_sites) + one)
-    return max(found)
 
 
 @cache

@@ -17,6 +17,32 @@ LATENT_KEYS = {
     "qk_nope_head_dim": "plain_key_dim",
     "qk_rope_head_dim": "rotary_dim",
 }
+# keys of config.json of linear attention -> field of the shape
+LINEAR_KEYS = {
+    "linear_num_value_heads": "linear_heads",
+    "linear_num_key_heads": "linear_key_heads",
+    "linear_value_head_dim": "linear_head_dim",
+    "linear_key_head_dim": "linear_key_dim",
+    "linear_conv_kernel_dim": "convolution",
+}
+ATTENTION_KINDS = ("linear_attention", "full_attention")
+
+
+def linear_sizes(config: Mapping, layers: int, where: str) -> dict[str, Any]:
+    """Fields of a :class:`ModelShape` that describe linear attention."""
+    kinds, every = config.get("layer_types"), config.get("full_attention_interval", 4)
+    if kinds is None:
+        require_size(every, f"{where}: full_attention_interval")
+        numbers = tuple(layer for layer in range(layers) if (layer + 1) % every)
+    else:
+        numbers = _listed_layers(kinds, ATTENTION_KINDS, layers, f"{where}: layer_types")
+    sizes = {name: size_of(config, key, where) for key, name in LINEAR_KEYS.items()}
+    if sizes["linear_heads"] % sizes["linear_key_heads"]:
+        raise ConfigError(
+            f"{where}: {sizes['linear_heads']} heads of values (linear_num_value_heads) are no multiple of "
+            f"{sizes['linear_key_heads']} heads of keys (linear_num_key_heads)"
+        )
+    return {**sizes, "linear_layers": numbers} if numbers else {}
 
 
 def latent_sizes(config: Mapping, where: str) -> dict[str, int]:
@@ -49,7 +75,7 @@ def _dense_layers(experts: Experts, config: Mapping, layers: int, where: str) ->
     every = (config.get("decoder_sparse_step") or 1) if experts.skips else 1
     first, last = (config.get(experts.leading) or 0) if experts.leading else 0, layers - 1
     if experts.listed and config.get(experts.listed) is not None:
-        return _listed_dense(config[experts.listed], layers, f"{where}: {experts.listed}")
+        return _listed_layers(config[experts.listed], ("dense", "sparse"), layers, f"{where}: {experts.listed}")
     first = 1 if experts.listed else first
     if experts.interval:
         first, last, every = (config.get(key) for key in experts.interval)
@@ -61,11 +87,12 @@ def _dense_layers(experts: Experts, config: Mapping, layers: int, where: str) ->
     )
 
 
-def _listed_dense(kinds: object, layers: int, named: str) -> tuple[int, ...]:
-    """Numbers of the ``dense`` among the ``kinds`` of all layers."""
-    if not (isinstance(kinds, list) and len(kinds) >= layers and {*map(str, kinds)} <= {"dense", "sparse"}):
-        raise ConfigError(f"{named}: {kinds!r:.60} is not a list of 'dense' or 'sparse' for {layers} layers")
-    return tuple(layer for layer in range(layers) if kinds[layer] == "dense")
+def _listed_layers(kinds: object, accepted: tuple[str, str], layers: int, named: str) -> tuple[int, ...]:
+    """Numbers of the layers whose entry in the list ``kinds`` is the first of those ``accepted``."""
+    if not (isinstance(kinds, list) and len(kinds) >= layers and {*map(str, kinds)} <= {*accepted}):
+        first, second = accepted
+        raise ConfigError(f"{named}: {kinds!r:.60} is not a list of '{first}' or '{second}' for {layers} layers")
+    return tuple(layer for layer in range(layers) if kinds[layer] == accepted[0])
 
 
 def size_of(config: Mapping, key: str, where: str) -> int:

@@ -166,6 +166,7 @@ def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str,
         )
         sizes |= {latent.norm_role: (shape.site_size(latent.site),) for latent in family.latents}
         sizes |= {reader: shape.linear_size(reader) for reader in plan.readers}
+        sizes |= {"output_norm": (shape.linear_head_dim,)} if "output_norm" in plan.tensors else {}
         experts = family.experts if shape.is_sparse(layer) else None
         own = [role for role in (*plan.readers, *plan.linears) if role in plan.readers or is_in_mixture(role)]
         with_bias = {*biased, *(own if experts is not None and experts.biased else [])}
@@ -177,9 +178,10 @@ def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str,
                 place = plan.stored.get(plan.tensors[role], Stored(plan.tensors[role]))
                 yield prefix + place.name, _size_in_file(place, size, shape)
         for kept in plan.kept:
-            yield prefix + (kept.stored or kept.name), (1,) * kept.leading + (getattr(shape, kept.of),)
-        key = family.head_norms_key
-        for module, width in family.head_norms.items() if not key or family.value(config, key) else ():
+            size = tuple(part if isinstance(part, int) else getattr(shape, part) for part in kept.dimensions)
+            yield prefix + (kept.stored or kept.name), size
+        key, head_norms = family.head_norms_key, shape.family_of(layer).head_norms
+        for module, width in head_norms.items() if not key or family.value(config, key) else ():
             size = shape.head_dim if width == "head" else shape.linear_size(width)[0]
             yield f"{prefix}{module}.weight", (size,)
 

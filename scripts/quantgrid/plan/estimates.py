@@ -18,7 +18,8 @@ from typing import Any
 from ..config import entries, registry
 from ..config.cells import AXES
 from ..machine.chunks import AUTO, batch_tokens
-from ..models.shapes import ModelShape, active_weights, all_weights, layer_moments
+from ..models.counts import active_weights, all_weights, layer_moments
+from ..models.shapes import ModelShape
 from .pipeline import Plan
 from .steps import REPORTS, Step
 

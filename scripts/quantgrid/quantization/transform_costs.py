@@ -12,8 +12,8 @@ from __future__ import annotations
 from ..calibration.accumulators import site_name
 from ..calibration.layers import DecoderFolder
 from ..inference.online import arithmetic, restored
+from ..models.counts import all_weights
 from ..models.plans import END_ROLES
-from ..models.shapes import all_weights
 from .checkpoints import CheckpointContent
 
 
@@ -59,5 +59,6 @@ def online_operations(content: CheckpointContent, decoder: DecoderFolder) -> int
             share = shape.active_experts / shape.experts if site in plan.expert_sites else 1
             found += share * sum(arithmetic(operation, shape.site_size(site)) for operation in operations)
     if content.schemes.key_value and content.schemes.key_value.rotate_keys:
-        found += shape.layers * (shape.heads + shape.kv_heads) * arithmetic({"operation": "hadamard"}, shape.key_dim)
+        caching = shape.layers - len(shape.linear_layers)
+        found += caching * (shape.heads + shape.kv_heads) * arithmetic({"operation": "hadamard"}, shape.key_dim)
     return round(found)

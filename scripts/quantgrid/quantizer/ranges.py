@@ -9,8 +9,8 @@ SpinQuant (2405.16406), the observer of MR-GPTQ (2509.23202), errors left out of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ _DEVICE_ELEMENTS = 1 << 26
 # pooling is faster than either.
 _SHORT_BLOCK = 32
 SLACK = 1e-4  # relative; errors are float32 sums
+MOST_LEFT = 0.8  # share of the blocks of a search up to which those that dropped out are not copied along
+WIDE = ("fp32", "fp16", "bf16")  # scale formats
 
 
 def chunk_elements(values: Tensor) -> int:
@@ -96,51 +98,103 @@ def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: 
     return QuantizationParameters(torch.cat(scales), None if low is None else torch.cat(zero_points), global_scale)
 
 
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks of a search: ``values`` (blocks, size); ends of the ranges, global scales and the magnitudes of the
+    ``largest`` and ``smallest`` values (blocks,), float32."""
+
+    values: Tensor
+    low: Tensor | None
+    high: Tensor
+    global_scale: Tensor | None
+    largest: Tensor
+    smallest: Tensor
+
+    def __getitem__(self, blocks: Tensor) -> _Blocks:
+        parts = (getattr(self, field.name) for field in fields(self))
+        return _Blocks(*(None if part is None else part[blocks] for part in parts))  # type: ignore[arg-type]
+
+    @property
+    def span(self) -> Tensor:
+        return block_span(self.low, self.high)
+
+    def parameters(self, factor: float, covering: bool, scheme: QuantScheme) -> QuantizationParameters:
+        """Parameters of the ranges times ``factor``."""
+        low = None if self.low is None else self.low * factor
+        return range_parameters(low, self.high * factor, scheme, self.global_scale, covering)
+
+    def least_errors(self, tried: QuantizationParameters, factor: float, scheme: QuantScheme) -> Tensor:
+        """Lower bounds on the errors with the parameters ``tried``, those of ``factor``, and all later ones."""
+        if self.low is not None:
+            return saturation(_shifted_ends(self.low, self.high, factor, scheme), self.span, scheme)
+        ends = [(self.largest, reach(tried, scheme)), (self.smallest, reach(tried, scheme, -1))]
+        return saturation(ends, self.span, scheme)
+
+
 def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantScheme,
             global_scale: Tensor | None) -> QuantizationParameters:  # fmt: skip
-    """Best parameters of some rows; the search stops once no smaller scale can be better for any
-    block, unless the largest errors do not count."""
-    span, found, least = block_span(low, high), None, torch.full_like(high, math.inf)
-    for parameters in _candidates(low, high, scheme, global_scale):
-        if found is not None and low is None and not scheme.trim_high:
-            hopeless = saturation(span, parameters, scheme) > least * (1 + SLACK)
-            if bool((hopeless | (span == 0)).all()):
-                break
-        error = block_errors(values, parameters, span, scheme)
-        found = parameters if found is None else choose(error < least, parameters, found)
-        least = torch.minimum(least, error)
-    return found  # type: ignore[return-value]
-
-
-def _candidates(low: Tensor | None, high: Tensor, scheme: QuantScheme,
-                global_scale: Tensor | None) -> Iterator[QuantizationParameters]:  # fmt: skip
-    """Candidate parameters, large scales first; symmetric duplicates of the predecessor are
-    skipped."""
-    if scheme.range == "four_six":
-        yield from (range_parameters(low, high * factor, scheme, global_scale) for factor in (1.0, 1.5))
-        return
-    covering, last = (range_parameters(low, high, scheme, global_scale, covering=up) for up in (True, False))
-    if not torch.equal(covering.scale, last.scale):
-        yield covering
-    yield last
-    for factor in shrink_factors(scheme)[1:]:
-        shrunk = range_parameters(None if low is None else low * factor, high * factor, scheme, global_scale)
-        if low is None and torch.equal(shrunk.scale, last.scale):
+    """Best parameters of some rows. A block is left out once no smaller scale can be better for it, unless the
+    largest errors do not count."""
+    ends = (None if end is None else end.expand(high.shape).flatten() for end in (low, high, global_scale))
+    values = values.flatten(0, 1)
+    blocks = _Blocks(values, *ends, values.amax(-1).float(), -values.amin(-1).float())  # type: ignore[arg-type]
+    left, least = torch.arange(len(values), device=high.device), torch.full_like(blocks.high, math.inf)
+    found = best = last = None
+    for factor, covering in _candidates(scheme):
+        tried = blocks.parameters(factor, covering, scheme)
+        if low is None and last is not None and torch.equal(tried.scale, last.scale):
             continue
-        last = shrunk
-        yield shrunk
+        if best is not None and not scheme.trim_high:
+            going_on = blocks.least_errors(tried, factor, scheme) <= least * (1 + SLACK)
+            kept = (going_on & (blocks.span > 0)).nonzero().squeeze(1)
+            if not len(kept):
+                break
+            if len(kept) < MOST_LEFT * len(left):
+                found = best if found is None else found.replaced(left, best)
+                left, least = left[kept], least[kept]
+                blocks, tried, best = blocks[kept], tried[kept], best[kept]
+        last, error = tried, block_errors(blocks.values, tried, blocks.span, scheme)
+        best = tried if best is None else choose(error < least, tried, best)
+        least = torch.minimum(least, error)
+    return (best if found is None else found.replaced(left, best)).view(high.shape)  # type: ignore[union-attr, arg-type]
 
 
-def saturation(span: Tensor, parameters: QuantizationParameters, scheme: QuantScheme) -> Tensor:
-    """Lower bound on the block error at this and every smaller scale of a symmetric scheme.
+def _candidates(scheme: QuantScheme) -> Iterator[tuple[float, bool]]:
+    """(Factor of the range, whether the scale has to cover it) of the candidates, large scales first."""
+    if scheme.range == "four_six":
+        yield from ((1.0, False), (1.5, False))
+        return
+    yield 1.0, True
+    yield from ((factor, False) for factor in shrink_factors(scheme))
 
-    It is the error |x - quantized x|**mse_norm of the largest element of each block from saturation
-    alone, in units of its ``span``. For an integer the lowest code is used, whatever the sign.
+
+def saturation(ends: Iterable[tuple[Tensor, Tensor]], span: Tensor, scheme: QuantScheme) -> Tensor:
+    """Lower bound on the block error, |x - quantized x|**mse_norm in units of ``span``, from saturation alone.
+
+    ``ends`` are pairs of a magnitude, that of one element of each block, and the largest that can be stored.
     """
-    element = scheme.element_format
-    largest = 2.0 ** (element.bits - 1) if element.kind == "integer" else scheme.limit
-    reach = effective_step(parameters, scheme) * largest
-    return torch.where(span > 0, (span - reach).clamp(min=0) / span, 0.0).pow(scheme.mse_norm)
+    beyond = (torch.where(span > 0, (end - reach).clamp(min=0) / span, 0.0) for end, reach in ends)
+    return sum(part.pow(scheme.mse_norm) for part in beyond)  # type: ignore[return-value]
+
+
+def reach(parameters: QuantizationParameters, scheme: QuantScheme, sign: int = 1) -> Tensor:
+    """Largest magnitude of this ``sign`` that a symmetric scheme can store, at these and all smaller scales."""
+    lowest, highest = scheme.code_range if scheme.element_format.kind == "integer" else (-scheme.limit, scheme.limit)
+    return effective_step(parameters, scheme) * (highest if sign > 0 else -lowest)
+
+
+def _shifted_ends(low: Tensor, high: Tensor, factor: float, scheme: QuantScheme) -> list[tuple[Tensor, Tensor]]:
+    """Ends of blocks for :func:`saturation`, asymmetric, at the ranges times ``factor`` and all smaller ones.
+
+    A zero point, rounded to a code, moves the range by half a step at most, and a scale in at least 16 bits is
+    within ``2**-8`` of the exact one, or within ``2**-24``. No ends where the scale is narrower.
+    """
+    if scheme.element_format.kind != "integer" or scheme.scale_format not in WIDE or scheme.global_scale != "none":
+        return [(torch.zeros_like(high),) * 2]
+    span = high - low
+    step = span * (factor / scheme.limit) * (1 + 2**-8) + 2**-24
+    beyond = span * factor * 2**-8 + scheme.limit * 2**-24 + step / 2
+    return [(end, end * factor + beyond) for end in (high, -low)]
 
 
 def shrink_factors(scheme: QuantScheme) -> list[float]:

@@ -10,6 +10,7 @@ is float32, or float64 for float64 values.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -70,7 +71,7 @@ def decode(codes: Tensor, step: Tensor, zero_point: Tensor | None, scheme: Quant
     elif element.kind == "kmeans":
         units = codebook.to(compute).gather(-1, codes.long())  # type: ignore[union-attr]
     else:
-        units = code_values(element, compute, codes.device)[codes.to(torch.int32)]
+        units = _looked_up(code_values(element, compute, codes.device), codes)
     return _values_(units, step.to(compute), zero_point, scheme).to(dtype)
 
 
@@ -127,7 +128,7 @@ def round_units_(
     if element.kind == "float":
         return round_to_float_(units, element)
     if element.kind == "codebook":
-        return code_values(element, units.dtype, units.device)[_nearest_entry(units, element, None)]
+        return _looked_up(code_values(element, units.dtype, units.device), _nearest_entry(units, element, None))
     if element.kind == "kmeans":
         position = _nearest_entry(units, element, codebook)
         return codebook.to(units.dtype).gather(-1, position.long())  # type: ignore[union-attr]
@@ -199,10 +200,47 @@ def _nearest_entry(units: Tensor, number_format: NumberFormat, codebook: Tensor 
         return torch.searchsorted(
             ((entries[..., 1:] + entries[..., :-1]) / 2).contiguous(), units.contiguous(), out_int32=True
         )
-    return torch.bucketize(units.contiguous(), _midpoints(number_format, units.dtype, units.device), out_int32=True)
+    bins = _bins(number_format, units.dtype, units.device)
+    places = bins.places(units)
+    return _looked_up(bins.below, places).add_(units > _looked_up(bins.midpoint, places))
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """Equal intervals with at most one midpoint of a codebook each: a search without branches.
+
+    ``below`` counts the midpoints in smaller intervals, ``midpoint`` is the one inside, or infinity.
+    """
+
+    first: float
+    per_unit: float
+    below: Tensor
+    midpoint: Tensor
+
+    def places(self, units: Tensor) -> Tensor:
+        """Interval (int32) of each of ``units``, which never falls as they rise; NaN is in the first."""
+        last = len(self.below) - 1
+        return ((units - self.first) * self.per_unit).clamp_(0, last).to(torch.int32).clamp_(0, last)
 
 
 @cache
-def _midpoints(number_format: NumberFormat, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _bins(number_format: NumberFormat, dtype: torch.dtype, device: torch.device) -> _Bins:
     values = torch.tensor(number_format.values(), dtype=torch.float64)
-    return ((values[1:] + values[:-1]) / 2).to(device, dtype)
+    midpoints = ((values[1:] + values[:-1]) / 2).to(dtype)
+    first, width = float(midpoints[0]), float(midpoints[-1] - midpoints[0])
+    count = 1024
+    while True:
+        empty = _Bins(first, (count - 1) / width, torch.zeros(count, dtype=torch.int32), torch.empty(0))
+        places = empty.places(midpoints)
+        if len(places.unique()) == len(midpoints):
+            break
+        count *= 2
+    below = (places.unsqueeze(0) < torch.arange(count).unsqueeze(1)).sum(1, dtype=torch.int32)
+    midpoint = torch.full((count,), math.inf, dtype=dtype)
+    midpoint[places] = midpoints
+    return _Bins(first, empty.per_unit, below.to(device), midpoint.to(device))
+
+
+def _looked_up(table: Tensor, places: Tensor) -> Tensor:
+    """Entries of the vector ``table`` at integer ``places``, faster than by indexing."""
+    return table.index_select(0, places.flatten().to(torch.int32)).view_as(places)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..schemes.number_formats import ScaleFormat
 from ..schemes.quant_scheme import QuantScheme
-from .ranges import SLACK, block_errors, row_slices, saturation
+from .ranges import SLACK, block_errors, reach, row_slices, saturation
 from .scales import STORAGE_DTYPES, QuantizationParameters
 
 
@@ -56,9 +56,8 @@ def _search(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Ten
         better = error < best[open_blocks]
         found[open_blocks[better]], best[open_blocks[better]] = tried[better], error[better]
         smaller = (tried - 1).clamp(min=0)
-        going_on = (tried > 0) & (
-            saturation(peak, _parameters(smaller, level, scheme), scheme) <= best[open_blocks] * (1 + SLACK)
-        )
+        ends = [(peak, reach(_parameters(smaller, level, scheme), scheme))]
+        going_on = (tried > 0) & (saturation(ends, peak, scheme) <= best[open_blocks] * (1 + SLACK))
         open_blocks = open_blocks[going_on]
         code[open_blocks] -= 1
     return found.reshape(shape)

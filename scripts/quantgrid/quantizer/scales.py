@@ -50,6 +50,28 @@ class QuantizationParameters:
     global_scale: Tensor | None = None
     codebook: Tensor | None = None
 
+    def __getitem__(self, blocks: Tensor) -> QuantizationParameters:
+        """Parameters of some ``blocks`` (numbers, or a mask) of those of single blocks (blocks,)."""
+        parts = (None if part is None else part[blocks] for part in (self.zero_point, self.global_scale))
+        return QuantizationParameters(_bits(self.scale)[blocks].view(self.scale.dtype), *parts)
+
+    def replaced(self, blocks: Tensor, other: QuantizationParameters) -> QuantizationParameters:
+        """Parameters with the scales and zero points of ``blocks`` (numbers) from ``other``."""
+        scale = _bits(self.scale).index_copy(0, blocks, _bits(other.scale)).view(self.scale.dtype)
+        if self.zero_point is None or other.zero_point is None:
+            return QuantizationParameters(scale, self.zero_point, self.global_scale)
+        return QuantizationParameters(scale, self.zero_point.index_copy(0, blocks, other.zero_point), self.global_scale)
+
+    def view(self, shape: torch.Size) -> QuantizationParameters:
+        """Parameters of single blocks in the ``shape`` of their tensor."""
+        parts = (None if part is None else part.view(shape) for part in (self.zero_point, self.global_scale))
+        return QuantizationParameters(self.scale.view(shape), *parts)
+
+
+def _bits(scale: Tensor) -> Tensor:
+    """Stored scales as integers: float8 has no indexed assignment everywhere."""
+    return scale.view(_BITS[scale.element_size()])
+
 
 def store_scale(values: Tensor, storage: ScaleFormat) -> Tensor:
     """Round float32 ``values`` >= 0 to the scale format, in its storage dtype.
@@ -68,7 +90,7 @@ def store_scale_up(values: Tensor, storage: ScaleFormat) -> Tensor:
     stored = store_scale(values, storage)
     short = load_scale(stored, storage) < values.clamp(max=storage.maximum)
     # bit patterns ascend with the value
-    return (stored.view(_BITS[stored.element_size()]) + short).view(stored.dtype)
+    return (_bits(stored) + short).view(stored.dtype)
 
 
 def load_scale(stored: Tensor, storage: ScaleFormat) -> Tensor:
@@ -117,9 +139,7 @@ def choose(mask: Tensor, one: QuantizationParameters, other: QuantizationParamet
 
     Both have the same global scale and no codebook.
     """
-    scale = torch.where(mask, *(made.scale.view(_BITS[made.scale.element_size()]) for made in (one, other))).view(  # type: ignore[attr-defined]
-        one.scale.dtype
-    )
+    scale = torch.where(mask, _bits(one.scale), _bits(other.scale)).view(one.scale.dtype)
     zero_point = None if one.zero_point is None else torch.where(mask, one.zero_point, other.zero_point)  # type: ignore[arg-type]
     return QuantizationParameters(scale, zero_point, one.global_scale)
 

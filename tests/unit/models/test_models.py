@@ -21,8 +21,9 @@ from quantgrid.ground.errors import ConfigError, UnsupportedModel
 from quantgrid.ground.places import ROOT
 from quantgrid.ground.storage import read_json, sha256_of
 from quantgrid.models import fetch, folders
+from quantgrid.models.architectures import LIST, architecture_of
 from quantgrid.models.families import FAMILIES, OBSTACLES
-from quantgrid.models.shapes import LIST, ModelShape, architecture_of
+from quantgrid.models.shapes import ModelShape
 from quantgrid.reference.planting import plant
 
 TINY = ROOT / "tests" / "data" / "tiny-llama"

@@ -13,7 +13,7 @@ from ...config import entries, grid, registry
 from ...config.cells import Cell
 from ...evaluation.protocols import described
 from ...jobs.integrity import sound
-from ...models.shapes import all_weights
+from ...models.counts import all_weights
 from ..claims import served
 from ..data import allocations, collection, published
 from ..data.evaluation_rows import cell_key, measured_tasks

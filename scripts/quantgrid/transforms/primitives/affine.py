@@ -3,7 +3,8 @@
 FlatQuant (arXiv 2410.09426): x̃ = x (P1 ⊗ P2) and W̃ = W (P1 ⊗ P2)^{-T}, with P = U diag(sigma) Vᵀ
 stored by its factors, so that the inverse transpose U diag(1/sigma) Vᵀ needs no matrix inverse.
 ``attention_input``, ``mlp_input`` and ``down_input`` are transformed online. At ``output_input`` P1
-mixes the heads online and P2, shared by all heads, moves into the value projection.
+mixes the heads online and P2, shared by all heads, moves into the value projection; behind a gate it stays
+online too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ...inference.transform import Primitive, derived_seed
 from ...linalg.hadamard import random_orthogonal
 from ...linalg.kronecker import apply_kronecker
 from ...linalg.kronecker_sizes import kronecker_sizes
+from ...models.plans import kind_of
 from ...models.shapes import ModelShape
 
 FACTORS = ("left", "right")
@@ -29,7 +31,10 @@ FACTORS = ("left", "right")
 def factor_sizes(shape: ModelShape, site: str) -> tuple[int, int]:
     """(n1, n2) of a site: (heads, head_dim) at ``output_input``, elsewhere the split of its
     inputs."""
-    return (shape.heads, shape.head_dim) if site == "output_input" else kronecker_sizes(shape.site_size(site))
+    if kind_of(site) != "output_input":
+        return kronecker_sizes(shape.site_size(site))
+    heads = shape.heads_at(site)
+    return heads.count, heads.size
 
 
 def matrices(parameters: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
@@ -64,10 +69,11 @@ class Affine(Primitive):
             (left, left_inverse), (right, right_inverse) = (matrices(parameters, f"{site}.{side}") for side in FACTORS)
             for linear in layer.plan.sites[site].linears:
                 layer.weights[linear] = apply_kronecker(layer.weights[linear], left_inverse, right_inverse)
-            if site == "output_input":
+            folds = layer.plan.sites[site].turns
+            if folds:
                 self._turn_values(layer, right)
             rows = partial(apply_kronecker, left=left, right=right)
-            online = {"left": left} if site == "output_input" else {"left": left, "right": right}
+            online = {"left": left} if folds else {"left": left, "right": right}
             layer.add_online(
                 site, {"operation": "kronecker", **online}, lambda statistics, rows=rows: statistics.transformed(rows)
             )

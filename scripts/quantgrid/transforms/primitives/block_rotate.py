@@ -16,7 +16,7 @@ from ...ground.errors import ConfigError
 from ...inference.online import as_rows
 from ...inference.transform import Primitive, derived_seed
 from ...models.shapes import ModelShape
-from .rotate import rotate_online
+from .rotate import rotate_online, turn_heads
 
 
 @dataclass
@@ -43,7 +43,7 @@ class BlockHadamard(InBlocks):
     """I ⊗ H with a Hadamard matrix of order ``size`` (MR-GPTQ, arXiv 2509.23202), online.
 
     It acts at all ``sites`` and moves no norm gain. ``fold_heads``: at ``output_input`` it moves
-    into v, exactly, if ``size`` divides the head size.
+    into v, exactly, if ``size`` divides the head size and no gate stands behind the attention.
     """
 
     fold_heads: bool
@@ -53,15 +53,11 @@ class BlockHadamard(InBlocks):
         for site in layer.plan.sites_of(self.sites):
             if (
                 self.fold_heads
-                and site == "output_input"
-                and layer.shape.head_dim % self.size == 0
+                and layer.plan.sites[site].turns
+                and layer.shape.heads_at(site).size % self.size == 0
                 and not layer.online[site]
             ):
-                rows, weights = as_rows(operation), layer.weights
-                weights["v"], weights["o"] = rows(weights["v"].mT).mT, rows(weights["o"])
-                if "v_bias" in weights:
-                    weights["v_bias"] = rows(weights["v_bias"])
-                layer.map_input(site, rows)
+                turn_heads(layer, site, as_rows(operation))
             else:
                 rotate_online(layer, site, operation)
 

@@ -68,8 +68,8 @@ def chosen(
 
 @dataclass
 class ChosenHeads(RotateHeads):
-    """R2 in the layers in which it lowers the output error of v and o under ``schemes``, which are used in the
-    fit only. Offline."""
+    """R2 in the layers in which it lowers the output error of v and o, or of o alone where v cannot take it,
+    under ``schemes``, which are used in the fit only."""
 
     schemes: InitVar[CellSchemes | None] = None
     reads_layer = True
@@ -80,7 +80,10 @@ class ChosenHeads(RotateHeads):
     def fit_layer(self, layer: DecoderLayer) -> Parameters:
         rotation = super().fit_layer(layer)
         fold = super().fold_layer
-        return rotation | chosen(layer, ["v", "o"], self.cell, lambda state: fold(state, rotation))
+        (site,) = layer.plan.sites_of(["output_input"])
+        read = layer.plan.sites[site]
+        turned = [read.source, *read.linears] if read.turns and read.source else list(read.linears)
+        return rotation | chosen(layer, turned, self.cell, lambda state: fold(state, rotation))
 
     def fold_layer(self, layer: DecoderLayer, parameters: Parameters) -> None:
         if parameters["chosen"].item():

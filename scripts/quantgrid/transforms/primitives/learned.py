@@ -21,8 +21,8 @@ from ...inference.input_maps import InputMap
 from ...inference.transform import Primitive
 from ...models.plans import SITES, kind_of
 from ...models.shapes import ModelShape
-from .rotate import RotateResidual
-from .scale import Scale, divide_input
+from .rotate import RotateResidual, turn_heads
+from .scale import Scale, divide_input, per_group
 
 
 @dataclass
@@ -43,37 +43,39 @@ class LearnedR1(RotateResidual):
 
 @dataclass
 class LearnedR2(Primitive):
-    """Learned R2 on top of the fixed one before it. Offline.
+    """Learned R2 on top of the fixed one before it. Offline, or ``online`` as :class:`RotateHeads`.
 
-    ``matrix`` (KV heads, head_dim, head_dim) orthogonal, initially identities.
+    ``matrix`` (groups of heads, head_dim, head_dim) orthogonal, initially identities.
     """
 
+    online: bool = field(default=False, kw_only=True)
     learns: ClassVar[dict[str, str]] = {"matrix": "rotation"}
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        shape = layer.shape
-        return {"matrix": torch.eye(shape.head_dim, dtype=torch.float64).repeat(shape.kv_heads, 1, 1)}
+        (site,) = layer.plan.sites_of(["output_input"])
+        heads = layer.shape.heads_at(site)
+        return {"matrix": torch.eye(heads.size, dtype=torch.float64).repeat(heads.groups, 1, 1)}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
-        weights, rows = layer.weights, self._rows(layer.shape, parameters["matrix"])
-        weights["v"] = rows(weights["v"].mT).mT
-        if "v_bias" in weights:
-            weights["v_bias"] = rows(weights["v_bias"])
-        weights["o"] = rows(weights["o"])
-        layer.map_input("output_input", rows)
-
-    def _rows(self, shape: ModelShape, matrix: Tensor) -> Rows:
-        """Multiply every head of x (..., heads or KV heads x head_dim) by the matrix of its KV
-        head."""
-
-        def rows(x: Tensor) -> Tensor:
-            heads = x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))
-            return torch.einsum("...gqi,gij->...gqj", heads, matrix.to(x)).flatten(-3)
-
-        return rows
+        (site,) = layer.plan.sites_of(["output_input"])
+        heads, matrix = layer.shape.heads_at(site), parameters["matrix"]
+        blocks = matrix.repeat_interleave(heads.count // heads.groups, 0)
+        turn_heads(
+            layer, site, _turned(matrix), [{"operation": "block_rotate", "blocks": blocks}] if self.online else []
+        )
 
     def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
-        return before.rotated(parameters["matrix"]) if site == "output_input" else before
+        return before.rotated(parameters["matrix"]) if kind_of(site) == "output_input" else before
+
+
+def _turned(matrix: Tensor) -> Rows:
+    """Multiply every head of x (..., heads or groups x head_dim) by the matrix of its group."""
+
+    def rows(x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (len(matrix), -1, matrix.shape[-1]))
+        return torch.einsum("...gqi,gij->...gqj", heads, matrix.to(x)).flatten(-3)
+
+    return rows
 
 
 @dataclass
@@ -95,12 +97,10 @@ class LearnedScale(Primitive):
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
         if self.alpha is not None:
             return Scale(self.alpha, self.sites).fit_layer(layer)
-        shape = layer.shape
-        sizes = {
-            site: shape.kv_heads * shape.head_dim if site == "output_input" else shape.site_size(site)
+        return {
+            site: per_group(torch.ones(layer.shape.site_size(site), dtype=torch.float64), site, layer.shape)
             for site in layer.plan.sites_of(self.sites)
         }
-        return {site: torch.ones(size, dtype=torch.float64) for site, size in sizes.items()}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for site in layer.plan.sites_of(self.sites):
@@ -109,4 +109,5 @@ class LearnedScale(Primitive):
     def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
         if kind_of(site) not in self.sites:
             return before
-        return before.divided(parameters[site].view(shape.kv_heads if site == "output_input" else 1, -1))
+        groups = shape.heads_at(site).groups if kind_of(site) == "output_input" else 1
+        return before.divided(parameters[site].view(groups, -1))

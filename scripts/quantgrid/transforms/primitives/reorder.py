@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...calibration.layers import DecoderLayer
+from ...ground.errors import ConfigError
 from ...inference.transform import Primitive
 from ...models.plans import kind_of
 from .block_rotate import InBlocks
@@ -29,18 +30,22 @@ def permute_online(layer: DecoderLayer, site: str, order: Tensor) -> None:
 def permute_offline(layer: DecoderLayer, site: str, order: Tensor) -> None:
     """Permute channels in the weights before ``site``.
 
-    At ``down_input`` ``order`` is (n,), at ``output_input`` (KV heads, head_dim) within each head.
+    At ``down_input`` ``order`` is (n,), at ``output_input`` (KV heads, head_dim) within each head; there
+    :class:`ConfigError` is raised for attention with a gate.
     """
     layer.require_foldable(site)
-    shape, columns = layer.shape, order
-    if site == "output_input":
-        within = order.repeat_interleave(shape.heads // shape.kv_heads, 0)
+    columns, within_heads = order, kind_of(site) == "output_input"
+    if within_heads:
+        if not layer.plan.sites[site].turns:
+            raise ConfigError(f"no order within heads passes the gate before '{site}'; use 'heads: across'")
+        heads = layer.shape.heads_at(site)
+        within = order.repeat_interleave(heads.count // heads.groups, 0)
         columns, order = (
-            (part + torch.arange(len(part), device=part.device).unsqueeze(-1) * shape.head_dim).flatten()
+            (part + torch.arange(len(part), device=part.device).unsqueeze(-1) * heads.size).flatten()
             for part in (within, order)
         )
     last = layer.plan.sites[site].source
-    for source in (last,) if site == "output_input" else (last.replace("up", "gate"), last):
+    for source in (last,) if within_heads else (last.replace("up", "gate"), last):
         for role in (source, f"{source}_bias"):
             if role in layer.weights:
                 layer.weights[role] = layer.weights[role][order]
@@ -67,8 +72,9 @@ class Reorder(Primitive):
         """Order per site, integers (n,), or (KV heads, head_dim) within heads."""
         found = {}
         for site in layer.plan.sites_of(self.sites):
-            if site == "output_input" and self.heads == "within":
-                values = activation_magnitude(layer, site, self.statistic).view(layer.shape.kv_heads, -1)
+            if kind_of(site) == "output_input" and self.heads == "within":
+                groups = layer.shape.heads_at(site).groups
+                values = activation_magnitude(layer, site, self.statistic).view(groups, -1)
             else:
                 values = layer.statistics[site].magnitude(self.statistic)
             found[site] = values.argsort(stable=True)
@@ -76,7 +82,7 @@ class Reorder(Primitive):
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         for site in layer.plan.sites_of(self.sites):
-            offline = kind_of(site) == "down_input" or (site == "output_input" and self.heads == "within")
+            offline = kind_of(site) == "down_input" or (kind_of(site) == "output_input" and self.heads == "within")
             (permute_offline if offline else permute_online)(layer, site, parameters[site])
 
 

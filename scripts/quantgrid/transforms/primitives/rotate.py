@@ -8,6 +8,7 @@ and to the rows of the weights, so W R (x R)ᵀ = W xᵀ for symmetric and other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,7 +23,7 @@ from ...inference.online import Operation, as_rows
 from ...inference.transform import Primitive, derived_seed
 from ...linalg.hadamard import apply_hadamard, random_orthogonal, random_signs
 from ...models.plans import kind_of
-from ...models.shapes import ModelShape
+from ...models.shapes import Heads, ModelShape
 from .stream import absorb_norm, center_ends, center_writers
 
 BLOCK = 512  # rows of an embedding rotated at a time
@@ -35,6 +36,31 @@ def rotate_online(layer: DecoderLayer, site: str, operation: Operation) -> None:
     for linear in layer.plan.sites[site].linears:
         layer.weights[linear] = rows(layer.weights[linear])
     layer.add_online(site, dict(operation), lambda statistics: statistics.transformed(rows))
+
+
+def turn_heads(layer: DecoderLayer, site: str, rows: Rows, online: Sequence[Operation] = ()) -> None:
+    """Fold the map ``rows`` within heads into the values and o.
+
+    Where a gate stands between them, or an online operation, the operations ``online`` do the same at run
+    time; without them :class:`ConfigError` is raised.
+    """
+    read, weights = layer.plan.sites[site], layer.weights
+    if online and (not read.turns or layer.blocking(site)):
+        for operation in online:
+            rotate_online(layer, site, operation)
+        return
+    if not read.turns or read.source is None:
+        raise ConfigError(
+            f"the values of a {layer.shape.architecture} cannot be rotated offline: a gate stands between them and "
+            f"'{site}'; rotate online instead"
+        )
+    layer.require_foldable(site)
+    weights[read.source] = rows(weights[read.source].mT).mT
+    if (bias := f"{read.source}_bias") in weights:
+        weights[bias] = rows(weights[bias])
+    for linear in read.linears:
+        weights[linear] = rows(weights[linear])
+    layer.map_input(site, rows)
 
 
 def _signed_hadamard(signs: Tensor) -> Rows:
@@ -132,52 +158,64 @@ class RotateHeads(Primitive):
 
     It is undone in the columns of o. ``kind``: ``hadamard`` (randomized, signs per KV head),
     ``plain`` (the Hadamard matrix itself for all heads, as in QuaRot) or ``orthogonal`` (Haar, one
-    per KV head, any size).
+    per KV head, any size). ``online``: where a gate stands behind the attention, the inputs of o are rotated
+    at run time instead; all heads of linear attention have one rotation.
     """
 
     seed: int
     kind: str = "hadamard"
+    online: bool = field(default=False, kw_only=True)
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        heads, size = layer.shape.kv_heads, layer.shape.head_dim
+        (site,) = layer.plan.sites_of(["output_input"])
+        heads = layer.shape.heads_at(site)
         if self.kind == "plain":
             return {}
         if self.kind == "hadamard":
-            return {"signs": random_signs(heads * size, derived_seed(self.seed, "R2", layer.index))}
-        return {
-            "matrices": torch.stack(
-                [random_orthogonal(size, derived_seed(self.seed, "R2", layer.index, head)) for head in range(heads)]
-            )
-        }
+            return {"signs": random_signs(heads.groups * heads.size, derived_seed(self.seed, "R2", layer.index))}
+        seeds = (derived_seed(self.seed, "R2", layer.index, group) for group in range(heads.groups))
+        return {"matrices": torch.stack([random_orthogonal(heads.size, seed) for seed in seeds])}
 
-    def _rows(self, shape: ModelShape, parameters: dict[str, Tensor]) -> Rows:
-        """Rotate x (..., heads x head_dim or KV heads x head_dim); shapes are unchanged.
+    def _rows(self, heads: Heads, parameters: dict[str, Tensor]) -> Rows:
+        """Rotate x (..., heads x head_dim or groups x head_dim); shapes are unchanged.
 
-        The query heads of a group share its rotation.
+        The heads of a group share its rotation.
         """
 
         def rotated(x: Tensor) -> Tensor:
             if "matrices" in parameters:
                 return x @ parameters["matrices"].to(x)
-            signs = parameters["signs"].view(shape.kv_heads, 1, -1).to(x) if "signs" in parameters else 1.0
+            signs = parameters["signs"].view(heads.groups, 1, -1).to(x) if "signs" in parameters else 1.0
             return apply_hadamard(x * signs)
 
-        return lambda x: rotated(x.unflatten(-1, (shape.kv_heads, -1, shape.head_dim))).flatten(-3)
+        return lambda x: rotated(x.unflatten(-1, (heads.groups, -1, heads.size))).flatten(-3)
+
+    def _operations(self, heads: Heads, parameters: dict[str, Tensor]) -> list[Operation]:
+        """The rotation as online operations."""
+        if parameters.keys() <= {"signs"}:
+            hadamard: Operation = {"operation": "block_hadamard", "size": heads.size}
+            if not parameters:
+                return [hadamard]
+            signs = parameters["signs"].view(heads.groups, 1, -1).expand(-1, heads.count // heads.groups, -1)
+            return [{"operation": "multiply", "factor": signs.flatten()}, hadamard]
+        blocks = self._matrices(heads, parameters).repeat_interleave(heads.count // heads.groups, 0)
+        return [{"operation": "block_rotate", "blocks": blocks}]
+
+    def _matrices(self, heads: Heads, parameters: dict[str, Tensor]) -> Tensor:
+        """Rotations of the groups (groups, head_dim, head_dim)."""
+        units = torch.eye(heads.size).repeat(1, heads.groups).to(next(iter(parameters.values()), torch.empty(0)))
+        return self._rows(heads, parameters)(units).unflatten(-1, (heads.groups, -1)).transpose(0, 1)
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
-        layer.require_foldable("output_input")
-        rows = self._rows(layer.shape, parameters)
-        layer.weights["v"] = rows(layer.weights["v"].mT).mT
-        if "v_bias" in layer.weights:
-            layer.weights["v_bias"] = rows(layer.weights["v_bias"])
-        layer.weights["o"] = rows(layer.weights["o"])
-        layer.map_input("output_input", rows)
+        (site,) = layer.plan.sites_of(["output_input"])
+        heads = layer.shape.heads_at(site)
+        online = self._operations(heads, parameters) if self.online else []
+        turn_heads(layer, site, self._rows(heads, parameters), online)
 
     def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
-        if site != "output_input":
+        if kind_of(site) != "output_input":
             return before
-        units = torch.eye(shape.head_dim).repeat(1, shape.kv_heads).to(next(iter(parameters.values()), torch.empty(0)))
-        return before.rotated(self._rows(shape, parameters)(units).unflatten(-1, (shape.kv_heads, -1)).transpose(0, 1))
+        return before.rotated(self._matrices(shape.heads_at(site), parameters))
 
 
 @dataclass
@@ -211,12 +249,15 @@ class MixHeads(Primitive):
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
         if self.kind == "hadamard":
             return {}
-        return {"matrix": random_orthogonal(layer.shape.heads, derived_seed(self.seed, "heads", layer.index))}
+        (site,) = layer.plan.sites_of(["output_input"])
+        heads = layer.shape.heads_at(site).count
+        return {"matrix": random_orthogonal(heads, derived_seed(self.seed, "heads", layer.index))}
 
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
+        (site,) = layer.plan.sites_of(["output_input"])
         mixing = (
             {"operation": "head_rotate", **parameters}
             if parameters
-            else {"operation": "head_hadamard", "heads": layer.shape.heads}
+            else {"operation": "head_hadamard", "heads": layer.shape.heads_at(site).count}
         )
-        rotate_online(layer, "output_input", mixing)
+        rotate_online(layer, site, mixing)

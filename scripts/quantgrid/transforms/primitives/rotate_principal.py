@@ -17,7 +17,7 @@ from torch import Tensor
 from ...calibration.layers import DecoderLayer
 from ...calibration.statistics import Rows
 from ...models.plans import Site
-from ...models.shapes import ModelShape
+from ...models.shapes import Heads
 from .rotate import RotateHeads, RotateResidual
 
 
@@ -78,11 +78,12 @@ class RotateHeadsPrincipal(RotateHeads):
     reads_layer = True
 
     def fit_layer(self, layer: DecoderLayer) -> dict[str, Tensor]:
-        shape = layer.shape
-        columns = layer.weights["o"].unflatten(-1, (shape.kv_heads, -1, shape.head_dim))
+        (site,) = layer.plan.sites_of(["output_input"])
+        heads, (output,) = layer.shape.heads_at(site), layer.plan.sites[site].linears
+        columns = layer.weights[output].unflatten(-1, (heads.groups, -1, heads.size))
         moment = torch.einsum("mgqi,mgqj->gij", columns, columns)
         return {**super().fit_layer(layer), "basis": principal_axes(moment)}
 
-    def _rows(self, shape: ModelShape, parameters: dict[str, Tensor]) -> Rows:
-        rotated, heads = super()._rows(shape, parameters), (shape.kv_heads, -1, shape.head_dim)
-        return lambda x: rotated((x.unflatten(-1, heads) @ parameters["basis"].to(x)).flatten(-3))
+    def _rows(self, heads: Heads, parameters: dict[str, Tensor]) -> Rows:
+        rotated, parts = super()._rows(heads, parameters), (heads.groups, -1, heads.size)
+        return lambda x: rotated((x.unflatten(-1, parts) @ parameters["basis"].to(x)).flatten(-3))

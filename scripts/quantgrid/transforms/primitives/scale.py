@@ -1,7 +1,8 @@
 """Primitive: channel scaling of a site's input by 1/s, columns of its linears by s (SmoothQuant).
 
 The division moves into the norm gain (``attention_input``, ``mlp_input``), into the rows of the value
-projection (``output_input``, one factor per KV channel, shared by the query heads of a group) or of
+projection (``output_input``, one factor per KV channel, shared by the query heads of a group; behind linear
+attention into the gain of its norm, shared by all heads) or of
 the up projection (``down_input``, exact since SwiGLU is linear in ``up``, ReLU of degree 1 and its
 square of degree 2).
 """
@@ -16,11 +17,12 @@ from torch import Tensor
 from ...calibration.layers import DecoderLayer
 from ...ground.errors import ConfigError
 from ...inference.transform import Primitive
+from ...models.plans import kind_of
 from ...models.shapes import ModelShape
 
 
 def divide_input(layer: DecoderLayer, site: str, s: Tensor, online: bool = False) -> None:
-    """Fold x̃ = x / s at ``site``; ``s`` (n,) positive, at ``output_input`` (KV heads x head_dim,).
+    """Fold x̃ = x / s at ``site``; ``s`` (n,) positive, at ``output_input`` (groups of heads x head_dim,).
 
     An online shift is divided as well. Any other online operation blocks the division from moving into
     the weights before it, and a site may have no weights that could take it: there it runs online, if
@@ -47,33 +49,36 @@ def divide_input(layer: DecoderLayer, site: str, s: Tensor, online: bool = False
 def widened(values: Tensor, site: str, shape: ModelShape) -> Tensor:
     """Expand ``values`` to one per input channel of ``site``.
 
-    At ``output_input`` the query heads of a group share the value of a KV channel.
+    At ``output_input`` the heads of a group share the value of a channel.
     """
-    if site != "output_input":
+    if kind_of(site) != "output_input":
         return values
-    return values.view(shape.kv_heads, 1, shape.head_dim).expand(-1, shape.heads // shape.kv_heads, -1).reshape(-1)
+    heads = shape.heads_at(site)
+    return values.view(heads.groups, 1, heads.size).expand(-1, heads.count // heads.groups, -1).reshape(-1)
 
 
-def per_kv_channel(values: Tensor, shape: ModelShape) -> Tensor:
-    """Maximum over the query heads of a KV head: (heads x head_dim,) -> (KV heads x head_dim,)."""
-    return values.view(shape.kv_heads, -1, shape.head_dim).amax(1).reshape(-1)
+def per_group(values: Tensor, site: str, shape: ModelShape) -> Tensor:
+    """Maximum over the heads of a group at ``output_input``: (heads x head_dim,) -> (groups x head_dim,)."""
+    if kind_of(site) != "output_input":
+        return values
+    heads = shape.heads_at(site)
+    return values.view(heads.groups, -1, heads.size).amax(1).reshape(-1)
 
 
 def activation_magnitude(layer: DecoderLayer, site: str, statistic: str) -> Tensor:
     """Magnitude of the input channels of ``site`` by :meth:`SiteStatistics.magnitude`.
 
-    At ``output_input`` it is per KV channel, the largest of a group.
+    At ``output_input`` it is the largest of a group of heads.
     """
-    values = layer.statistics[site].magnitude(statistic)
-    return per_kv_channel(values, layer.shape) if site == "output_input" else values
+    return per_group(layer.statistics[site].magnitude(statistic), site, layer.shape)
 
 
 def weight_magnitude(layer: DecoderLayer, site: str) -> Tensor:
-    """Column magnitude max_i|W_ij| over the linears of ``site``; at ``output_input`` per KV
-    channel."""
+    """Column magnitude max_i|W_ij| over the linears of ``site``; at ``output_input`` the largest of a group
+    of heads."""
     linears = layer.plan.sites[site].linears
     values = torch.stack([layer.weights[linear].abs().amax(0) for linear in linears]).amax(0)
-    return per_kv_channel(values, layer.shape) if site == "output_input" else values
+    return per_group(values, site, layer.shape)
 
 
 def smoothing_factors(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:

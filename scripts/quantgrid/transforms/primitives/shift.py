@@ -1,8 +1,8 @@
 """Primitive: constant z subtracted from the input of a site, compensated by W z in the biases.
 
 Outlier Suppression+ (arXiv 2304.09145). At ``output_input`` z moves into the bias of v, exactly where
-attention weights sum to 1: not with sinks. RMSNorm and SwiGLU have no bias for it: at the other sites the
-subtraction stays online, before all other online operations. Linears without a bias get one.
+attention weights sum to 1: not with sinks or behind a gate. RMSNorm and SwiGLU have no bias for it: at the
+other sites the subtraction stays online, before all other online operations. Linears without a bias get one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ...calibration.layers import DecoderLayer
 from ...inference.transform import Primitive
+from ...models.plans import kind_of
 from ...models.shapes import ModelShape
 from .scale import widened
 
 
 def subtract_input(layer: DecoderLayer, site: str, z: Tensor) -> None:
-    """Fold x̃ = x - z at ``site``; ``z`` (n,), at ``output_input`` (KV heads x head_dim,)."""
+    """Fold x̃ = x - z at ``site``; ``z`` (n,), at ``output_input`` (groups of heads x head_dim,)."""
     columns = widened(z, site, layer.shape)
     for linear in layer.plan.sites[site].linears:
         layer.add_bias(linear, layer.weights[linear] @ columns)
@@ -36,12 +37,13 @@ def subtract_input(layer: DecoderLayer, site: str, z: Tensor) -> None:
 def by_channel(values: Tensor, site: str, shape: ModelShape) -> Tensor:
     """Reshape rows (k, n) at ``site`` to rows of the channels with a separate z.
 
-    At ``output_input`` the result is (k x query heads of a group, KV heads x head_dim).
+    At ``output_input`` the result is (k x heads of a group, groups x head_dim).
     """
-    if site != "output_input":
+    if kind_of(site) != "output_input":
         return values
-    heads = values.unflatten(-1, (shape.kv_heads, -1, shape.head_dim)).transpose(-3, -2)
-    return heads.reshape(-1, shape.kv_heads * shape.head_dim)
+    heads = shape.heads_at(site)
+    rows = values.unflatten(-1, (heads.groups, -1, heads.size)).transpose(-3, -2)
+    return rows.reshape(-1, heads.groups * heads.size)
 
 
 @dataclass

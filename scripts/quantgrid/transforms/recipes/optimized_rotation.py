@@ -27,9 +27,9 @@ from ..primitives.learned import LearnedR1, LearnedR2
 from . import random_hadamard
 
 
-def primitives(seed: int, residual: str = "offline", **_training: object) -> list:
-    fixed = random_hadamard.primitives(seed, residual=residual)
-    return [*fixed, LearnedR1(online=residual == "online"), LearnedR2()]
+def primitives(seed: int, residual: str = "offline", values: str = "offline", **_training: object) -> list:
+    fixed = random_hadamard.primitives(seed, residual=residual, values=values)
+    return [*fixed, LearnedR1(online=residual == "online"), LearnedR2(online=values == "online")]
 
 
 def learn(

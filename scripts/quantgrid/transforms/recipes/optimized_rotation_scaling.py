@@ -19,14 +19,14 @@ from .optimized_rotation import learn
 __all__ = ["learn", "primitives"]
 
 
-def primitives(seed: int, basis: str, residual: str = "offline", **_training: object) -> list:
-    online = residual == "online"
+def primitives(seed: int, basis: str, residual: str = "offline", values: str = "offline", **_training: object) -> list:
+    online, turned = residual == "online", values == "online"
     R1 = (
         RotateResidual("hadamard", seed, online=online)
         if basis == "none"
         else RotatePrincipal("hadamard", seed, "weights", online=online)
     )
-    heads = RotateHeads(seed) if basis == "none" else RotateHeadsPrincipal(seed)
+    heads = RotateHeads(seed, online=turned) if basis == "none" else RotateHeadsPrincipal(seed, online=turned)
     rotations = [R1, LearnedScale(None, ["output_input", "down_input"], online=online), heads, RotateDown()]
     scale = LearnedScale(None, ["attention_input", "mlp_input"], online=online)
-    return [*rotations, LearnedR1(online=online), LearnedR2(), scale]
+    return [*rotations, LearnedR1(online=online), LearnedR2(online=turned), scale]

@@ -13,7 +13,7 @@ from ..primitives.reorder import Spread
 from . import random_hadamard
 
 
-def primitives(seed: int, block_size: int, order: str, residual: str = "offline") -> list:
-    rotations = random_hadamard.primitives(seed, ("R1", "R2"), residual=residual)
+def primitives(seed: int, block_size: int, order: str, residual: str = "offline", values: str = "offline") -> list:
+    rotations = random_hadamard.primitives(seed, ("R1", "R2"), residual=residual, values=values)
     spread = [] if order == "none" else [Spread(block_size, ["down_input"], order)]
     return [*rotations, *spread, BlockHadamard(block_size, ["down_input"], False)]

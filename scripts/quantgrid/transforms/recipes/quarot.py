@@ -12,6 +12,6 @@ from __future__ import annotations
 from ..primitives.rotate import MixHeads, RotateDown, RotateHeads, RotateResidual
 
 
-def primitives(seed: int, mixing: str = "hadamard", residual: str = "offline") -> list:
+def primitives(seed: int, mixing: str = "hadamard", residual: str = "offline", values: str = "offline") -> list:
     R1 = RotateResidual("hadamard", seed, online=residual == "online")
-    return [R1, RotateHeads(seed, "plain"), MixHeads(seed, mixing), RotateDown()]
+    return [R1, RotateHeads(seed, "plain", online=values == "online"), MixHeads(seed, mixing), RotateDown()]

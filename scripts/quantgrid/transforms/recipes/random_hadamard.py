@@ -22,10 +22,11 @@ def primitives(
     rotations: Sequence[str] = ("R1", "R2", "R4"),
     basis: str = "none",
     residual: str = "offline",
+    values: str = "offline",
     choose: Sequence[str] = (),
     schemes: CellSchemes | None = None,
 ) -> list:
-    online = residual == "online"
+    online, turned = residual == "online", values == "online"
     R1 = (
         RotateResidual("hadamard", seed, online=online)
         if basis == "none"
@@ -33,7 +34,7 @@ def primitives(
     )
     made = {
         "R1": R1,
-        "R2": ChosenHeads(seed, schemes=schemes) if "R2" in choose else RotateHeads(seed),
+        "R2": ChosenHeads(seed, schemes=schemes, online=turned) if "R2" in choose else RotateHeads(seed, online=turned),
         "R4": ChosenDown(schemes=schemes) if "R4" in choose else RotateDown(),
     }
     return [primitive for name, primitive in made.items() if name in rotations]

@@ -18,6 +18,7 @@ def primitives(
     heads: str = "orthogonal",
     basis: str = "none",
     residual: str = "offline",
+    values: str = "offline",
 ) -> list:
     kind, online = "orthogonal", residual == "online"
     R1 = (
@@ -25,5 +26,5 @@ def primitives(
         if basis == "none"
         else RotatePrincipal(kind, seed, basis, online=online)
     )
-    made = {"R1": R1, "R2": RotateHeads(seed, heads), "R4": RotateDown()}
+    made = {"R1": R1, "R2": RotateHeads(seed, heads, online=values == "online"), "R4": RotateDown()}
     return [primitive for name, primitive in made.items() if name in rotations]

@@ -11,6 +11,8 @@ from ..primitives.scale import Scale
 from . import random_hadamard
 
 
-def primitives(seed: int, alpha: float, sites: list[str], statistic: str, residual: str = "offline") -> list:
-    rotations = random_hadamard.primitives(seed, residual=residual)
-    return [*rotations, Scale(alpha, sites, statistic, online=residual == "online")]
+def primitives(
+    seed: int, alpha: float, sites: list[str], statistic: str, residual: str = "offline", values: str = "offline"
+) -> list:
+    rotations = random_hadamard.primitives(seed, residual=residual, values=values)
+    return [*rotations, Scale(alpha, sites, statistic, online="online" in (residual, values))]
