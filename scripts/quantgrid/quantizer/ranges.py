@@ -135,9 +135,9 @@ def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantSchem
             global_scale: Tensor | None) -> QuantizationParameters:  # fmt: skip
     """Best parameters of some rows. A block is left out once no smaller scale can be better for it, unless the
     largest errors do not count."""
-    ends = (None if end is None else end.expand(high.shape).flatten() for end in (low, high, global_scale))
     values = values.flatten(0, 1)
-    blocks = _Blocks(values, *ends, values.amax(-1).float(), -values.amin(-1).float())  # type: ignore[arg-type]
+    low, level = (None if end is None else end.expand(high.shape).flatten() for end in (low, global_scale))
+    blocks = _Blocks(values, low, high.flatten(), level, values.amax(-1).float(), -values.amin(-1).float())
     left, least = torch.arange(len(values), device=high.device), torch.full_like(blocks.high, math.inf)
     found = best = last = None
     for factor, covering in _candidates(scheme):
