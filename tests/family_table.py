@@ -107,6 +107,8 @@ def _differences(family: Family) -> str:
         "experts": family.experts is not None,
         "latent attention": bool(family.latents),
         "attention sinks": family.sinks,
+        "linear attention": bool(family.linear),
+        "a gate behind the attention": family.output_gate,
         "LayerNorm": family.centered,
         "one norm for attention and MLP": family.parallel,
         "no gate": not family.gated,

@@ -124,11 +124,11 @@ def recipe(
 
 
 def online_options(name: str, family: str) -> dict[str, str]:
-    """Options that make a transform exact on a family with norms behind its linears, or an activation
-    that no factor passes; none on another."""
+    """Options that make a transform exact on a family with norms behind its linears, an activation that no
+    factor passes, or a gate behind its attention; none on another."""
     plan = FAMILIES[family].plan
     fixed = plan.post_norms or not all(site.is_divisible for site in plan.sites.values())
-    options = ("residual", "division") if fixed else ()
+    options = (*(("residual", "division") if fixed else ()), *(() if plan.sites["output_input"].turns else ("values",)))
     return {option: "online" for option in options if option in registry.TRANSFORMS[name].options}
 
 

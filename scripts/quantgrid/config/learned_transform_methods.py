@@ -85,6 +85,7 @@ LEARNED_TRANSFORMS: dict[str, Method] = {
             replace(ROTATED, when={"residual": ("online",), "basis": ("weights",)}),
             ROTATED,
             *(replace(turned, when={"values": ("online",), "basis": ("none",)}) for turned in TURNED),
+            replace(TURNED_BLOCKS, when={"values": ("online",), "basis": ("weights",)}),
             TURNED_BLOCKS,
             ALWAYS_R4,
         ),

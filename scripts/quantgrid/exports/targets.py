@@ -75,6 +75,7 @@ def judge(target: str, features: Features, dtype: str = AUTO, flags: Collection[
     unwritten = [
         *(["the LayerNorms"] if family.centered else []),
         *(["the latent attention"] if family.latents else []),
+        *(["the linear attention"] if family.linear else []),
         *(["the experts in one tensor"] if family.experts is not None and family.experts.is_stacked else []),
     ]
     if unwritten:

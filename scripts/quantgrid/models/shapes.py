@@ -14,7 +14,7 @@ from .architectures import architecture_of
 from .families import FAMILIES
 from .family import Family
 from .multimodal import text_decoder
-from .plans import LAYER_PREFIX, LayerPlan, Site
+from .plans import LAYER_PREFIX, SITES, LayerPlan, Site
 from .size_keys import latent_sizes, linear_sizes, size_of, sparse_sizes
 
 LARGEST_CONFIG = 1 << 24  # bytes of a JSON file that describes a model
@@ -117,6 +117,11 @@ class ModelShape:
             (self.family, 0, len(dense) - both),
         ]
         return [(family.plan_of(experts), count) for family, experts, count in counted if count]
+
+    @property
+    def has_plain_sites(self) -> bool:
+        """Whether every layer has the four sites of Llama's."""
+        return all({*plan.sites} == {*SITES} for plan, _ in self.plans())
 
     def sites(self, kind: str) -> list[Site]:
         """Sites of a ``kind`` in the plans of the model."""

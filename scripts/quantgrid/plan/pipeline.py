@@ -129,9 +129,9 @@ class Plan(ExportSteps):
 
     def distributions(self) -> dict[str, list[str]]:
         """Map each model to the paths of the distributions of the transforms in
-        ``report.distributions``; empty without that key, and without mixtures of experts: the figures
-        are by channel, and experts have different ones."""
-        cells = [cell for cell in self.cells if not entries.shape(self.config, cell.model).experts]
+        ``report.distributions``; empty without that key, and without models whose layers have other
+        sites than one of each kind: the figures are by channel, and experts have different ones."""
+        cells = [cell for cell in self.cells if entries.shape(self.config, cell.model).has_plain_sites]
         shown = shown_transforms.shown(self.config, cells)
         return {
             model: [self.measure_distributions(cell).outputs["distribution"] for cell in cells]

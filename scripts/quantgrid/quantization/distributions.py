@@ -22,6 +22,7 @@ from ..calibration.layers import DecoderFolder, DecoderLayer
 from ..ground.errors import NumericalFailure
 from ..inference.transform import Transform, layer_state
 from ..linalg.blocks import trace_excess
+from ..models.plans import SITES
 
 BINS = 256  # largest number of bins that the channels of a site are grouped into
 BLOCK = 32  # channels of a block, as in the MX formats, or the largest common divisor
@@ -36,13 +37,14 @@ def describe(
 ) -> dict[str, Any]:
     """Compute :func:`measures` as lists over layers: ``inputs`` and ``weights`` -> site -> measure.
 
+    Every layer has one site of each kind (:attr:`~quantgrid.models.shapes.ModelShape.has_plain_sites`).
     The result also holds ``sites`` with their ``channels``, ``channels_per_bin``, and per layer the
     ``trace_excess`` over blocks of ``block`` channels (:func:`~quantgrid.linalg.blocks.trace_excess`, the
     median). One layer is in memory at a time.
 
     Raises :class:`NumericalFailure` where a tensor holds NaN or infinity.
     """
-    names = tuple(decoder.shape.plan(0).sites)
+    names = tuple(SITES)
     sizes = {site: decoder.shape.site_size(site) for site in names}
     sites: dict[str, dict[str, Any]] = {
         site: {

@@ -13,7 +13,7 @@ def chunks(shape: ModelShape, budget: int) -> list[range]:
     groups: list[range] = []
     for index in range(shape.layers):
         last = groups[-1] if groups else range(0)
-        if 0 < len(last) < size and shape.is_sparse(last[0]) == shape.is_sparse(index):
+        if 0 < len(last) < size and shape.plan(last[0]) is shape.plan(index):
             groups[-1] = range(last.start, index + 1)
         else:
             groups.append(range(index, index + 1))

@@ -9,10 +9,20 @@ from grid_cases import cells, config, refusal, study, transform
 from quantgrid.config import entries
 from quantgrid.config.exactness import require_exact
 from quantgrid.config.methods import Method
+from quantgrid.config.planned_features import online_operations
 from quantgrid.config.registry import TRANSFORMS
 from quantgrid.ground.errors import ConfigError
 
 LARGE = {"hidden_size": 512, "heads": 12, "kv_heads": 3}  # suits the defaults of every transform
+LINEAR = {
+    "architecture": "Qwen3_5ForCausalLM",
+    "linear_layers": [0],
+    "linear_heads": 8,
+    "linear_key_heads": 4,
+    "linear_head_dim": 64,
+    "linear_key_dim": 32,
+    "convolution": 4,
+}
 BOTH, BEHIND = "Gemma3ForCausalLM", "Olmo2ForCausalLM"
 # norms behind the linears -> modules that the message names
 NORMS = {
@@ -65,12 +75,43 @@ def test_a_division_that_no_weights_can_take_is_refused_with_what_is_exact(name)
     [
         (Method("m", "", rotations=("R1",)), "the method 'random_hadamard' with 'residual: online'"),
         (Method("m", "", divides=("mlp_input",)), "the method 'scaling' with 'division: online'"),
+        (Method("m", "", rotations=("R2",)), "the method 'random_hadamard' with 'values: online'"),
     ],
 )
 def test_a_method_without_the_option_is_refused_with_one_that_has_it(method, substitute):
-    sizes = entries.shape(config(study(), shape={**LARGE, "architecture": BEHIND}), "m")
+    shape = {**LARGE, **(LINEAR if "R2" in method.rotations else {"architecture": BEHIND})}
+    sizes = entries.shape(config(study(), shape=shape), "m")
     with pytest.raises(ConfigError, match=f"^studies.a: transform 't' .* exact is {substitute}"):
         require_exact(method, {}, sizes, "t", "studies.a")
+
+
+@pytest.mark.parametrize("name", ROTATE)
+def test_a_rotation_of_values_is_refused_behind_a_gate_with_what_is_exact(name):
+    shape, of = {**LARGE, **LINEAR}, study(transforms=["t"])
+    message = refusal(of, shape=shape, **transform(name))
+    assert message.startswith("studies.a: transform 't' turns the values within every head, and the outputs of")
+    assert "a Qwen3_5ForCausalLM pass a gate" in message and "exact is 'values: online'" in message
+    assert len(cells(of, shape=shape, **transform(name, values="online"))) == 2
+
+
+def test_a_rotation_of_the_stream_alone_is_accepted_behind_a_gate():
+    of = study(transforms=["t"])
+    assert len(cells(of, shape={**LARGE, **LINEAR}, **transform("random_hadamard", rotations=["R1", "R4"]))) == 2
+
+
+def test_an_order_within_heads_is_refused_behind_a_gate():
+    shape, of = {**LARGE, **LINEAR}, study(transforms=["t"])
+    assert "exact is 'heads: across'" in refusal(of, shape=shape, **transform("reorder", heads="within"))
+    assert len(cells(of, shape=shape, **transform("reorder"))) == 2
+
+
+def test_what_stays_online_behind_a_gate_alone_is_planned_there_alone():
+    turned = {"output_input": ("multiply", "block_hadamard"), "down_input": ("hadamard",)}
+    method, options = TRANSFORMS["random_hadamard"], {"method": "random_hadamard", "values": "online"}
+    resolved = method.resolve(options, "t")["options"]
+    for shape, wanted in (({**LARGE, **LINEAR}, turned), (LARGE, {"down_input": ("hadamard",)})):
+        sizes = entries.shape(config(study(), shape=shape), "m")
+        assert online_operations(method, resolved, sizes) == wanted
 
 
 def test_a_division_of_other_inputs_is_accepted():

@@ -30,7 +30,7 @@ VARIANTS = {
     "scaling": [{"division": "online", "sites": list(SITES)}],
     "random_hadamard": [{"rotations": ["R1", "R2"]}, {"rotations": ["R4"]}, {"residual": "online"}],
     "random_orthogonal": [{"rotations": ["R1", "R2"]}, {"residual": "online"}],
-    "quarot": [{"mixing": "orthogonal"}, {"residual": "online"}],
+    "quarot": [{"mixing": "orthogonal"}, {"residual": "online"}, {"values": "online"}],
     "block_hadamard": [{"fold_heads": True}, {"sites": ["down_input"]}],
     "duquant": [{"sites": ["mlp_input"]}],
     "reorder": [{"heads": "within"}, {"sites": ["down_input"]}, {"sites": ["output_input"]}],

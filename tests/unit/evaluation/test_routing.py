@@ -25,7 +25,7 @@ MARGIN = 1e-4  # of router logits, below which a choice may change
 SCALED = ["attention_input", "mlp_input"]
 FIXED = {
     "scaling": lambda: [Scale(0.5, SCALED)],
-    "rotation": lambda: [RotateResidual("hadamard", 1), RotateHeads(1), RotateDown()],
+    "rotation": lambda: [RotateResidual("hadamard", 1), RotateHeads(1, online=True), RotateDown()],
     "online": lambda: [Shift("median", ["mlp_input"]), RotateResidual("orthogonal", 1, online=True)],
 }
 LEARNED = ("flatquant", "optimized_rotation_scaling")

@@ -169,6 +169,9 @@ def test_layer_norms_latent_attention_and_experts_in_one_tensor_are_not_written(
     assert "no target writes the LayerNorms of OPTForCausalLM" in refusal(target, WEIGHTS, shape=opt)
     sparse = {**SHAPE, "architecture": "GptOssForCausalLM", "experts": 4, "active_experts": 2, "expert_size": 64}
     assert "writes the experts in one tensor of GptOss" in refusal(target, WEIGHTS, shape=ModelShape(**sparse))
+    linear = {"linear_heads": 4, "linear_key_heads": 2, "linear_head_dim": 16, "linear_key_dim": 8, "convolution": 4}
+    linear |= {**SHAPE, "architecture": "Qwen3_5ForCausalLM", "linear_layers": (0,)}
+    assert "writes the linear attention of Qwen3_5" in refusal(target, WEIGHTS, shape=ModelShape(**linear))
     latent = {**sparse, "architecture": "DeepseekV3ForCausalLM", "key_value_rank": 32, "plain_key_dim": 32}
     assert "no target writes the latent attention of Deep" in refusal(target, WEIGHTS, shape=ModelShape(**latent))
 

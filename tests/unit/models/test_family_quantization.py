@@ -56,10 +56,10 @@ def layers_of(model: nn.Module, name: str) -> nn.ModuleList:
     return model.get_submodule(FAMILIES[name].in_files("model.layers"))
 
 
-def weights(layer: nn.Module, made: FamilyModel) -> dict[str, Tensor]:
-    """Linear -> view of its weight (*rows, n) in transformers' layer."""
+def weights(layer: nn.Module, made: FamilyModel, index: int) -> dict[str, Tensor]:
+    """Linear -> view of its weight (*rows, n) in transformers' layer ``index``."""
     shape, found, ends = made.decoder.shape, {}, {}
-    plan, family = shape.plan(0), shape.family
+    plan, family = shape.plan(index), shape.family
     for linear in plan.linears:
         tensor = plan.tensors[linear]
         place = plan.stored.get(tensor, Stored(tensor))
@@ -71,7 +71,8 @@ def weights(layer: nn.Module, made: FamilyModel) -> dict[str, Tensor]:
         start = ends.get(place.name, 0)
         ends[place.name] = start + shape.linear_size(linear)[0]
         found[linear] = whole[start : ends[place.name]]
-    held = [module.weight for path, module in layer.named_modules() if hasattr(module, "weight")]
+    read = [plan.modules[reader] for reader in plan.readers]
+    held = [module.weight for path, module in layer.named_modules() if hasattr(module, "weight") and path not in read]
     assert sum(map(Tensor.numel, found.values())) == sum(one.numel() for one in held if one.dim() == 2)  # no row twice
     return found
 
@@ -88,8 +89,8 @@ def test_rounded_weights_run_as_in_transformers_own_model(name, preset, granular
     """Rounded here in the tensors of the file."""
     made, schemes = family_model(name), schemes_of(preset, granularity)
     model = own_model(made.folder)
-    for layer in layers_of(model, name):
-        for weight in weights(layer, made).values():
+    for index, layer in enumerate(layers_of(model, name)):
+        for weight in weights(layer, made, index).values():
             rounded = fake_quantize(weight.reshape(-1, weight.shape[-1]), schemes.weight)
             weight.copy_(rounded.view(weight.shape))
     loaded = load_quantized(written(made, schemes, rtn, tmp_path, Transform()))
@@ -106,7 +107,7 @@ def test_gptq_runs_as_in_transformers_own_model(name, family_model, tmp_path):
     model = own_model(made.folder)
     for index, layer in enumerate(layers_of(model, name)):
         state = layer_state(made.decoder, index, str(made.statistics))
-        for linear, weight in weights(layer, made).items():
+        for linear, weight in weights(layer, made, index).items():
             site = state.statistics[state.plan.site_of[linear]]
             solved = gptq(weight.reshape(-1, weight.shape[-1]), site, wanted_scheme)
             weight.copy_(solved.weight().view(weight.shape))

@@ -60,13 +60,15 @@ DIVIDE_DOWN = (
     "optimized_rotation_scaling",
     "flatquant",
 )
+# families with a gate behind their attention, which no rotation of the values passes
+GATED = ("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
 CURVED = ("GptOssForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "PhiForCausalLM", "Starcoder2ForCausalLM")
 
 
 def is_refused(family: str, transform: str) -> bool:
     """Whether a transform has to be refused on a family unless it runs online."""
     return (
-        (transform in ROTATE and family in BOTH_NORMS + ONLY_BEHIND)
+        (transform in ROTATE and family in BOTH_NORMS + ONLY_BEHIND + GATED)
         or (transform in DIVIDE and family in ONLY_BEHIND)
         or (transform in DIVIDE_DOWN and family in CURVED)
     )

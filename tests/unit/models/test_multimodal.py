@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from family_models import SIZES, disturb, some_tokens
+from family_models import LINEAR, SIZES, disturb, some_tokens
 from input_cases import TINY, edit_json
 from learned_cases import schemes
 from quantgrid.calibration.collect import collect
@@ -65,6 +65,16 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "Ministral3ForCausalLM",
         {"model_type": "ministral3"},
         {"image_token_index": 60, "vision_config": {"model_type": "pixtral"}},
+    ),
+    "qwen3_5": (
+        "qwen3_5",
+        "Qwen3_5ForCausalLM",
+        {"model_type": "qwen3_5_text", **LINEAR},
+        {
+            "tie_word_embeddings": False,
+            "image_token_id": 60,
+            "vision_config": {"model_type": "qwen3_5_vision", "depth": 1, "num_heads": 2, "out_hidden_size": 64},
+        },
     ),
 }
 
@@ -127,12 +137,13 @@ def renamed(source: Path, folder: Path, prefix: str) -> Path:
     shutil.copytree(source, folder)
     state, found = load_file(folder / "model.safetensors"), {}
     for name, tensor in state.items():
-        if name == "language_model.lm_head.weight":
+        own = next((written for written in LAYOUTS if name.startswith(written)), None)
+        if name.endswith("lm_head.weight"):
             found[LAYOUTS[prefix].lm_head] = tensor
-        elif name.startswith("language_model."):
-            found[prefix + name.removeprefix("language_model.model.")] = tensor
+        elif own is not None:
+            found[prefix + name.removeprefix(own)] = tensor
         else:
-            found[("model." if prefix.startswith("model.") else "") + name] = tensor
+            found[("model." if prefix.startswith("model.") else "") + name.removeprefix("model.")] = tensor
     save_file(found, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -172,7 +183,7 @@ def test_a_transform_and_rounding_see_the_decoder_alone(models, name, tmp_path):
         kind: DecoderFolder(fetched(made.folder / kind, tmp_path / f"{kind}-fetched")) for kind in ("source", "alone")
     }
     online = "online" if decoders["source"].shape.plan(0).post_norms else "offline"
-    transform = fit(random_hadamard.primitives(1, residual=online), decoders["source"], None)
+    transform = fit(random_hadamard.primitives(1, residual=online, values="online"), decoders["source"], None)
     found = transformed_logits(decoders["source"], transform, made.tokens)
     assert Agreement.of(found, made.logits, made.tokens).within(1e-4, 1e-9)
     packed = {}

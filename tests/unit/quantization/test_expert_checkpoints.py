@@ -25,7 +25,7 @@ from quantgrid.mitigations.methods.low_rank import low_rank
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.mitigations.methods.sparse_outliers import sparse_outliers
 from quantgrid.mitigations.methods.tune_scales import tune_scales
-from quantgrid.models.canonical import Joined
+from quantgrid.models.canonical import GainNorm, Joined, family_of
 from quantgrid.models.lm_head import head_of
 from quantgrid.models.plans import SITES
 from quantgrid.quantization.cached import Quantized, Recipe, quantize_decoder
@@ -51,7 +51,11 @@ MITIGATIONS = {
 }
 TRANSFORMS: dict[str, list[Any]] = {
     "none": [],
-    "online": [Shift("median", ["attention_input", "mlp_input", "output_input"]), RotateHeads(1), RotateDown()],
+    "online": [
+        Shift("median", ["attention_input", "mlp_input", "output_input"]),
+        RotateHeads(1, online=True),
+        RotateDown(),
+    ],
 }
 METRICS_OF_EXPERTS = ["expert_tokens_smallest", "expert_tokens_median", "experts_below_width"]
 
@@ -142,6 +146,7 @@ def own_model(made: Given, whole: nn.Module) -> nn.Module:
                 value = torch.cat(parts, 1).flatten(0, 1)
             else:
                 value = effective(module) if last == "weight" and hasattr(module, "left") else getattr(module, last)
+                value = value - family_of(model).gain_offset if isinstance(module, GainNorm) else value
         parameter.data = value.clone()
     return model
 
