@@ -23,7 +23,7 @@ from ..machine.devices import Placement
 from ..models.architectures import architecture_of
 from ..models.families import FAMILIES
 from ..models.lm_head import Head
-from ..models.multimodal import PREFIX, prefix_of, stored_name
+from ..models.multimodal import PREFIX, STACKED, prefix_of, stored_name
 from ..models.plans import END_ROLES, LAYER_PREFIX, LayerPlan, Stored, is_in_mixture
 from ..models.shapes import ModelShape, layer_tensors, shape_from_config
 from .statistics import Rows, SiteStatistics
@@ -173,8 +173,8 @@ class DecoderFolder:
         path = self.folder / "config.json"
         self.config = first_layers(read_json(path), layers)
         self.prefix = prefix_of(self.config, str(path))
-        self.config.pop(PREFIX, None)
         self.shape = shape_from_config(self.config, str(path))
+        self.config = {key: value for key, value in self.config.items() if key not in (PREFIX, STACKED)}
         self.files = self._index()
 
     def _index(self) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -125,8 +126,20 @@ def resolved_schemes(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         json.dumps(given),
         cell.granularity,
         f"formats.{cell.format}",
-        shape(config, cell.model).head_dim,
+        _head_size(config, cell, given),
     )
+
+
+def _head_size(config: Mapping[str, Any], cell: Cell, given: Mapping[str, Any]) -> int:
+    """Channels of a head at the inputs of o; :class:`ConfigError` for scales by head of heads of several sizes."""
+    sizes = shape(config, cell.model).widths("head_dim")
+    if len(sizes) > 1 and (given.get("activation") or {}).get("by_head"):
+        raise ConfigError(
+            f"formats.{cell.format}.activation.by_head: model '{cell.model}' has heads of "
+            f"{' and of '.join(map(str, sizes))} channels at the inputs of o, and a format has one size; leave it out, "
+            f"or use groups that divide both, such as group-{math.gcd(*sizes)}"
+        )
+    return sizes[0]
 
 
 def allocation(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ specification.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,15 +129,17 @@ class Online:
             for value, values in found
         )
 
-    def sites(self, options: Mapping[str, Any], head_dim: int) -> tuple[str, ...]:
-        """Kinds of the sites where it is left with these resolved ``options``."""
+    def sites(self, options: Mapping[str, Any], heads: Collection[int]) -> tuple[str, ...]:
+        """Kinds of the sites where it is left with these resolved ``options``; ``heads`` are the sizes of heads
+        within which v takes a map, none behind a gate."""
         if self.at == STREAM:
             return STREAM_SITES
         if self.at == VALUES:
             return ("output_input",)
         if self.at != SITES_OF_OPTION:
             return (self.at,)
-        moved = self.unless_heads and options[self.unless_heads] and head_dim % options["block_size"] == 0
+        fits = bool(heads) and all(size % options.get("block_size", 1) == 0 for size in heads)
+        moved = fits and self.unless_heads and options[self.unless_heads]
         return tuple(site for site in options.get("sites", SITES) if not (moved and site == "output_input"))
 
 
@@ -219,7 +221,7 @@ class Method:
         """Check whether it folds a map within heads into the values with these resolved ``options``."""
         if "R2" in options.get("rotations", self.rotations):
             return options.get("values") != "online"
-        return _holds(self.turns, options)
+        return _holds(self.turns, options) and "output_input" in options.get("sites", SITES)
 
     def divided_sites(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """List the sites whose inputs it divides with these resolved ``options``."""

@@ -56,11 +56,14 @@ def online_operations(transform: Method, options: Mapping[str, Any], shape: Mode
     for site in shifted_sites(transform, options):
         if not _is_everywhere(shape, site, "shifts"):  # else it becomes the bias of v
             found[site].append("subtract")
-    declared = [operation for operation in transform.online if operation.exists(options)]
-    if _is_everywhere(shape, "output_input", "turns"):
-        declared = [operation for operation in declared if operation.at != VALUES]
+    heads = shape.widths("head_dim") if _is_everywhere(shape, "output_input", "turns") else ()
+    declared = [
+        operation
+        for operation in transform.online
+        if operation.exists(options) and not (heads and operation.at == VALUES)
+    ]
     for operation in declared:
-        for site in operation.sites(options, shape.head_dim):
+        for site in operation.sites(options, heads):
             found[site].append(operation.name(options))
     rotated = STREAM_SITES if any(operation.at == STREAM for operation in declared) else ()
     for site in transform.divided_sites(options) if transform.divides_online(options) else ():
@@ -69,9 +72,9 @@ def online_operations(transform: Method, options: Mapping[str, Any], shape: Mode
     return {site: tuple(operations) for site, operations in found.items() if operations}
 
 
-def _is_everywhere(shape: ModelShape, kind: str, property: str) -> bool:
-    """Whether all sites of a ``kind`` have a property."""
-    return all(getattr(site, property) for site in shape.sites(kind))
+def _is_everywhere(shape: ModelShape, kind: str, quality: str) -> bool:
+    """Whether all sites of a ``kind`` have a quality."""
+    return all(getattr(site, quality) for site in shape.sites(kind))
 
 
 def shifted_sites(transform: Method, options: Mapping[str, Any]) -> tuple[str, ...]:

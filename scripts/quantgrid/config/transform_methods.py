@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .learned_transform_methods import LEARNED_TRANSFORMS
-from .methods import SITES_OF_OPTION, Method, Online, Option
+from .methods import SITES_OF_OPTION, VALUES, Method, Online, Option
 from .transform_options import (
     ALL_SITES,
     ALWAYS_R4,
@@ -14,7 +14,6 @@ from .transform_options import (
     CHOOSE,
     DIVISION,
     HADAMARD,
-    HEADS,
     ONLINE_R4,
     RESIDUAL,
     ROTATED,
@@ -26,6 +25,7 @@ from .transform_options import (
     STATISTIC,
     TURNED,
     TURNED_BLOCKS,
+    WITHIN_HEADS,
 )
 
 TRANSFORMS: dict[str, Method] = {
@@ -92,7 +92,7 @@ TRANSFORMS: dict[str, Method] = {
     "random_hadamard": Method(
         "transforms.recipes.random_hadamard",
         "randomized Hadamard rotations R1, R2 offline, R4 online (SpinQuant unlearned)",
-        {**ROTATIONS, "residual": RESIDUAL, "values": HEADS, "choose": CHOOSE},
+        {**ROTATIONS, "residual": RESIDUAL, "values": WITHIN_HEADS, "choose": CHOOSE},
         hadamard_of={"rotations": {"R1": "hidden_size", "R2": "head_dim", "R4": "intermediate_size"}},
         instead="'scaling' or 'none', or leave it out of 'rotations',",
         calibrated={"basis": ("activations",), "choose": ("R2", "R4")},
@@ -111,7 +111,7 @@ TRANSFORMS: dict[str, Method] = {
             **ROTATIONS,
             "heads": Option("orthogonal", choices=("orthogonal", "hadamard")),
             "residual": RESIDUAL,
-            "values": HEADS,
+            "values": WITHIN_HEADS,
         },
         hadamard_of={"rotations": {"R4": "intermediate_size"}, "heads": {"hadamard": "head_dim"}},
         instead="'rotations' without R4 and 'heads: orthogonal'",
@@ -130,7 +130,11 @@ TRANSFORMS: dict[str, Method] = {
     "quarot": Method(
         "transforms.recipes.quarot",
         "QuaRot: random Hadamard rotations with the heads mixed online",
-        {"mixing": Option("hadamard", choices=("hadamard", "orthogonal")), "residual": RESIDUAL, "values": HEADS},
+        {
+            "mixing": Option("hadamard", choices=("hadamard", "orthogonal")),
+            "residual": RESIDUAL,
+            "values": WITHIN_HEADS,
+        },
         rotations=("R1", "R2", "R4"),
         hadamard=("hidden_size", "head_dim", "intermediate_size"),
         hadamard_of={"mixing": {"hadamard": "heads"}},
@@ -180,7 +184,7 @@ TRANSFORMS: dict[str, Method] = {
             "block_size": BLOCK_SIZE,
             "order": Option("mass", choices=("none", "zigzag", "mass")),
             "residual": RESIDUAL,
-            "values": HEADS,
+            "values": WITHIN_HEADS,
         },
         rotations=("R1", "R2"),
         hadamard=("hidden_size", "head_dim"),
@@ -227,14 +231,19 @@ TRANSFORMS: dict[str, Method] = {
             "statistic": Option("maximum", choices=STATISTIC),
             "sites": Option(["attention_input", "mlp_input"], choices=SITE_NAMES[:3]),
             "residual": RESIDUAL,
-            "values": HEADS,
+            "values": WITHIN_HEADS,
         },
         rotations=("R1", "R2", "R4"),
         divides=SITE_NAMES,
         hadamard=HADAMARD,
         calibrated=True,
         seeded=True,
-        online=(SIGNED, *TURNED, ALWAYS_R4),
+        online=(
+            SIGNED,
+            *TURNED,
+            Online(VALUES, "multiply", {"values": ("online",), "sites": ("output_input",)}),
+            ALWAYS_R4,
+        ),
     ),
     **LEARNED_TRANSFORMS,
 }

@@ -23,7 +23,7 @@ CHOOSE = Option(
 # where the exact place of an operation is not in the weights: docs/reference/models.md
 RESIDUAL = Option("offline", choices=("offline", "online"))
 DIVISION = Option("offline", choices=("offline", "online"))
-HEADS = Option("offline", choices=("offline", "online"))
+WITHIN_HEADS = Option("offline", choices=("offline", "online"))
 HADAMARD = ("hidden_size", "head_dim", "intermediate_size")
 ONLINE_R4 = Online("down_input", "hadamard", {"rotations": ("R4",)}, chosen=("choose", "R4"))
 ALWAYS_R4 = Online("down_input", "hadamard")

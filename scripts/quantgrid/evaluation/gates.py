@@ -29,7 +29,7 @@ from ..ground.storage import read_json
 from ..inference.transform import Transform, folded_ends
 from ..models.folders import weight_files
 from ..models.lm_head import head_of
-from ..models.multimodal import PREFIX, in_files, prefix_of
+from ..models.multimodal import PREFIX, STACKED, in_files, prefix_of
 from ..models.plans import END_ROLES
 from ..models.shapes import shape_from_folder
 from ..models.skeletons import skeleton
@@ -122,7 +122,7 @@ def _own_model(folder: Path, layers: int | None) -> nn.Module:
 
     config = first_layers(read_json(folder / "config.json"), layers)
     prefix = prefix_of(config)
-    config.pop(PREFIX, None)
+    config = {key: value for key, value in config.items() if key not in (PREFIX, STACKED)}
     names = ("model.", END_ROLES["lm_head"]) if prefix else ()
     types = {tensor["dtype"] for tensor in tensor_headers(weight_files(folder)).values()}
     stored = AutoModelForCausalLM.from_pretrained(

@@ -14,13 +14,13 @@ from .size_keys import LATENT_KEYS, LINEAR_KEYS, require_size
 
 # optional in a declared shape: the longest window, known before the model is fetched
 POSITIONS = "positions"
-SHAPE_KEYS = tuple(field.name for field in fields(ModelShape))
+SHAPE_KEYS = tuple(field.name for field in fields(ModelShape) if field.type != "bool")  # sizes, not the layout of files
 _OF_LATENTS = tuple(LATENT_KEYS.values())  # of latent attention, "query_rank" of some
 _OF_LINEAR = (*LINEAR_KEYS.values(), "linear_layers")  # of linear attention
 _OF_EXPERTS = tuple(
     field.name
     for field in fields(ModelShape)
-    if field.default is not MISSING and field.name not in (*_OF_LATENTS, *_OF_LINEAR)
+    if field.default is not MISSING and field.name in SHAPE_KEYS and field.name not in (*_OF_LATENTS, *_OF_LINEAR)
 )  # of mixtures
 _LISTS = ("dense_layers", "linear_layers")
 

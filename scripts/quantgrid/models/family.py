@@ -52,9 +52,8 @@ class Family:
     the layers ``head_norms``. ``output_gate``: the outputs of attention are multiplied by a gate, which ``q``
     computes too, head by head.
 
-    ``linear`` lists the fields that are different in layers with linear attention (:attr:`recurrent`), such as
-    ``readers``: linears that read the input of attention and are never rounded, with their modules, and
-    ``output_norm``: the module that normalizes every head of its output, with one gain for all of them.
+    ``linear`` has the fields of layers with linear attention (:attr:`recurrent`), such as ``readers``: linears that
+    read the input of attention and are never rounded, and ``output_norm``: a norm of every head of the outputs.
     """
 
     model_type: str
@@ -115,6 +114,11 @@ class Family:
         return replace(self, **{"linear": {}, **self.linear})
 
     @cached_property
+    def stacked(self) -> Family:
+        """Family of files in which one tensor holds all experts of a layer."""
+        return replace(self, experts=self.experts and self.experts.stacked)
+
+    @cached_property
     def norms(self) -> dict[str, str]:
         """Role -> module of the norms of a layer with a gain as wide as the residual stream."""
         named = {
@@ -158,7 +162,7 @@ class Family:
         tensors |= {f"{linear}_bias": f"{module}.bias" for linear, module in linears.items()}
         tensors |= {"router_bias": f"{experts.router}.bias"} if experts.biased else {}
         tensors |= {kept.name: kept.name for kept in experts.kept}
-        places = {**experts.places(count), **_stored_kept(experts.kept)}
+        places = {**experts.places(count), **{kept.name: kept.place for kept in experts.kept}}
         places = {name: place for name, place in places.items() if place != Stored(name)}
         writers = {linear: norm for linear, norm in dense.writers.items() if linear != "down"}
         writers |= {f"down.{role}": dense.writers["down"] for role in roles}
@@ -189,7 +193,7 @@ class Family:
         for part in self.norm_parts:
             tensors |= {f"{role}_{part}": f"{module}.{part}" for role, module in self.norms.items()}
         tensors |= {kept.name: kept.name for kept in self.kept}
-        stored = {**self._stored_norms(), **self._stored_linears(), **_stored_kept(self.kept)}
+        stored = {**self._stored_norms(), **self._stored_linears(), **{kept.name: kept.place for kept in self.kept}}
         return LayerPlan(
             {site.name: site for site in self._sites()},
             weighted,
@@ -206,13 +210,12 @@ class Family:
 
     @property
     def _output(self) -> str:
-        """The linear behind the attention."""
         return next(linear for linear in self.linears if kind_of(linear) == "o")
 
     @property
     def norm_parts(self) -> tuple[str, ...]:
         """Tensors of a norm besides its gain: ``center`` is the share of the mean that it subtracts."""
-        return (*(["bias"] if self.norm_bias else []), *(["center"] if self.centered else []))
+        return ("bias",) * self.norm_bias + ("center",) * self.centered
 
     def _stored_norms(self) -> dict[str, Stored]:
         """Canonical tensor name -> place, of the norms in a layer."""
@@ -290,10 +293,6 @@ class Family:
     def is_tied(self, config: Mapping) -> bool:
         """Whether the lm_head is the embedding under a transformers ``config``."""
         return bool({**self.defaults, **config}.get("tie_word_embeddings", False))
-
-
-def _stored_kept(kept: tuple[Kept, ...]) -> dict[str, Stored]:
-    return {tensor.name: Stored(tensor.stored or tensor.name) for tensor in kept}
 
 
 def _head_norm_role(module: str) -> str:

@@ -46,7 +46,7 @@ from .folders import (
 from .gguf_conversion import by_frequency, convert_gguf
 from .gguf_headers import check_gguf
 from .model_cards import LICENSES, README, license_files
-from .multimodal import PREFIX, text_decoder
+from .multimodal import PREFIX, STACKED, text_decoder
 from .shapes import ModelShape, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, tensor_headers, verify_weights
 from .wheels import download_wheel, unpack
@@ -85,6 +85,7 @@ KEPT = (
     "tokenizer_class",
     "transformers_version",
     PREFIX,
+    STACKED,
     FURTHER_LAYERS,
 )
 

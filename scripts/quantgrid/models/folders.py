@@ -16,7 +16,7 @@ from ..ground.storage import read_json
 from .declared_shapes import POSITIONS, SHAPE_KEYS, declared_shape
 from .dequantize import METHODS, dequantized_headers
 from .multimodal import text_decoder
-from .shapes import LARGEST_CONFIG, ModelShape, shape_from_folder
+from .shapes import LARGEST_CONFIG, ModelShape, shape_from_config, shape_from_folder
 from .weight_headers import FURTHER_LAYERS, remedy, tensor_headers, verify_weights
 
 SOURCES = ("wheel", "local", "builtin", "hub")
@@ -130,7 +130,7 @@ def check_folder(path: str | Path, where: str = "path", dequantize: str = "") ->
         raise ConfigError(
             f"{where}: {folder}: no such folder; a model folder holds config.json, *.safetensors and a tokenizer"
         )
-    shape = shape_from_folder(folder)
+    shape_from_folder(folder)  # a wrong config.json comes before wrong weights
     whole = read_json(folder / "config.json", ADVICE, LARGEST_CONFIG)
     config = text_decoder(whole)
     if quantized := config.get("quantization_config"):
@@ -143,7 +143,9 @@ def check_folder(path: str | Path, where: str = "path", dequantize: str = "") ->
     tensors = tensor_headers(weight_files(folder, where))
     _check_index(tensors, folder / INDEX)
     tensors = dequantized_headers(tensors, where) if dequantize else tensors
-    verify_weights(tensors, shape, str(folder), text_decoder(whole, tensors))
+    config = text_decoder(whole, tensors)
+    shape = shape_from_config(config, str(folder / "config.json"))
+    verify_weights(tensors, shape, str(folder), config)
     _check_tokenizer(folder, where)
     return shape
 

@@ -47,7 +47,6 @@ _QWEN: dict[str, Any] = {
     "head_norms": {"self_attn.q_norm": "head", "self_attn.k_norm": "head"},
     "output_gate": True,
     "linear": _LINEAR,
-    "ignored": (r"mtp\..*",),
 }
 _SETTINGS = (*_SIZES, "full_attention_interval")
 
@@ -62,6 +61,7 @@ LINEAR_ATTENTION_FAMILIES: dict[str, Family] = {
         "qwen3_5_moe_text",
         **_QWEN,
         defaults={**_SIZES, "num_key_value_heads": 2, "head_dim": 256},
+        keys={"intermediate_size": "moe_intermediate_size"},  # no layer has an MLP
         settings=(
             *_SETTINGS,
             "num_experts",

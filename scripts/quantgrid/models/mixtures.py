@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .plans import Kept, Stored
 
@@ -50,6 +50,12 @@ class Experts:
     def is_stacked(self) -> bool:
         """Whether a tensor of the checkpoint holds all experts."""
         return any("{expert}" not in name for name in self.stored.values())
+
+    @property
+    def stacked(self) -> Experts:
+        """The same experts in two tensors of a layer, as transformers holds them in memory."""
+        names = {"gate": "gate_up_proj", "up": "gate_up_proj", "down": "down_proj"}
+        return replace(self, stored={linear: f"{self.block}.experts.{name}" for linear, name in names.items()})
 
     @property
     def readers(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Text decoders inside multimodal checkpoints: their config.json, and the names of their tensors.
+"""Layouts of checkpoints: text decoders inside multimodal ones, and experts in one tensor.
 
 A multimodal checkpoint is quantized as its text decoder. Its config.json nests that of the decoder under
 ``text_config``; its files hold the decoder's tensors below a prefix, and those of the vision tower and
@@ -25,6 +25,7 @@ WRAPPERS: dict[str, str] = {
 }
 # key of a canonical config.json: what the names of the decoder's tensors begin with in place of ``model.``
 PREFIX = "decoder_prefix"
+STACKED = "stacked_experts"  # and whether one tensor holds all experts of a layer, unlike in the family's own files
 _OUTER = ("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class", "transformers_version")
 
 
@@ -49,31 +50,45 @@ def text_decoder(
 ) -> dict[str, Any]:
     """config.json of the text decoder in a multimodal checkpoint; of another one ``config`` itself.
 
-    ``tensors``: the names in the files, which determine the prefix, and whether the lm_head is the
-    embedding: as in transformers, a stored one is not.
+    ``tensors``: the names in the files, which determine the layout, and whether the lm_head is the
+    embedding: as in transformers, a stored one is not. A decoder that was saved alone may have kept the names.
     """
     names = config.get("architectures")
     wrapper = next((name for name in WRAPPERS if names == [name]), None)
     if wrapper is None:
-        return dict(config)
+        return {**config, **_layout(config, tensors)}
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         raise ConfigError(f"{where}: {wrapper} needs its text decoder under 'text_config', got {text!r:.60}")
     model_type = text.get("model_type", WRAPPERS[wrapper])
     architecture = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
     defaults = {} if architecture is None else FAMILIES[architecture].defaults
-    prefix = next((prefix for prefix in LAYOUTS if any(name.startswith(prefix) for name in tensors)), None)
+    prefix = _prefix(tensors)
     stored = prefix is not None and LAYOUTS[prefix].lm_head in tensors
     outer = {key: config[key] for key in (*_OUTER, "quantization_config") if key in config}
-    return {
+    found = {
         **defaults,
         **outer,
         **text,
         "architectures": [] if architecture is None else [architecture],
         "model_type": model_type,
         "tie_word_embeddings": False if stored else config.get("tie_word_embeddings", True),
-        **({} if prefix is None else {PREFIX: prefix}),
     }
+    return {**found, **_layout(found, tensors)}
+
+
+def _prefix(tensors: Collection[str]) -> str | None:
+    """Prefix of the decoder among the names in the files; None for a checkpoint of text alone."""
+    return next((prefix for prefix in LAYOUTS if any(name.startswith(prefix) for name in tensors)), None)
+
+
+def _layout(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """Keys of a canonical config.json for how the files name the tensors of a decoder."""
+    prefix, names = _prefix(tensors), config.get("architectures")
+    family = FAMILIES.get(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
+    stacked = family is not None and family.experts is not None and not family.experts.is_stacked
+    held = stacked and any(name.endswith(f"{family.stacked.experts.stored['gate']}") for name in tensors)
+    return {**({} if prefix is None else {PREFIX: prefix}), **({STACKED: True} if held else {})}
 
 
 def prefix_of(config: Mapping[str, Any], where: str = "config.json") -> str:

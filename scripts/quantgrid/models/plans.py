@@ -117,19 +117,6 @@ class Latent:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Tensor of a layer that no transform changes and nothing rounds: sinks, biases of a router's choice.
-
-    ``name`` below the layer, ``stored`` in the checkpoint; its ``dimensions`` are numbers or fields of the
-    model's shape.
-    """
-
-    name: str
-    dimensions: tuple[int | str, ...]
-    stored: str = ""
-
-
-@dataclass(frozen=True)
 class Stored:
     """Place of a canonical tensor in the checkpoint.
 
@@ -147,6 +134,23 @@ class Stored:
     by_row: bool = False
     transposed: bool = False
     index: int | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensor of a layer that no transform changes and nothing rounds: sinks, biases of a router's choice.
+
+    ``name`` below the layer, ``stored`` in the checkpoint; its ``dimensions`` are numbers or fields of the
+    model's shape.
+    """
+
+    name: str
+    dimensions: tuple[int | str, ...]
+    stored: str = ""
+
+    @property
+    def place(self) -> Stored:
+        return Stored(self.stored or self.name)
 
 
 @dataclass(frozen=True)

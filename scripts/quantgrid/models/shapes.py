@@ -13,7 +13,7 @@ from ..ground.storage import read_json
 from .architectures import architecture_of
 from .families import FAMILIES
 from .family import Family
-from .multimodal import text_decoder
+from .multimodal import STACKED, text_decoder
 from .plans import LAYER_PREFIX, SITES, LayerPlan, Site
 from .size_keys import latent_sizes, linear_sizes, size_of, sparse_sizes
 
@@ -35,6 +35,7 @@ class ModelShape:
 
     Latent attention has ranks, that of queries 0 if one linear computes them, and keys of two parts: per
     head and without positions, and of all heads with positions. ``head_dim`` is then the size of values.
+    ``stacked_experts``: a tensor of the files holds all experts of a layer, where the family has one for each.
     ``linear_layers`` have linear attention: heads of values and of keys, their sizes, and the width of the
     convolution over tokens before them.
     """
@@ -53,6 +54,7 @@ class ModelShape:
     expert_size: int = 0
     shared_size: int = 0
     dense_layers: tuple[int, ...] = ()
+    stacked_experts: bool = False
 
     query_rank: int = 0
     key_value_rank: int = 0
@@ -76,7 +78,7 @@ class ModelShape:
 
     @property
     def family(self) -> Family:
-        found = FAMILIES[self.architecture]
+        found = FAMILIES[self.architecture].stacked if self.stacked_experts else FAMILIES[self.architecture]
         return found.direct if found.latents and not self.query_rank else found
 
     def family_of(self, layer: int) -> Family:
@@ -234,7 +236,14 @@ def shape_from_config(config: Mapping, where: str = "config.json") -> ModelShape
         )
     linear = linear_sizes(config, sizes["layers"], where) if family.linear else {}
     return ModelShape(
-        architecture=architecture, kv_heads=kv_heads, head_dim=head_dim, **sizes, **sparse, **latent, **linear
+        architecture=architecture,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        stacked_experts=config.get(STACKED) is True,
+        **sizes,
+        **sparse,
+        **latent,
+        **linear,
     )
 
 

@@ -179,7 +179,7 @@ def _wanted(shape: ModelShape, config: Mapping[str, Any]) -> Iterator[tuple[str,
                 yield prefix + place.name, _size_in_file(place, size, shape)
         for kept in plan.kept:
             size = tuple(part if isinstance(part, int) else getattr(shape, part) for part in kept.dimensions)
-            yield prefix + (kept.stored or kept.name), size
+            yield prefix + kept.place.name, size
         key, head_norms = family.head_norms_key, shape.family_of(layer).head_norms
         for module, width in head_norms.items() if not key or family.value(config, key) else ():
             size = shape.head_dim if width == "head" else shape.linear_size(width)[0]

@@ -23,8 +23,7 @@ from ..models.shapes import ModelShape
 from .pipeline import Plan
 from .steps import REPORTS, Step
 
-# tokens of a complete corpus: WikiText-2 test has 250,000 to 340,000, depending on the tokenizer
-WHOLE_CORPUS = 300_000
+WHOLE_CORPUS = 300_000  # tokens: WikiText-2 test has 250,000 to 340,000, depending on the tokenizer
 # Tokens of all requests of a task, in thousands: documents x choices x tokens per request, rounded
 # from the sizes of the data sets. Choices that share their context are computed with less.
 TASK_TOKENS = {

@@ -28,6 +28,7 @@ _DEVICE_ELEMENTS = 1 << 26
 # pooling is faster than either.
 _SHORT_BLOCK = 32
 SLACK = 1e-4  # relative; errors are float32 sums
+EXACT = 1 - 2**-21  # of a float32 number, what the exact one has at least
 MOST_LEFT = 0.8  # share of the blocks of a search up to which those that dropped out are not copied along
 WIDE = ("fp32", "fp16", "bf16")  # scale formats
 
@@ -171,9 +172,10 @@ def _candidates(scheme: QuantScheme) -> Iterator[tuple[float, bool]]:
 def saturation(ends: Iterable[tuple[Tensor, Tensor]], span: Tensor, scheme: QuantScheme) -> Tensor:
     """Lower bound on the block error, |x - quantized x|**mse_norm in units of ``span``, from saturation alone.
 
-    ``ends`` are pairs of a magnitude, that of one element of each block, and the largest that can be stored.
+    ``ends`` are pairs of a magnitude, that of one element of each block, and the largest that can be stored. Both
+    may be rounded to float32.
     """
-    beyond = (torch.where(span > 0, (end - reach).clamp(min=0) / span, 0.0) for end, reach in ends)
+    beyond = (torch.where(span > 0, (end * EXACT - reach).clamp(min=0) / span, 0.0) for end, reach in ends)
     return sum(part.pow(scheme.mse_norm) for part in beyond)  # type: ignore[return-value]
 
 

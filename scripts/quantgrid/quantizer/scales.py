@@ -51,7 +51,7 @@ class QuantizationParameters:
     codebook: Tensor | None = None
 
     def __getitem__(self, blocks: Tensor) -> QuantizationParameters:
-        """Parameters of some ``blocks`` (numbers, or a mask) of those of single blocks (blocks,)."""
+        """Parameters of some ``blocks`` (numbers) of those of single blocks (blocks,), without codebooks."""
         parts = (None if part is None else part[blocks] for part in (self.zero_point, self.global_scale))
         return QuantizationParameters(_bits(self.scale)[blocks].view(self.scale.dtype), *parts)
 

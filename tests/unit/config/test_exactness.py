@@ -103,6 +103,16 @@ def test_an_order_within_heads_is_refused_behind_a_gate():
     shape, of = {**LARGE, **LINEAR}, study(transforms=["t"])
     assert "exact is 'heads: across'" in refusal(of, shape=shape, **transform("reorder", heads="within"))
     assert len(cells(of, shape=shape, **transform("reorder"))) == 2
+    assert len(cells(of, shape=shape, **transform("reorder", heads="within", sites=["down_input"]))) == 2
+
+
+def test_scales_by_head_need_heads_of_one_size():
+    by_head = {"formats": {"int4": {"preset": "int4", "activation": {"by_head": True}}}}
+    assert len(cells(study(), shape=LARGE, **by_head)) == 2
+    assert len(cells(study(), shape={**LARGE, **LINEAR}, **by_head)) == 2
+    message = refusal(study(), shape={**LARGE, **LINEAR, "linear_head_dim": 32}, **by_head)
+    assert "activation.by_head: model 'm' has heads of 32 and of 64 channels" in message
+    assert "groups that divide both, such as group-32" in message
 
 
 def test_what_stays_online_behind_a_gate_alone_is_planned_there_alone():

@@ -108,6 +108,39 @@ def test_a_scale_of_outputs_moves_into_the_gain_that_all_heads_share(family_mode
     assert torch.equal(layer.weights["v.linear"], before.weights["v.linear"])
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("block_hadamard", {"fold_heads": True}),
+        ("rotation_then_scaling", {"values": "online", "sites": ["output_input", "mlp_input"]}),
+        ("flatquant", {}),
+    ],
+)
+def test_what_is_left_behind_a_gate_is_planned(name, options, family_model):
+    made, method = family_model(NAME), TRANSFORMS[name]
+    given = {**OPTIONS.get(name, {}), **options}
+    module, resolved = recipe(name, schemes(), 1, **given)
+    fitted, layer = fit(module.primitives(**resolved), made.decoder, str(made.statistics)), made.decoder.layer(1)
+    fitted.fold_layer(layer)
+    planned = online_operations(method, method.resolve({"method": name, **given}, name)["options"], made.decoder.shape)
+    assert planned["output_input"] == tuple(operation["operation"] for operation in layer.online["output_input"])
+    found = transformed_logits(made.decoder, fitted, made.tokens)
+    assert Agreement.of(found, made.logits, made.tokens).within(LOGITS, DIVERGENCE)
+
+
+def test_one_rotation_of_all_heads_is_stored_once(family_model):
+    made = family_model(NAME)
+    for name in ("random_orthogonal", "optimized_rotation"):
+        fitted = turned(made, name, values="online")
+        blocks = {}
+        for index in range(2):
+            layer = made.decoder.layer(index)
+            fitted.fold_layer(layer)
+            (site,) = layer.plan.sites_of(["output_input"])
+            blocks[site] = [len(each["blocks"]) for each in layer.online[site] if "blocks" in each]
+        assert {*blocks["output_input.linear"]} == {1} and {*blocks["output_input"]} == {4}
+
+
 def test_an_order_within_heads_is_refused(family_model):
     made = family_model(NAME)
     module, options = recipe("reorder", schemes(), 1, heads="within")

@@ -25,12 +25,12 @@ from quantgrid.calibration.streaming import FullPrecision, streamed
 from quantgrid.corpora.tokenization import require_known
 from quantgrid.evaluation.gates import Agreement, check_model, own_logits, streamed_logits, transformed_logits
 from quantgrid.ground.errors import ConfigError, UnsupportedModel
-from quantgrid.ground.storage import read_json, write_tensors
+from quantgrid.ground.storage import read_json, write_json, write_tensors
 from quantgrid.inference.transform import Transform, fit
 from quantgrid.mitigations.methods.rtn import rtn
 from quantgrid.models.fetch import fetch
 from quantgrid.models.folders import check_folder, shape_of
-from quantgrid.models.multimodal import LAYOUTS, PREFIX
+from quantgrid.models.multimodal import LAYOUTS, PREFIX, STACKED
 from quantgrid.models.positions import positions_in
 from quantgrid.models.shapes import shape_from_folder
 from quantgrid.quantization.cached import Recipe, quantize_decoder
@@ -157,6 +157,48 @@ def test_the_text_decoder_has_the_logits_of_the_multimodal_model(models, name, p
     assert torch.equal(streamed_logits(folder, made.tokens), made.logits)
     assert torch.equal(own_logits(folder, made.tokens), made.logits)
     assert check_model("tiny", folder, made.tokens, layers=1)["logits"] == 0
+
+
+def test_a_decoder_saved_alone_may_keep_the_names_of_the_whole(models, tmp_path):
+    """As transformers saves the decoder of a Qwen3.5 that it read from a multimodal checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    made = models["qwen3_5"]
+    AutoModelForCausalLM.from_pretrained(made.folder / "source", dtype=torch.float32).save_pretrained(
+        tmp_path / "saved"
+    )
+    shutil.copy(TINY / "tokenizer.json", tmp_path / "saved")
+    assert any(name.startswith("model.language_model.") for name in load_file(tmp_path / "saved/model.safetensors"))
+    folder = fetched(tmp_path / "saved", tmp_path / "fetched")
+    assert torch.equal(streamed_logits(folder, made.tokens), made.logits)
+    assert torch.equal(own_logits(folder, made.tokens), made.logits)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.language_model."])
+def test_experts_may_be_in_one_tensor_of_the_files(prefix, family_model, tmp_path):
+    """As in the published files of Qwen3.5-MoE, whose config.json has no size of an MLP."""
+    made, name = family_model("Qwen3_5MoeForCausalLM"), "model.layers.{}.mlp.experts."
+    source = Path(shutil.copytree(made.folder, tmp_path / "source"))
+    shutil.copy(TINY / "tokenizer.json", source)
+    held = load_file(source / "model.safetensors")
+    for layer in range(2):
+        experts = [
+            [held.pop(f"{name.format(layer)}{expert}.{linear}_proj.weight") for linear in ("gate", "up", "down")]
+            for expert in range(6)
+        ]
+        held[f"{name.format(layer)}gate_up_proj"] = torch.stack([torch.cat(expert[:2]) for expert in experts])
+        held[f"{name.format(layer)}down_proj"] = torch.stack([expert[2] for expert in experts])
+    named = {key.replace("model.", prefix, 1) if prefix and key != "lm_head.weight" else key: held[key] for key in held}
+    save_file(named, source / "model.safetensors", metadata={"format": "pt"})
+    config = {key: value for key, value in read_json(source / "config.json").items() if key != "intermediate_size"}
+    write_json(source / "config.json", config)
+    assert check_folder(source).stacked_experts
+    folder = fetched(source, tmp_path / "fetched")
+    assert read_json(folder / "config.json")[STACKED] is True and STACKED not in DecoderFolder(folder).config
+    assert torch.equal(streamed_logits(folder, made.tokens), made.logits)
+    assert Agreement.of(own_logits(folder, made.tokens), made.logits, made.tokens).within(1e-4, 1e-9)
+    again = fetched(folder, tmp_path / "again")
+    assert read_json(again / "config.json") == read_json(folder / "config.json")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -21,7 +21,7 @@ from ...inference.input_maps import InputMap
 from ...inference.transform import Primitive
 from ...models.plans import SITES, kind_of
 from ...models.shapes import ModelShape
-from .rotate import RotateResidual, turn_heads
+from .rotate import RotateResidual, by_head, turn_heads
 from .scale import Scale, divide_input, per_group
 
 
@@ -59,10 +59,8 @@ class LearnedR2(Primitive):
     def fold_layer(self, layer: DecoderLayer, parameters: dict[str, Tensor]) -> None:
         (site,) = layer.plan.sites_of(["output_input"])
         heads, matrix = layer.shape.heads_at(site), parameters["matrix"]
-        blocks = matrix.repeat_interleave(heads.count // heads.groups, 0)
-        turn_heads(
-            layer, site, _turned(matrix), [{"operation": "block_rotate", "blocks": blocks}] if self.online else []
-        )
+        operation = {"operation": "block_rotate", "blocks": by_head(matrix, heads)}
+        turn_heads(layer, site, _turned(matrix), [operation] if self.online else [])
 
     def input_map(self, site: str, shape: ModelShape, parameters: dict[str, Tensor], before: InputMap) -> InputMap:
         return before.rotated(parameters["matrix"]) if kind_of(site) == "output_input" else before

@@ -152,6 +152,11 @@ class RotateResidual(Primitive):
         ends["final_norm"] = torch.ones_like(ends["final_norm"])
 
 
+def by_head(matrices: Tensor, heads: Heads) -> Tensor:
+    """Matrices of the groups (groups, k, k) as blocks of an online rotation: one a head, or one for all."""
+    return matrices if heads.groups == 1 else matrices.repeat_interleave(heads.count // heads.groups, 0)
+
+
 @dataclass
 class RotateHeads(Primitive):
     """R2 (SpinQuant; QuaRot's per-head rotation): rotation of the values of every KV head. Offline.
@@ -198,8 +203,7 @@ class RotateHeads(Primitive):
                 return [hadamard]
             signs = parameters["signs"].view(heads.groups, 1, -1).expand(-1, heads.count // heads.groups, -1)
             return [{"operation": "multiply", "factor": signs.flatten()}, hadamard]
-        blocks = self._matrices(heads, parameters).repeat_interleave(heads.count // heads.groups, 0)
-        return [{"operation": "block_rotate", "blocks": blocks}]
+        return [{"operation": "block_rotate", "blocks": by_head(self._matrices(heads, parameters), heads)}]
 
     def _matrices(self, heads: Heads, parameters: dict[str, Tensor]) -> Tensor:
         """Rotations of the groups (groups, head_dim, head_dim)."""
