@@ -7,8 +7,8 @@ on all windows does not tell apart, with at most 15 % of the window evaluations.
 functions of the losses, so both are computed from the same ones. The seconds of planning a race of
 1000 candidates have a limit of 30.
 
-``--folder`` keeps the runs, so that an interrupted benchmark goes on, and models run one by one
-(``--models reference-4m --folder FOLDER``) before all of them are recorded.
+``--models smollm2-135m`` takes a model of config/config.yaml. ``--folder`` keeps the runs, so that an
+interrupted benchmark goes on, and models run one by one before all of them are recorded.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from prepared import make  # noqa: E402
 from records import record, row, show  # noqa: E402
 
-from quantgrid.config import validation as configs  # noqa: E402
+from quantgrid.config import validation  # noqa: E402
 from quantgrid.evaluation.races import Conditions, Outcome, cut, decide, race, spent  # noqa: E402
 from quantgrid.ground.storage import read_json  # noqa: E402
 from quantgrid.plan.pipeline import Plan  # noqa: E402
 
 BENCHMARK, LOOKS, CORPUS = "search", (8, 16, 32, 64, 128), "text"
 SHARE, CANDIDATES, SECONDS = 0.15, 1000, 30.0
-MODELS = ("reference-1m", "reference-4m")
+MODELS = ("reference-1m", "reference-4m", "reference-12m")
+KNOWN = validation.read(ROOT / "config" / "config.yaml")["models"]  # others, such as smollm2-135m
 STUDY = {
     "transforms": ["none", "hadamard"],
     "mitigations": ["rtn", "gptq"],
@@ -50,7 +51,7 @@ def config_of(model: str, results: Path) -> dict[str, Any]:
         "results_dir": str(results),
         "threads": 1,
         "compute": {"device": "cpu", "dtype": "float32"},
-        "models": {model: {"source": "builtin", "name": model}},
+        "models": {model: KNOWN.get(model, {"source": "builtin", "name": model})},
         "corpora": {
             "calibration": {**docs, "part": "calibration", "windows": 32, "window": 256},
             CORPUS: {**docs, "part": "evaluation", "windows": LOOKS[-1], "window": 128},
@@ -66,7 +67,7 @@ def config_of(model: str, results: Path) -> dict[str, Any]:
 def losses_of(model: str, folder: Path, cores: int) -> dict[str, list[float]]:
     """Divergences per window of every cell."""
     content = config_of(model, folder / "results")
-    plan = Plan(configs.check(content))
+    plan = Plan(validation.check(content))
     cells = [cell for cell in plan.cells if cell.quantized]
     paths = {cell.path: plan.merge_shards(cell, CORPUS).outputs["result"] for cell in cells}
     make(content, folder, [*paths.values(), *["--warm"] * (sys.platform == "linux")], cores)
@@ -92,7 +93,7 @@ def planning_seconds(results: Path) -> float:
     study = {**content["studies"]["search"], **axes, "formats": ["int4"]}
     content["studies"] = {"search": {**study, "race": {"budget": 4.5, "windows": "race-text"}}}
     begun = time.process_time()
-    plan = Plan(configs.check(content))
+    plan = Plan(validation.check(content))
     plan.all_evaluations()
     assert len(plan.raced["search"][0].candidates) == CANDIDATES
     return time.process_time() - begun

@@ -44,10 +44,12 @@ def parameters(shape: ModelShape) -> int:
 def kept_bytes(shape: ModelShape) -> int:
     """Bytes per token that all layers keep for the backward pass of a training.
 
-    Measured on SmolLM2-135M, rounded up. A token reaches some of the experts, each on a copy of its input.
+    Measured on SmolLM2-135M, rounded up. A token reaches some of the experts, each on a copy of its input. Linear
+    attention keeps float32 copies of queries, keys and values, and matrices of 64 tokens per head.
     """
     sparse = shape.active_experts * (shape.expert_size + shape.hidden_size) + shape.shared_size
-    return 4 * shape.layers * (16 * shape.hidden_size + 8 * max(sparse, shape.intermediate_size))
+    linear = 8 * len(shape.linear_layers) * shape.linear_heads * shape.linear_head_dim
+    return 4 * (shape.layers * (16 * shape.hidden_size + 8 * max(sparse, shape.intermediate_size)) + linear)
 
 
 def held_mb(shape: ModelShape, tokens: int) -> int:

@@ -17,6 +17,7 @@ from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.storage import read_json
 from quantgrid.inference.key_values import round_key_values
 from quantgrid.inference.transform import Transform, fit
+from quantgrid.machine.memory import kept_bytes
 from quantgrid.models.counts import all_weights
 from quantgrid.models.families import FAMILIES
 from quantgrid.models.folders import shape_of
@@ -213,6 +214,33 @@ def test_a_declared_shape_names_the_sizes_of_both_kinds():
         shape_of({"source": "hub", "shape": {key: LARGE[key] for key in LARGE if key[:6] != "linear"}}, "models.x")
     with pytest.raises(ConfigError, match="x.shape.linear_heads: LlamaForCausalLM has no linear attention"):
         shape_of({"source": "hub", "shape": {**LARGE, "architecture": "LlamaForCausalLM"}}, "models.x")
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
+def test_what_a_training_keeps_of_a_layer_is_predicted(kind):
+    """By the tensors that autograd saves."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 1}
+    sizes |= {"head_dim": 64, "vocab_size": 61, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    sizes |= {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
+    saved = []
+    for layers in (1, 3):
+        config = AutoConfig.for_model("qwen3_5_text", **sizes, num_hidden_layers=layers, layer_types=[kind] * layers)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False)
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        model.model.embed_tokens.weight.requires_grad_(True)
+        held: dict[int, torch.UntypedStorage] = {}
+
+        def pack(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.model(torch.arange(256)[None] % 61, use_cache=False)
+        saved.append(sum(storage.nbytes() for place, storage in held.items() if place not in own))
+    shape = shape_from_config({**config.to_dict(), "architectures": [NAME]})
+    assert (saved[1] - saved[0]) / 2 / 256 <= kept_bytes(shape) / 3
 
 
 def test_only_families_with_linear_attention_have_layers_without_a_cache():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_scale_search import every_code
 
-from quantgrid.quantizer import QuantizationParameters, fake_quantize, find_parameters
+from quantgrid.quantizer import QuantizationParameters, fake_quantize, find_parameters, ranges
 from quantgrid.quantizer.ranges import block_ranges, shrink_factors, whole
 from quantgrid.quantizer.scales import load_scale
 from quantgrid.schemes import PRESETS, QuantScheme, activation_scheme, scheme
@@ -72,6 +72,31 @@ def test_shares_below_one_element_leave_out_nothing(key):
     )
     assert torch.equal(plain.scale, trimmed.scale)
     assert plain.zero_point is None or torch.equal(plain.zero_point, trimmed.zero_point)
+
+
+@pytest.mark.parametrize(
+    "scale_format, dtype", [("fp32", torch.float32), ("fp16", torch.float64), ("bf16", torch.bfloat16)]
+)
+@pytest.mark.parametrize("key", [*KEYS, "int8"])
+def test_blocks_that_are_left_out_have_the_parameters_of_the_whole_search(key, scale_format, dtype, monkeypatch):
+    own = {} if PRESETS[key]["block"] else {"scale_format": scale_format, "granularity": "group-32"}
+    used = scheme(key, range="mse", **own, **({"symmetric": False} if key == "int8" else {}))
+    x = heavy_tailed(64, 256)
+    x[:4] = 0
+    x[4:8] *= 1e-9
+    x[8:16] = x[8:16].abs()
+    x[16:24] = (x[16:24] * 8).round() / 8  # some blocks have no error at all
+    x, searched = x.to(dtype), []
+    errors = ranges.block_errors
+    monkeypatch.setattr(
+        ranges, "block_errors", lambda values, *more: searched.append(len(values)) or errors(values, *more)
+    )
+    found = find_parameters(x, used)
+    assert min(searched) < max(searched) or len(searched) < 20
+    monkeypatch.setattr(ranges._Blocks, "least_errors", lambda blocks, *_: torch.zeros_like(blocks.high))
+    whole = find_parameters(x, used)
+    assert torch.equal(load_scale(found.scale, used.storage), load_scale(whole.scale, used.storage))
+    assert found.zero_point is None or torch.equal(found.zero_point, whole.zero_point)
 
 
 def test_one_outlier_in_a_block_does_not_move_a_trimmed_range():
