@@ -9,7 +9,7 @@ from .family import Family
 from .layer_norm_families import LAYER_NORM_FAMILIES
 from .linear_attention_families import LINEAR_ATTENTION_FAMILIES
 from .mixture_families import MIXTURE_FAMILIES
-from .mixtures import Experts
+from .mixtures import GATED_SHARED, Experts
 
 
 def _all(*linears: str, key: str | bool) -> dict[str, str | bool]:
@@ -156,13 +156,7 @@ FAMILIES: dict[str, Family] = {
             "moe_intermediate_size",
             "shared_expert_intermediate_size",
         ),
-        experts=Experts(
-            "moe_intermediate_size",
-            shared="mlp.shared_expert",
-            shared_gate="mlp.shared_expert_gate",
-            shared_size="shared_expert_intermediate_size",
-            skips=True,
-        ),
+        experts=Experts("moe_intermediate_size", **GATED_SHARED, skips=True),
     ),
     "Qwen3MoeForCausalLM": Family(
         "qwen3_moe",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from .family import Family
-from .mixtures import Experts
+from .mixtures import GATED_SHARED, Experts
 from .plans import Kept
 
 _ATTENTION = "linear_attn"
@@ -69,11 +69,6 @@ LINEAR_ATTENTION_FAMILIES: dict[str, Family] = {
             "moe_intermediate_size",
             "shared_expert_intermediate_size",
         ),
-        experts=Experts(
-            "moe_intermediate_size",
-            shared="mlp.shared_expert",
-            shared_gate="mlp.shared_expert_gate",
-            shared_size="shared_expert_intermediate_size",
-        ),
+        experts=Experts("moe_intermediate_size", **GATED_SHARED),
     ),
 }

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .plans import Kept, Stored
 
 LINEARS = ("gate", "up", "down")
 _EXPERT_NAMES = {linear: f"mlp.experts.{{expert}}.{linear}_proj.weight" for linear in LINEARS}
+# a shared expert behind its gate, in Qwen's mixtures
+GATED_SHARED: dict[str, Any] = {
+    "shared": "mlp.shared_expert",
+    "shared_gate": "mlp.shared_expert_gate",
+    "shared_size": "shared_expert_intermediate_size",
+}
 
 
 @dataclass(frozen=True)
