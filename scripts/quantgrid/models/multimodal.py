@@ -87,7 +87,7 @@ def _layout(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, An
     prefix, names = _prefix(tensors), config.get("architectures")
     family = FAMILIES.get(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
     stacked = family is not None and family.experts is not None and not family.experts.is_stacked
-    held = stacked and any(name.endswith(f"{family.stacked.experts.stored['gate']}") for name in tensors)
+    held = stacked and any(name.endswith(family.stacked.experts.stored["gate"]) for name in tensors)
     return {**({} if prefix is None else {PREFIX: prefix}), **({STACKED: True} if held else {})}
 
 
