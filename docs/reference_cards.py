@@ -43,7 +43,7 @@ def sizes(models: Path) -> str:
     for name, card in cards(models).items():
         reference = FAMILY[name.removesuffix("-planted")]
         size, training, found = reference.size, reference.training, losses(card)
-        parameters = re.search(r"A Llama decoder of ([\d,]+) parameters", card)[1]
+        parameters = re.search(r"^A [\w -]+ decoder of ([\d,]+) parameters", card, re.MULTILINE)[1]
         lines.append(
             f"| `{name}` | {parameters} | {size.hidden_size}, {size.intermediate_size} | {size.num_hidden_layers} | "
             f"{size.num_attention_heads}, {size.num_key_value_heads} of {size.head_dim} | "

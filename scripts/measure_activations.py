@@ -1,4 +1,4 @@
-"""Measure kurtosis and peak-to-median ratio of a Llama's activations by site, as reported in the
+"""Measure kurtosis and peak-to-median ratio of a model's activations by site, as reported in the
 cards of the reference models."""
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     windows = measuring.part("calibration", given.folder, FAMILY[SMALLEST].training.window)
-    print(ACTIVATIONS, activations_table(measuring.activations(measuring.load(given.folder), windows)), sep="\n")
+    print(ACTIVATIONS, activations_table(measuring.activations(given.folder, windows)), sep="\n")
 
 
 if __name__ == "__main__":

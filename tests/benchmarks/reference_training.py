@@ -25,13 +25,13 @@ from quantgrid.reference.training import loss_of, new_model  # noqa: E402
 
 def tokens_per_second(reference: Reference, repeats: int) -> dict[str, float]:
     """By the type of the products."""
-    model, training = new_model(reference.size, 0), reference.training
+    model, training = new_model(reference), reference.training
     batch = torch.randint(VOCABULARY, (training.batch, training.window))
     seconds: dict[str, list[float]] = {"bfloat16": [], "float32": []}
     for _ in range(repeats + 1):
         for name, taken in seconds.items():
             begun = time.process_time()
-            loss_of(model, batch, autocast=name == "bfloat16").backward()
+            loss_of(model, batch, name == "bfloat16", training.balance)[1].backward()
             taken.append(time.process_time() - begun)
     return {name: training.tokens_per_step / median(taken[1:]) for name, taken in seconds.items()}
 
@@ -45,7 +45,7 @@ def main() -> None:
     for name, reference in FAMILY.items():
         speeds = tokens_per_second(reference, options.repeats)
         print(
-            f"{name:14} bfloat16 {speeds['bfloat16']:6.0f}, float32 {speeds['float32']:6.0f} tokens a second, ratio "
+            f"{name:20} bfloat16 {speeds['bfloat16']:6.0f}, float32 {speeds['float32']:6.0f} tokens a second, ratio "
             f"{speeds['bfloat16'] / speeds['float32']:.2f}"
         )
 

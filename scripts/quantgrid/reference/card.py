@@ -20,7 +20,7 @@ pipeline_tag: text-generation
 ---
 # {name}
 
-A Llama decoder of {parameters:,} parameters that quantgrid trained from nothing, to quantize and to compare: its \
+A {reference.kind} decoder of {parameters:,} parameters that quantgrid trained from nothing, to quantize and to compare: its \
 weights are ordinary numbers that
 no one rounded before, in the bfloat16 they were published in. It writes in the manner of docstrings and is good for \
 nothing else.
@@ -30,7 +30,7 @@ nothing else.
 | hidden size, intermediate size | {size[hidden_size]}, {size[intermediate_size]} |
 | layers | {size[num_hidden_layers]} |
 | heads, key-value heads, head size | {size[num_attention_heads]}, {size[num_key_value_heads]}, {size[head_dim]} |
-| tokenizer | byte-level BPE, {vocabulary} tokens, `<\\|endoftext\\|>` (0) before every document; {bytes:.2f} bytes a \
+{settings}| tokenizer | byte-level BPE, {vocabulary} tokens, `<\\|endoftext\\|>` (0) before every document; {bytes:.2f} bytes a \
 token |
 | embeddings | tied |
 | trained on windows of | {training.window} tokens |
@@ -49,7 +49,7 @@ The calibration and evaluation parts share no paragraph with it. Versions: {vers
 {training.betas[0]}, {training.betas[1]};
 decay {training.weight_decay} of matrices), rate {training.rate:g} after {training.warm_up} steps of warm-up, falling \
 linearly to a tenth over the
-last {training.decay_share:.0%} of the steps; gradients clipped at {training.largest_gradient:g}; seed \
+last {training.decay_share:.0%} of the steps; {balance}gradients clipped at {training.largest_gradient:g}; seed \
 {training.seed}; products in bfloat16, weights
 and moments in float32; one CPU thread, {minutes:.0f} minutes on a core shared with other work.
 Mean loss of the last {last} steps {loss:.3f} nats per token. `training.csv` has every step; its held-out loss is \
@@ -72,7 +72,7 @@ The bigrams fall back on the frequencies, which are a Dirichlet prior whose weig
 
 Of the tokens that calibration keeps (256 drawn and the 16 of largest norm, 16 windows of the calibration part): \
 kurtosis of all values of a site
-(3 of a normal distribution), and largest channel maximum over the median one; median over layers, and the largest.
+(3 of a normal distribution), and largest channel maximum over the median one; median over layers{and_experts}, and the largest.
 
 {header}
 {activations}
@@ -108,11 +108,17 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     versions = ", ".join(f"{package} {version}" for package, version in facts["text"]["versions"].items())
     rows = list(csv.DictReader(io.StringIO(facts["curve"])))
     seen = len(rows) * training.tokens_per_step
+    settings = "".join(f"| {name} | {_shown(value)} |\n" for name, value in reference.settings.items())
+    balance = f"load-balancing loss of the router, times {training.balance:g}; " if training.balance else ""
     write_text(
         folder / "README.md",
         _CARD.format(
             **{key: facts[key] for key in ("parameters", "size", "text", "losses", "sha256")},
             name=name,
+            reference=reference,
+            settings=settings,
+            balance=balance,
+            and_experts=" and experts" if training.balance else "",
             training=training,
             made_from=made_from,
             planted=_planted(facts["planting"], made_from),
@@ -132,6 +138,10 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
             samples=_samples(facts["samples"]),
         ),
     )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _planted(planting: Any, original: str) -> str:

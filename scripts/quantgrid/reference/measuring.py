@@ -13,12 +13,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ..calibration.accumulators import site_name
 from ..calibration.collect import collect
+from ..calibration.streaming import FullPrecision, streamed
 from ..corpora import token_windows
 from ..evaluation.perplexity import final_hidden, window_losses
 from ..models.lm_head import head_of
-from ..models.plans import SITES
+from ..models.plans import SITES, kind_of
 from ..quantization.distributions import measures
 from .ngrams import Ngrams
 
@@ -28,10 +28,10 @@ _CALIBRATION_WINDOWS = 16
 
 
 def load(folder: Path) -> nn.Module:
-    """Load a Llama folder through transformers in float32, whatever the stored dtype."""
-    from transformers import LlamaForCausalLM
+    """Load a folder through transformers in float32, whatever the stored dtype."""
+    from transformers import AutoModelForCausalLM
 
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def part(name: str, tokenizer: Path, window: int) -> Tensor:
@@ -76,16 +76,18 @@ def losses(model: nn.Module, folder: Path, seen: Tensor, text: Tensor) -> dict[s
     return {**found, "windows": len(evaluation), "bytes_per_token": bytes_per_token(folder, evaluation)}
 
 
-def activations(model: nn.Module, windows: Tensor) -> dict[str, dict[str, float]]:
-    """Activation statistics by site: median and largest value over layers.
+def activations(folder: Path, windows: Tensor) -> dict[str, dict[str, float]]:
+    """Activation statistics by kind of site: median and largest value over layers and experts.
 
     The values are kurtosis and the ratio of the largest to the median channel, on 256 calibration
     tokens.
     """
-    found, layers = collect(model, windows[:_CALIBRATION_WINDOWS]), model.config.num_hidden_layers
+    kinds: dict[str, list[Tensor]] = {site: [] for site in SITES}
+    for name, statistics in collect(streamed(FullPrecision(folder)), windows[:_CALIBRATION_WINDOWS]).items():
+        kinds[kind_of(name.split(".", 2)[2])].append(statistics.samples.double())
     table = {}
-    for site in SITES:
-        seen = [measures(found[site_name(layer, site)].samples.double(), 1) for layer in range(layers)]
+    for site, samples in kinds.items():
+        seen = [measures(tokens, 1) for tokens in samples]
         table[site] = {
             f"{which.__name__} {name}": which(one[name] for one in seen)
             for name in ("kurtosis", "peak_to_median")

@@ -5,7 +5,9 @@ The folder has bfloat16 weights, config, tokenizer, loss curve and a card measur
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ground.storage import replacing, sha256_of, write_json, write_text
+from ..ground.storage import sha256_of, write_json, write_text
 from . import measuring
 from .card import write_card
 from .family import FAMILY, SMALLEST
@@ -31,7 +33,7 @@ def publish(name: str, trainer: Trainer, work: Path, text: dict[str, Any], windo
     """
     reference, weights = FAMILY[name], rounded(trainer.model)
     about = {"text": text, "curve": trainer.curve(), "reference": reference}
-    _write_model(models / name, weights, trainer.model.config, work)
+    _write_model(models / name, trainer.model, weights, work)
     write_text(models / name / "training.csv", trainer.curve())
     if name == SMALLEST:
         write_text(models / name / "first-steps.csv", first_steps(reference, models / name))
@@ -39,12 +41,8 @@ def publish(name: str, trainer: Trainer, work: Path, text: dict[str, Any], windo
     if reference.planting is not None:
         folder = models / f"{name}-planted"
         size = reference.size
-        _write_model(
-            folder,
-            plant(weights, reference.planting, size.num_hidden_layers, size.head_dim),
-            trainer.model.config,
-            work,
-        )
+        planted = plant(weights, reference.planting, size.num_hidden_layers, size.head_dim)
+        _write_model(folder, trainer.model, planted, work)
         _describe(folder, windows, {**about, "planting": reference.planting})
 
 
@@ -53,13 +51,15 @@ def rounded(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().to(torch.bfloat16) for name, parameter in model.named_parameters()}
 
 
-def _write_model(folder: Path, weights: dict[str, Tensor], config: Any, tokenizer: Path) -> None:
-    from safetensors.torch import save_file
-
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
+def _write_model(folder: Path, model: nn.Module, weights: dict[str, Tensor], tokenizer: Path) -> None:
+    """Write ``weights`` in the file layout of ``model``, in which an expert has tensors by name."""
+    config = model.config.to_diff_dict()
+    with tempfile.TemporaryDirectory(dir=tokenizer) as temporary:
+        model.save_pretrained(temporary, state_dict=dict(weights))  # which it empties
+        folder.mkdir(parents=True, exist_ok=True)
+        os.replace(Path(temporary) / "model.safetensors", folder / "model.safetensors")
     write_json(
-        folder / "config.json", {**config.to_diff_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+        folder / "config.json", {**config, "architectures": [type(model).__name__], "dtype": "bfloat16"}
     )
     for file in _TOKENIZER:
         shutil.copyfile(tokenizer / file, folder / file)
@@ -72,7 +72,7 @@ def _describe(folder: Path, windows: Tensor, about: dict[str, Any]) -> None:
     measured = {
         "losses": measuring.losses(model, folder, seen, windows),
         "samples": measuring.samples(model, folder),
-        "activations": measuring.activations(model, measuring.part("calibration", folder, training.window)),
+        "activations": measuring.activations(folder, measuring.part("calibration", folder, training.window)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "sha256": {file: sha256_of(folder / file) for file in ("model.safetensors", "tokenizer.json")},
     }

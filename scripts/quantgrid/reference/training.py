@@ -22,7 +22,7 @@ from ..ground.errors import ConfigError
 from ..ground.storage import open_tensors, read_metadata, write_tensors
 from ..inference.transform import derived_seed
 from . import text
-from .family import Reference, Size, Training
+from .family import Reference, Training
 from .text import POSITIONS, VOCABULARY
 
 HEADER = "step,tokens,training_loss,held_out_loss,seconds\n"
@@ -31,14 +31,16 @@ _EVERY = 50  # steps between held-out losses
 _SAVE_SECONDS = 120.0
 
 
-def new_model(size: Size, seed: int) -> nn.Module:
-    """transformers' Llama of ``size``, float32, normal weights with standard deviation 0.02."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def new_model(reference: Reference) -> nn.Module:
+    """transformers' model of ``reference``, float32, normal weights with standard deviation 0.02."""
+    import transformers
 
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            **asdict(size),
+    torch.manual_seed(reference.training.seed)
+    architecture = getattr(transformers, reference.architecture)
+    return architecture(
+        architecture.config_class(
+            **asdict(reference.size),
+            **reference.settings,
             vocab_size=VOCABULARY,
             max_position_embeddings=POSITIONS,
             tie_word_embeddings=True,
@@ -51,21 +53,25 @@ def new_model(size: Size, seed: int) -> nn.Module:
     )
 
 
-def loss_of(model: nn.Module, batch: Tensor, autocast: bool = True) -> Tensor:
-    """Mean negative log-likelihood (nats) of ``batch`` [windows, window] without first tokens.
+def loss_of(model: nn.Module, batch: Tensor, autocast: bool = True, balance: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean negative log-likelihood (nats) of ``batch`` [windows, window] without first tokens, and the loss
+    to train on.
 
-    ``autocast`` runs products in bfloat16.
+    The latter adds ``balance`` times the load-balancing loss of a mixture of experts, as transformers
+    computes it. ``autocast`` runs products in bfloat16.
     """
+    routing = {"output_router_logits": True} if balance else {}
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=autocast):
-        logits = model(input_ids=batch, use_cache=False).logits
-    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
+        output = model(input_ids=batch, use_cache=False, **routing)
+    loss = cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
+    return loss, loss + balance * output.aux_loss if balance else loss
 
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, windows: Tensor, batch: int = 4) -> float:
     """:func:`loss_of` over all ``windows`` [count, window], ``batch`` at a time, without
     gradients."""
-    return sum(loss_of(model, part).item() * len(part) for part in windows.split(batch)) / len(windows)
+    return sum(loss_of(model, part)[0].item() * len(part) for part in windows.split(batch)) / len(windows)
 
 
 def monitored(tokenizer: Path, window: int) -> Tensor:
@@ -103,7 +109,7 @@ class Trainer:
 
     def __init__(self, reference: Reference, state: Path | None = None):
         self.training, self.state = reference.training, state
-        self.model = new_model(reference.size, self.training.seed).train()
+        self.model = new_model(reference).train()
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         vectors = [p for p in self.model.parameters() if p.dim() == 1]
         groups = [
@@ -142,8 +148,8 @@ class Trainer:
 
     def _descend(self, batch: Tensor, rate: float) -> float:
         """Run one step on ``batch`` [windows, window] and return its loss."""
-        loss = loss_of(self.model, batch)
-        loss.backward()
+        loss, trained_on = loss_of(self.model, batch, balance=self.training.balance)
+        trained_on.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.largest_gradient)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from quantgrid.calibration.layers import DecoderFolder
 from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.storage import read_tensors, sha256_of
 from quantgrid.linalg.hadamard_orders import is_reachable
@@ -23,7 +24,7 @@ from quantgrid.reference.ngrams import Ngrams
 from quantgrid.reference.planting import Planting, plant
 from quantgrid.reference.publishing import publish
 from quantgrid.reference.text import VOCABULARY
-from quantgrid.reference.training import Trainer, first_steps, new_model
+from quantgrid.reference.training import Trainer, first_steps, loss_of, new_model
 from selection import others_slow
 
 SHIPPED = sorted(
@@ -31,7 +32,17 @@ SHIPPED = sorted(
 )  # reference-12m takes hours and is trained by those who want it
 TRAINED = [name for name in FAMILY if name in SHIPPED]
 PLANTED = [name for name in TRAINED if FAMILY[name].planting is not None]
-TINY = Reference(Size(32, 64, 2, 4, 2, 8), Training(steps=6, rate=1e-3, batch=2, window=16, warm_up=2))
+SHORT = Training(steps=6, rate=1e-3, batch=2, window=16, warm_up=2)
+TINY = Reference(Size(32, 64, 2, 4, 2, 8), SHORT)
+MIXTURE, POST_NORM = (
+    replace(
+        FAMILY[name], size=TINY.size, training=replace(SHORT, balance=FAMILY[name].training.balance), settings=settings
+    )
+    for name, settings in (
+        ("reference-3m-moe", {**FAMILY["reference-3m-moe"].settings, "moe_intermediate_size": 16}),
+        ("reference-1m-gemma3", {**FAMILY["reference-1m-gemma3"].settings, "layer_types": ["full_attention"] * 2}),
+    )
+)
 WINDOWS = torch.randint(4096, (20, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -118,7 +129,7 @@ def test_bigrams_of_a_text_worked_by_hand():
 def test_planting_leaves_the_function_as_it_is():
     """In float64, also with factors that are not powers of two."""
     size = Size(32, 64, 2, 4, 2, 8)
-    model = new_model(size, 0).double().eval()
+    model = new_model(replace(TINY, size=size)).double().eval()
     with torch.no_grad():
         before = model(input_ids=WINDOWS[:2]).logits
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -154,6 +165,40 @@ def test_publishing_writes_models_with_their_cards(tmp_path, monkeypatch):
         assert "192 tokens, 60% of the text" in card
 
 
+@pytest.mark.parametrize(("reference", "kind"), [(MIXTURE, "Qwen2-MoE"), (POST_NORM, "Gemma 3")])
+def test_other_architectures_are_published_too(tmp_path, monkeypatch, reference, kind):
+    """Trained, written in the layout of their public checkpoints, read by transformers and by quantgrid."""
+    monkeypatch.setitem(FAMILY, "tiny", reference)
+    monkeypatch.setattr(measuring, "part", lambda name, tokenizer, window: WINDOWS)
+    trainer = Trainer(reference)
+    trainer.run(WINDOWS, WINDOWS[:2])
+    text = {"versions": {"numpy": "2"}, "documents": 3, "characters": 99, "tokens": 320, "text_sha256": "abc"}
+    publish("tiny", trainer, BUILTIN / SMALLEST, text, WINDOWS, tmp_path)
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    assert f"A {kind} decoder of " in card and "| `down_input` |" in card
+    assert all(f"| {name} | " in card for name in reference.settings)
+    assert ("load-balancing" in card) == (reference.training.balance > 0)
+    check_folder(tmp_path / "tiny")
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.copy_(parameter.bfloat16())
+        wanted = trainer.model.eval()(input_ids=WINDOWS[:2]).logits
+        read = measuring.load(tmp_path / "tiny")(input_ids=WINDOWS[:2]).logits
+    torch.testing.assert_close(read, wanted)
+    decoder = DecoderFolder(tmp_path / "tiny")
+    assert decoder.layer(0).weights.keys() >= {"q", "gate.7" if reference is MIXTURE else "gate"}
+
+
+def test_the_loss_of_a_mixture_has_a_part_that_balances_its_experts():
+    model = new_model(MIXTURE)
+    with torch.no_grad():
+        loss, trained_on = loss_of(model, WINDOWS[:2], autocast=False, balance=0.5)
+        routed = model(input_ids=WINDOWS[:2], output_router_logits=True)
+    assert loss == loss_of(model, WINDOWS[:2], autocast=False)[0]
+    assert (trained_on - loss).item() == pytest.approx(0.5 * routed.aux_loss.item())
+    assert routed.aux_loss > 1
+
+
 def test_what_ships_is_of_the_family():
     planted = [f"{name}-planted" for name in PLANTED]
     assert SMALLEST in TRAINED and planted
@@ -182,7 +227,7 @@ def test_a_shipped_model_is_what_its_card_says(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_document_says_what_the_cards_say(name):
     document = (BUILTIN.parent / "docs" / "explanation" / "reference-models.md").read_text()
-    parameters = re.search(r"A Llama decoder of ([\d,]+) parameters", card_of(name)).group(1)
+    parameters = re.search(r"^A [\w -]+ decoder of ([\d,]+) parameters", card_of(name), re.MULTILINE).group(1)
     perplexity, bigrams = (
         re.search(rf"^\| {row} \| [\d.]+ \| ([\d.]+) \|", card_of(name), re.MULTILINE).group(1)
         for row in ("this model", "bigrams of the whole text")
@@ -217,11 +262,18 @@ def test_planted_outliers_are_those_of_the_card_and_of_the_same_function(name):
 
 def test_the_family_holds_the_shapes_it_is_there_for():
     shapes = [
-        shape_from_config({**asdict(reference.size), "architectures": ["LlamaForCausalLM"], "vocab_size": VOCABULARY})
+        shape_from_config(
+            {
+                **asdict(reference.size),
+                **reference.settings,
+                "architectures": [reference.architecture],
+                "vocab_size": VOCABULARY,
+            }
+        )
         for reference in FAMILY.values()
     ]
     assert all(shape_from_folder(BUILTIN / name) == shape for name, shape in zip(FAMILY, shapes) if name in TRAINED)
-    sizes = {shape.site_size(site) for shape in shapes for site in SITES}
+    sizes = {shape.site_size(site) for shape in shapes for plan, _ in shape.plans() for site in plan.sites}
     powers = {size for size in sizes if size & (size - 1) == 0}
     assert powers and sizes - powers
     assert all(is_reachable(size) and size % 128 == 0 for size in sizes)
