@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ..calibration.layers import DecoderFolder
 from ..inference.transform import Transform, layer_state
+from ..linalg.quadratic import output_square
 from ..schemes.quant_scheme import QuantScheme
 from .cached import Mitigation, decibel
-from .layer_errors import output_square, ratio
+from .layer_errors import ratio
 
 
 def linear_errors(

@@ -20,8 +20,8 @@ pipeline_tag: text-generation
 ---
 # {name}
 
-A {reference.kind} decoder of {parameters:,} parameters that quantgrid trained from nothing, to quantize and to compare: its \
-weights are ordinary numbers that
+A {reference.kind} decoder of {parameters:,} parameters that quantgrid trained from nothing, to quantize and to \
+compare: its weights are ordinary numbers that
 no one rounded before, in the bfloat16 they were published in. It writes in the manner of docstrings and is good for \
 nothing else.
 {planted}
@@ -30,8 +30,8 @@ nothing else.
 | hidden size, intermediate size | {size[hidden_size]}, {size[intermediate_size]} |
 | layers | {size[num_hidden_layers]} |
 | heads, key-value heads, head size | {size[num_attention_heads]}, {size[num_key_value_heads]}, {size[head_dim]} |
-{settings}| tokenizer | byte-level BPE, {vocabulary} tokens, `<\\|endoftext\\|>` (0) before every document; {bytes:.2f} bytes a \
-token |
+{settings}| tokenizer | byte-level BPE, {vocabulary} tokens, `<\\|endoftext\\|>` (0) before every document; \
+{bytes:.2f} bytes a token |
 | embeddings | tied |
 | trained on windows of | {training.window} tokens |
 
@@ -72,7 +72,8 @@ The bigrams fall back on the frequencies, which are a Dirichlet prior whose weig
 
 Of the tokens that calibration keeps (256 drawn and the 16 of largest norm, 16 windows of the calibration part): \
 kurtosis of all values of a site
-(3 of a normal distribution), and largest channel maximum over the median one; median over layers{and_experts}, and the largest.
+(3 of a normal distribution), and largest channel maximum over the median one; median over layers{and_experts}, and \
+the largest.
 
 {header}
 {activations}

@@ -2,9 +2,9 @@
 
 Most are Llama decoders (RMSNorm, RoPE, grouped-query attention, SwiGLU, tied embeddings, no biases).
 Two have other architectures: a mixture of experts with a shared expert (Qwen2-MoE), and norms before and
-behind attention and MLP (Gemma 3). The family covers hidden and intermediate sizes that are powers of two and others (384 = 12 x 32,
-768 = 12 x 64, 1152 = 36 x 32), head counts with a Hadamard matrix (4, 8) and without (6), two and
-more query heads per key-value head, and groups of 128 that divide every linear.
+behind attention and MLP (Gemma 3). The family covers hidden and intermediate sizes that are powers of
+two and others (384 = 12 x 32, 768 = 12 x 64, 1152 = 36 x 32), head counts with a Hadamard matrix (4, 8)
+and without (6), two and more query heads per key-value head, and groups of 128 that divide every linear.
 """
 
 from __future__ import annotations

@@ -58,9 +58,7 @@ def _write_model(folder: Path, model: nn.Module, weights: dict[str, Tensor], tok
         model.save_pretrained(temporary, state_dict=dict(weights))  # which it empties
         folder.mkdir(parents=True, exist_ok=True)
         os.replace(Path(temporary) / "model.safetensors", folder / "model.safetensors")
-    write_json(
-        folder / "config.json", {**config, "architectures": [type(model).__name__], "dtype": "bfloat16"}
-    )
+    write_json(folder / "config.json", {**config, "architectures": [type(model).__name__], "dtype": "bfloat16"})
     for file in _TOKENIZER:
         shutil.copyfile(tokenizer / file, folder / file)
 

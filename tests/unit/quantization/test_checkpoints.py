@@ -43,7 +43,6 @@ from quantgrid.quantization.checkpoints import (
     save_failed,
 )
 from quantgrid.quantization.grouping import chunks
-from quantgrid.quantization.layer_errors import output_square
 from quantgrid.quantizer import fake_quantize
 from reference_statistics import close
 from tiny_decoders import bare_name
@@ -276,13 +275,3 @@ def test_nothing_but_linears_is_rounded(given):
             assert name not in tensors and f"{name.removesuffix('.weight')}.codes" in tensors
         else:
             assert close(tensors[name].float(), tensor, 0 if "norm" in name or "bias" in name else 2**-8), name
-
-
-@pytest.mark.parametrize("columns", [96, 192, 193, 500])
-def test_the_output_square_counts_every_block_of_the_moment(columns):
-    generator = torch.Generator().manual_seed(columns)
-    weight, x = (torch.randn(rows, columns, generator=generator) for rows in (33, 2 * columns))
-    found = output_square(weight, x.mT @ x / len(x))
-    torch.testing.assert_close(
-        found.double(), (x.double() @ weight.double().mT).square().sum() / len(x), rtol=1e-5, atol=0
-    )

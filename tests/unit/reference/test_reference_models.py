@@ -16,7 +16,6 @@ from quantgrid.ground.errors import ConfigError
 from quantgrid.ground.storage import read_tensors, sha256_of
 from quantgrid.linalg.hadamard_orders import is_reachable
 from quantgrid.models.folders import BUILTIN, check_folder
-from quantgrid.models.plans import SITES
 from quantgrid.models.shapes import shape_from_config, shape_from_folder
 from quantgrid.reference import measuring
 from quantgrid.reference.family import FAMILY, SMALLEST, Reference, Size, Training

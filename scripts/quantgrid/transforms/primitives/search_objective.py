@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...calibration.statistics import SiteStatistics
 from ...inference.activations import choose
+from ...linalg.quadratic import output_square
 from ...models.plans import kind_of
 from ...quantizer.tensors import fake_quantize
 from ...schemes.cell_schemes import CellSchemes
@@ -74,7 +75,7 @@ class OutputError:
 
 def _energy(rows: Tensor, moment: Tensor) -> float:
     """tr(rows moment rowsᵀ)."""
-    return torch.sum((rows @ moment) * rows, dtype=torch.float64).item()
+    return output_square(rows, moment, torch.float64).item()
 
 
 def _squares(x: Tensor) -> float:
