@@ -1,5 +1,5 @@
 """Benchmark of planning (`make bench-plan`): dry runs of the paper's grid, of 10,000 cells, and of
-a complete default run; greedy and ILP scheduling.
+a complete default run; of 10,000 cells in rules without quantgrid; greedy and ILP scheduling.
 
     python tests/benchmarks/dry_run.py [--output results/benchmarks-plan]
 
@@ -45,6 +45,56 @@ rule second:
         "first/{{n}}",
     output:
         "second/{{n}}",
+    shell:
+        "touch {{output}}"
+"""
+CELLS = 10_000
+# what Snakemake itself takes for a grid: as many jobs, inputs and outputs of a cell as in quantgrid's plan
+BARE = f"""
+rule all:
+    input:
+        expand("quantized/{{n}}/{{name}}", n=range({CELLS}), name=("error", "record")),
+        expand("merged/{{n}}/{{name}}", n=range({CELLS}), name=("result", "record")),
+
+
+rule share:
+    output:
+        "shared/{{name}}",
+    shell:
+        "touch {{output}}"
+
+
+rule quantize:
+    input:
+        expand("shared/quantize-{{name}}", name=range(10)),
+    output:
+        "quantized/{{n}}/model",
+        "quantized/{{n}}/manifest",
+        "quantized/{{n}}/error",
+        "quantized/{{n}}/record",
+    shell:
+        "touch {{output}}"
+
+
+rule evaluate:
+    input:
+        "quantized/{{n}}/model",
+        "quantized/{{n}}/manifest",
+        "quantized/{{n}}/record",
+        expand("shared/evaluate-{{name}}", name=range(6)),
+    output:
+        "evaluated/{{n}}/{{shard}}/result",
+        "evaluated/{{n}}/{{shard}}/record",
+    shell:
+        "touch {{output}}"
+
+
+rule merge:
+    input:
+        expand("evaluated/{{{{n}}}}/{{shard}}/{{name}}", shard=range(2), name=("result", "record")),
+    output:
+        "merged/{{n}}/result",
+        "merged/{{n}}/record",
     shell:
         "touch {{output}}"
 """
@@ -120,6 +170,13 @@ def config_of(alphas: int) -> dict:
     }
 
 
+def planned_bare(folder: Path) -> list[str]:
+    """The command that plans as many cells by rules that do no more than name files."""
+    folder.mkdir()
+    (folder / "Snakefile").write_text(BARE)
+    return [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "--cores", "2"]
+
+
 def scheduled(scheduler: str, folder: Path) -> list[str]:
     """The command that runs trivial jobs under the default profile, with one scheduler or the
     other."""
@@ -182,7 +239,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkout = Checkout.make(Path(folder) / "quantgrid")
         (checkout.folder / "config" / "ten-thousand.yaml").write_text(
-            yaml.safe_dump(config_of(10_000 // CELLS_PER_ALPHA))
+            yaml.safe_dump(config_of(CELLS // CELLS_PER_ALPHA))
         )
         checkout.pretend("config")
         if planned := checkout.planned("config"):
@@ -195,6 +252,8 @@ def main() -> None:
             commands.append(
                 (Case(f"{JOBS} trivial jobs, scheduled {name}", "", None, None), scheduled(scheduler, place), place)
             )
+        bare = Path(folder) / "bare"
+        commands.append((Case("10,000 cells, bare rules", "", None, None), planned_bare(bare), bare))
         rows = []
         for case, command, place in commands:
             done = run(command, 1, Path(folder) / "log", {}, place)
