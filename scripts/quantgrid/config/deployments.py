@@ -31,12 +31,14 @@ _FULL_BITS = 16
 @dataclass(frozen=True)
 class Bits:
     """Bits per number of weights, of linears' inputs, and of keys and values; 16 where a format leaves
-    them in full precision. ``least``: those of the narrowest candidate of an allocation, else 0."""
+    them in full precision. ``least``: those of the narrowest candidate of an allocation, else 0.
+    ``granularity``: name of that of the weights, which a format may set itself; empty where none is known."""
 
     weight: int
     activation: int
     key_value: int
     least: int = 0
+    granularity: str = ""
 
     @property
     def label(self) -> str:
@@ -126,7 +128,12 @@ def _bits(entry: str, granularity: str, name: str) -> Bits:
         _width(weight["element"]) if weight else _FULL_BITS,
         max(map(_width, elements), default=_FULL_BITS),
         _width(key_value["scheme"]["element"]) if key_value else _FULL_BITS,
+        granularity=_granularity(weight) if weight else "",
     )
+
+
+def _granularity(scheme: Mapping[str, Any]) -> str:
+    return f"group-{scheme['group_size']}" if scheme["granularity"] == "group" else scheme["granularity"]
 
 
 def _width(element: str) -> int:

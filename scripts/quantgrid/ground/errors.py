@@ -45,11 +45,12 @@ def unknown_name(kind: str, name: object, accepted: Iterable[str]) -> str:
 
 def name_hint(written: str, names: list[str]) -> str:
     """End of a message about an unknown name: its new name if renamed, else the closest of
-    ``names``."""
+    ``names``, in capitals or not."""
     if (new := OLD_NAMES.get(written)) in names:
         return f" - it was renamed to '{new}'."
-    close = get_close_matches(written, names, n=1)
-    return f" - did you mean '{close[0]}'?" if close else "."
+    by_lower_case = {name.lower(): name for name in reversed(names)}
+    close = get_close_matches(written.lower(), by_lower_case, n=1)
+    return f" - did you mean '{by_lower_case[close[0]]}'?" if close else "."
 
 
 def shown(value: object) -> str:

@@ -152,14 +152,15 @@ def format_label(name: str, bits: str) -> str:
 def recipe_label(axes: Mapping[str, str], formats: Mapping[str, Any]) -> str:
     """Format a cell as ``W4A4 INT4 group-64 hadamard + GPTQ`` or ``W4A16 g64 GPTQ``.
 
-    ``formats`` are the entries of the config; ``axes`` has the names on the five axes. A format that
-    names its groups (``w4a16_g64``) does not repeat them. Raises :class:`ConfigError` for an unknown
+    ``formats`` are the entries of the config; ``axes`` has the names on the five axes. The granularity is
+    that of the weights, also where the format sets it. A format that names its groups (``w4a16_g64``)
+    does not repeat them. Raises :class:`ConfigError` for an unknown
     format.
     """
     method = [value_label("transform", axes["transform"])] * (axes["transform"] != "none")
     method.append(value_label("mitigation", axes["mitigation"]))
-    granularity = axes["granularity"]
-    label = format_label(axes["format"], deployments.bits(formats, axes["format"], granularity).label)
+    bits = deployments.bits(formats, axes["format"], axes["granularity"])
+    label, granularity = format_label(axes["format"], bits.label), bits.granularity or axes["granularity"]
     named = label.endswith(f" g{granularity.removeprefix('group-')}")
     return " ".join([label, *([] if named or granularity == "-" else [granularity]), " + ".join(method)])
 

@@ -10,6 +10,8 @@ from quantgrid.ground.errors import ConfigError
 from quantgrid.reporting.style import recipe_label, value_label
 
 FORMATS = {
+    "grouped": {"preset": "w4a16", "weight": {"granularity": "group", "group_size": 64}},
+    "activations": {"preset": "int4", "weight": None},
     "mine": {"preset": "int4", "activation": None},
     "cached": {"preset": "w4a16", "key_value": {"preset": "int8"}},
     "either": {"preset": "int4_sym", "activation": {"element": ["int4", "e4m3"]}},
@@ -71,6 +73,8 @@ def test_a_kind_with_online_operations_holds_those_without_too():
         (("none", "rtn", "group-32", "mxfp4_served"), "W4A4 mxfp4_served group-32 RTN"),
         (("turn", "rtn", "channel", "mine"), "W4A16 mine channel turn + RTN"),
         (("none", "rtn", "channel", "w4a4_served"), "W4A4 served channel RTN"),
+        (("none", "rtn", "channel", "grouped"), "W4A16 grouped group-64 RTN"),
+        (("none", "rtn", "channel", "activations"), "W16A4 activations channel RTN"),
     ],
 )
 def test_labels_of_recipes_carry_the_bits(axes, label):

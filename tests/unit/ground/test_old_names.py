@@ -52,6 +52,15 @@ def test_an_old_name_is_no_hint_where_its_new_one_is_not_accepted():
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "written", "meant"),
+    [("mitigations", "GPTQ", "gptq"), ("transforms", "OSTQuant", "ostquant"), ("transforms", "Hadamrd", "hadamard")],
+)
+def test_a_hint_ignores_capitals(kind, written, meant):
+    names = [*registry.METHODS[kind], "ostquant", "hadamard"]
+    assert f" - did you mean '{meant}'?" in unknown_name(kind, written, names)
+
+
 @pytest.mark.parametrize("old", OLD_STUDIES)
 def test_the_old_name_of_a_study_is_refused_and_leads_to_one_of_the_configs(old):
     new = OLD_STUDIES[old]
