@@ -54,9 +54,9 @@ def rounded(model: nn.Module) -> dict[str, Tensor]:
 def _write_model(folder: Path, model: nn.Module, weights: dict[str, Tensor], tokenizer: Path) -> None:
     """Write ``weights`` in the file layout of ``model``, in which an expert has tensors by name."""
     config = model.config.to_diff_dict()
-    with tempfile.TemporaryDirectory(dir=tokenizer) as temporary:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         model.save_pretrained(temporary, state_dict=dict(weights))  # which it empties
-        folder.mkdir(parents=True, exist_ok=True)
         os.replace(Path(temporary) / "model.safetensors", folder / "model.safetensors")
     write_json(folder / "config.json", {**config, "architectures": [type(model).__name__], "dtype": "bfloat16"})
     for file in _TOKENIZER:

@@ -154,8 +154,7 @@ def recipe_label(axes: Mapping[str, str], formats: Mapping[str, Any]) -> str:
 
     ``formats`` are the entries of the config; ``axes`` has the names on the five axes. The granularity is
     that of the weights, also where the format sets it. A format that names its groups (``w4a16_g64``)
-    does not repeat them. Raises :class:`ConfigError` for an unknown
-    format.
+    does not repeat them. Raises :class:`ConfigError` for an unknown format.
     """
     method = [value_label("transform", axes["transform"])] * (axes["transform"] != "none")
     method.append(value_label("mitigation", axes["mitigation"]))

@@ -19,6 +19,7 @@ from quantgrid.config.entries import preset
 from quantgrid.config.registry import method
 from quantgrid.config.schema_mistakes import schema_mistakes
 from quantgrid.ground.errors import ConfigError
+from quantgrid.models.families import FAMILIES
 from quantgrid.schemes.granularities import cell_schemes
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -156,3 +157,7 @@ def test_every_page_is_in_the_navigation_of_the_site():
     listed = re.findall(r"([\w./-]+\.md)$", text, re.MULTILINE)
     pages = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "examples" not in path.parts]
     assert sorted(listed) == sorted([*pages, "contributing.md"])
+
+
+def test_the_readme_counts_the_families():
+    assert f"[{len(FAMILIES)} decoder families]" in (ROOT / "README.md").read_text(encoding="utf-8")
