@@ -15,6 +15,7 @@ from wide_tables import split_text
 from quantgrid.ground.places import ROOT
 from quantgrid.jobs.integrity import read_verified
 from quantgrid.reporting.claims import findings
+from quantgrid.reporting.data.collection import merge
 from quantgrid.reporting.data.records import read_records
 from quantgrid.reporting.figures import distributions, number_lines, pareto, residual_error
 from quantgrid.reporting.figures.study_figures import plot, save
@@ -56,8 +57,9 @@ RUNS = {
 }
 # with verdicts on the findings and figures of the whole run
 REPORTED = ("runs/studies-run",)
+# with the figure of divergence against bits
+FRONTS = ("runs/default-run", *REPORTED)
 WHOLE = {
-    "pareto": pareto.CAPTION,
     "residual-error": residual_error.CAPTION,
     "number-lines": number_lines.CAPTION,
 }  # figures of a whole run
@@ -82,14 +84,14 @@ def keep_run(name: str, commit: str) -> None:
     results = ROOT / content["results_dir"]
     if (results / "studies").is_dir():
         keep(results, archive(name), content, commit)
-        keep_pictures(results, name.removesuffix("-run"))
+        keep_pictures(results, name.removesuffix("-run"), tuple(WHOLE) if name in REPORTED else ())
 
 
-def keep_pictures(results: Path, run: str) -> None:
-    """Keep the figures of a results folder that need more than its records: the figures of the
-    whole run, losses of trainings, and some of the inputs and weights before rounding, of several
+def keep_pictures(results: Path, run: str, whole: tuple[str, ...]) -> None:
+    """Keep the figures of a results folder that need more than its records: those named in ``whole``,
+    losses of trainings, and some of the inputs and weights before rounding, of several
     models two each."""
-    wanted = {f"{run}-{name}": results / f"{name}.png" for name in (*WHOLE, "learning")}
+    wanted = {f"{run}-{name}": results / f"{name}.png" for name in (*whole, "learning")}
     models = sorted(path for path in (results / "distributions").glob("*") if path.is_dir())
     for folder in models:
         for name in DISTRIBUTIONS if len(models) == 1 else FEW:
@@ -173,6 +175,18 @@ def figure(folder: Path, spec: dict, name: str) -> str:
         return drawn(path.read_bytes(), name)
 
 
+def front(folder: Path, about: dict, name: str) -> str:
+    """Draw divergence against bits of all cells of a run next to its document; return headline, caption and
+    the Markdown that shows it."""
+    records = merge([read_records(folder / "studies" / f"{study}.csv") for study in about["studies"]])
+    formats = yaml.safe_load((ROOT / RUNS[name][1]).read_text()).get("formats", {})
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "figure.png"
+        save(pareto.plot(pareto.points(records, formats)), [path])
+        shown_figure = drawn(path.read_bytes(), f"{name.removesuffix('-run')}-pareto")
+    return "\n".join(["## Divergence and bits", pareto.CAPTION, "", shown_figure])
+
+
 def document(name: str) -> None:
     """Findings, tables and figures of one kept run, study by study, and what they cost; nothing
     where none is kept."""
@@ -200,6 +214,7 @@ def document(name: str) -> None:
             if len(commits) > 1:
                 text += f"\nComputed at commit {about['commits'][study]}.\n"
             parts += [text, compared(folder, spec), figure(folder, spec, f"{run}-{study}")]
+        parts += [front(folder, about, name)] if name in FRONTS else []
         for whole, caption in WHOLE.items() if name in REPORTED else ():
             if picture := shown(f"{run}-{whole}"):
                 parts += [f"## {whole.replace('-', ' ').capitalize()}\n", f"{caption}\n", picture]

@@ -69,6 +69,9 @@ def main() -> None:
         drawn=job.distributions or (),
     )
     context |= answer(collection.read(job.results), joined(job.samples), config, plan, base)
+    explained = {reason["cell"] for reason in context["reasons"]}
+    of_races = [reason for own in raced.values() for race in own for reason in race["reasons"]]
+    context["reasons"] += [reason for reason in of_races if reason["cell"] not in explained]
     context |= {
         "claims": findings.read(job.claims),
         "overview": page_context.overview(job.pareto, job.lines, job.residual_error, base, job.allocations),

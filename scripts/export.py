@@ -23,7 +23,7 @@ from quantgrid.config.cells import Cell
 from quantgrid.config.exports import Export, cell_name, named_cell, require_exportable
 from quantgrid.config.planned_features import planned_verdict
 from quantgrid.exports.targets import TARGETS, target_of
-from quantgrid.ground.errors import ConfigError, unknown_name
+from quantgrid.ground.errors import ConfigError, require_named, unknown_name
 from quantgrid.jobs.job import run
 from quantgrid.plan.pipeline import Plan
 
@@ -133,12 +133,6 @@ def reason(error: OSError) -> str:
         source, _, text = error.args[0][0]
         return f"{Path(source).name}: {text}"
     return error.strerror or str(error)
-
-
-def require_named(key: str, word: str, known: list[str]) -> None:
-    """Raise :class:`ConfigError`, with what there is, if an argument of the command is empty."""
-    if not word:
-        raise ConfigError(f"{key}: none is named; name one, as in {key}={known[0]}; there are {', '.join(known)}")
 
 
 def main() -> None:

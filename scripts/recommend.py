@@ -10,7 +10,7 @@ from quantgrid.config import validation
 from quantgrid.config.deployments import DEPLOYMENTS, deployment
 from quantgrid.config.grid import expand_studies
 from quantgrid.config.paths import results_folder
-from quantgrid.ground.errors import ConfigError
+from quantgrid.ground.errors import ConfigError, require_named
 from quantgrid.jobs.job import run
 from quantgrid.plan.pipeline import Plan
 from quantgrid.reporting.claims.recommendation import candidates, kinds, limit, read_results, recommend, within
@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=10, help="how many recipes to show of each kind")
     asked = parser.parse_args()
     content, advice = validation.read(asked.configfile), f"`make run CONFIG={asked.configfile}` makes them"
+    if known := list(content.get("models") or {}):  # a part of a config may lack them
+        require_named("MODEL", asked.model, known)
     records, items = read_results(results_folder(content), advice)
     cells = candidates(records, content.get("formats") or {}, asked.model, asked.corpus)
     bits = limit(asked.bits, cells)

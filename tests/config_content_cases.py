@@ -115,12 +115,12 @@ CONTENT_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         ["studies.s.table: metric 'accuracy' is not measured in this study; name a task in evaluate.tasks"],
     ),
     "dataset of another metric": (
-        study(evaluate={"tasks": ["cloze"]}, table={"datasets": ["cloze"]}),
+        study(evaluate={"tasks": ["cloze"]}, table={"metrics": ["perplexity"], "datasets": ["cloze"]}),
         ["studies.s.table.datasets: metric 'perplexity' is measured on none of cloze. Accepted: docs"],
     ),
     "figure of two datasets": (
         lambda c: c["evaluate"].update(perplexity=["docs", "other"]),
-        ["studies.s.figure.dataset: metric 'perplexity' is measured on several; name one of docs, other"],
+        ["studies.s.figure.dataset: metric 'kl_divergence' is measured on several; name one of docs, other"],
     ),
     "axis twice in a table": (
         study(table={"rows": ["format"], "columns": ["format"]}),

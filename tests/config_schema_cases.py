@@ -127,6 +127,18 @@ SCHEMA_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         study(mitigations=["lr9"]),
         ["studies.s.mitigations: unknown mitigation 'lr9' - did you mean 'lr8'?"],
     ),
+    "transform among the mitigations": (
+        study(mitigations=["AWQ"]),
+        ["studies.s.mitigations: 'AWQ' is a transform, not a mitigation"],
+    ),
+    "mitigation among the formats": (
+        study(formats=["gptq"]),
+        ["studies.s.formats: 'gptq' is a mitigation, not a format"],
+    ),
+    "capitals on the axis of the name": (
+        study(mitigations=["GPTQ"]),
+        ["studies.s.mitigations: unknown mitigation 'GPTQ' - did you mean 'gptq'?"],
+    ),
     "granularity of a study": (
         study(granularities=["group64"]),
         ["studies.s.granularities: unknown granularity 'group64'. Accepted: tensor, channel, group-N"],
@@ -174,6 +186,14 @@ SCHEMA_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     "method of a mitigation": (
         changed("mitigations", "lr8", method="gptqq"),
         ["mitigations.lr8.method: unknown method 'gptqq' - did you mean 'gptq'?"],
+    ),
+    "method of the other axis": (
+        entry("mitigations", "lr8", {"method": "awq"}),
+        ["mitigations.lr8.method: 'awq' is a method of transforms, not of mitigations"],
+    ),
+    "name of settings as a method": (
+        entry("transforms", "smooth", {"method": "smoothquant"}),
+        ["transforms.smooth.method: 'smoothquant' stands for {method: scaling, alpha: 0.5}"],
     ),
     "preset of a format": (
         changed("formats", "int4-mse", preset="int9"),

@@ -69,26 +69,26 @@ document.querySelectorAll(".filtered, #answer").forEach((block) => {
   });
 });
 const answer = document.querySelector("#answer");
-if (answer) {
-  const model = answer.querySelector("select[data-axis=model]");
-  if (model.options.length > 3) model.selectedIndex = 1; // of many models the first
-  filter(answer);
-}
-// Download of the visible rows of a table as CSV, numbers in full precision where the page has them.
+if (answer) filter(answer); // a page loaded again keeps its choices
+// Download of the visible rows of a table as CSV, numbers in full precision; next to the numbers of recipes what the page shows, with intervals.
 function quoted(text) {
   return /[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
 }
 function csv(table) {
   const heads = Array.from(table.tHead.rows).flatMap((row) => Array.from(row.cells)).filter((cell) => !cell.classList.contains("group"));
   const rows = Array.from(table.tBodies[0].rows).filter((row) => !row.hidden);
-  const lines = rows.map((row) => Array.from(row.cells, (cell) => isFinite(parseFloat(cell.dataset.value)) ? cell.dataset.value : cell.textContent.trim()));
-  return [heads.map((cell) => cell.textContent.trim()), ...lines].map((line) => line.map(quoted).join(",")).join("\n") + "\n";
+  const numeric = (cell) => isFinite(parseFloat(cell.dataset.value)), text = (cell) => cell.textContent.trim();
+  const more = heads.map((_, column) => table.closest("#answer, #cells") && Array.from(table.tBodies[0].rows).some((row) => /\d .*\d/.test(text(row.cells[column])) && numeric(row.cells[column])));
+  const line = (cells, first, second) => Array.from(cells).flatMap((cell, column) => more[column] ? [first(cell), second(cell)] : [first(cell)]);
+  const lines = rows.map((row) => line(row.cells, (cell) => numeric(cell) ? cell.dataset.value : text(cell), text));
+  return [line(heads, text, (cell) => text(cell) + ", as shown"), ...lines].map((cells) => cells.map(quoted).join(",")).join("\n") + "\n";
 }
 document.querySelectorAll("button.csv").forEach((button) => {
   button.addEventListener("click", () => {
     const link = document.createElement("a");
-    link.href = "data:text/csv;charset=utf-8," + encodeURIComponent(csv(button.closest(".filtered").querySelector("table")));
-    link.download = button.dataset.name.replace(/\W+/g, "-") + ".csv";
+    const block = button.closest(".filtered, #answer"), budget = block.querySelector("select[data-axis=budget]");
+    link.href = "data:text/csv;charset=utf-8," + encodeURIComponent(csv(block.querySelector("table")));
+    link.download = (button.dataset.name + (budget ? ", " + budget.selectedOptions[0].textContent : "")).replace(/[^\w.]+/g, "-") + ".csv";
     document.body.append(link);
     link.click();
     link.remove();

@@ -69,8 +69,18 @@ def entry_names(config: Mapping[str, Any], axis: str, given: str, where: str) ->
         return [given]
     known = known_names(config, axis)
     if given not in known:
-        raise ConfigError(f"{where}: {unknown_name(AXES[axis], given, known)}")
+        raise ConfigError(f"{where}: {_of_another_axis(config, axis, given) or unknown_name(AXES[axis], given, known)}")
     return [given]
+
+
+def _of_another_axis(config: Mapping[str, Any], axis: str, given: str) -> str:
+    """Message about a name that another axis accepts and this one does not, in capitals or not; else empty."""
+    owners = [
+        other
+        for other in ("transforms", "mitigations", "formats")
+        if given.lower() in {name.lower() for name in known_names(config, other)}
+    ]
+    return "" if not owners or axis in owners else f"'{given}' is a {AXES[owners[0]]}, not a {AXES[axis]}"
 
 
 def expanded_names(config: Mapping[str, Any], axis: str, given: str) -> list[str]:

@@ -121,6 +121,7 @@ def named_cell(cells: list[Cell], name: str, where: str) -> Cell:
 
 
 def _near(name: str, cells: list[Cell]) -> str:
-    """End of a message: names similar to ``name``, and the number of all."""
-    near = get_close_matches(name, [cell_name(cell) for cell in cells], n=NEAR, cutoff=0.0)
+    """End of a message: names of quantized cells similar to ``name``, and the number of all cells."""
+    names = [cell_name(cell) for cell in cells if cell.quantized]
+    near = get_close_matches(name, names, n=NEAR, cutoff=0.0)
     return f"; similar: {', '.join(near)} (the studies have {len(cells)} cells of this model)" if near else ""

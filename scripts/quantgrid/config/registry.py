@@ -21,10 +21,17 @@ METHODS: dict[str, dict[str, Method]] = {"transforms": TRANSFORMS, "mitigations"
 
 
 def method(axis: str, name: str, where: str = "") -> Method:
-    """Look up the method ``name`` of ``axis`` (``transforms`` or ``mitigations``)."""
-    if name not in METHODS[axis]:
-        raise ConfigError(f"{where or axis}: {unknown_name('method', name, METHODS[axis])}")
-    return METHODS[axis][name]
+    """Look up the method ``name`` of ``axis`` (``transforms`` or ``mitigations``); :class:`ConfigError` tells
+    a method of the other axis and a name that stands for settings from an unknown one."""
+    if name in METHODS[axis]:
+        return METHODS[axis][name]
+    for other in METHODS.keys() - {axis}:
+        if name in METHODS[other]:
+            raise ConfigError(f"{where or axis}: '{name}' is a method of {other}, not of {axis}")
+    if name in PUBLISHED[axis]:
+        settings = ", ".join(f"{key}: {value}" for key, value in PUBLISHED[axis][name].items())
+        raise ConfigError(f"{where or axis}: '{name}' stands for {{{settings}}}; a study names it without an entry")
+    raise ConfigError(f"{where or axis}: {unknown_name('method', name, METHODS[axis])}")
 
 
 # Entries under published names with the settings of their publication, which a config may use without

@@ -24,25 +24,34 @@ MEASURED_BY = {
 _X_AXES = ("mitigation", "transform", "format")
 
 
-def table_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+def table_defaults(given: Mapping[str, Any], asked: Mapping[str, list[str]]) -> dict[str, Any]:
     """Fill in the defaults of a table: transforms by mitigations, unless the study places these
-    axes."""
+    axes; divergence and perplexity, or the accuracy in a study with tasks only."""
     placed = {*given.get("rows", ()), *given.get("columns", ())}
     return {
         "rows": sorted({"transform"} - placed),
         "columns": sorted({"mitigation"} - placed),
-        "metrics": ["perplexity"],
+        "metrics": _of_tasks(asked) or ["kl_divergence", "perplexity"],
         **given,
     }
 
 
-def figure_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the defaults of a figure: perplexity by mitigation, a series per transform, unless
-    the study places these axes."""
+def figure_defaults(given: Mapping[str, Any], asked: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Fill in the defaults of a figure: divergence by mitigation, a series per transform, unless
+    the study places these axes; the accuracy on a linear scale in a study with tasks only."""
     placed = {given.get(key) for key in ("x", "hue", "facet")}
     x = given.get("x") or next(axis for axis in _X_AXES if axis not in placed)
     hue = {} if "transform" in {x, *placed} else {"hue": "transform"}
-    return {"kind": "dots", "x": x, **hue, "metric": "perplexity", "scale": "log", **given}
+    accuracy = _of_tasks(asked)
+    metric, scale = (accuracy[0], "linear") if accuracy else ("kl_divergence", "log")
+    return {"kind": "dots", "x": x, **hue, "metric": metric, "scale": scale, **given}
+
+
+def _of_tasks(asked: Mapping[str, list[str]]) -> list[str]:
+    """Metric of a study with tasks only; empty for another."""
+    if asked["perplexity"] or not asked["tasks"]:
+        return []
+    return ["accuracy" if len(asked["tasks"]) == 1 else "mean_accuracy"]
 
 
 def compare_defaults(given: Mapping[str, Any], asked: Mapping[str, list[str]]) -> dict[str, Any]:

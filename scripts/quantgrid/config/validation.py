@@ -81,10 +81,11 @@ def _with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
             config["tasks"] |= needed
     config["calibrations"] = {name: {**CALIBRATION_DEFAULTS, **entry} for name, entry in config["calibrations"].items()}
     for name, study in config["studies"].items():
-        study["table"] = study_defaults.table_defaults(study.get("table", {}))
-        study["figure"] = study_defaults.figure_defaults(study.get("figure", {}))
+        asked = grid.asked(config, study)
+        study["table"] = study_defaults.table_defaults(study.get("table", {}), asked)
+        study["figure"] = study_defaults.figure_defaults(study.get("figure", {}), asked)
         if "compare" in study:
-            study["compare"] = study_defaults.compare_defaults(study["compare"], grid.asked(config, study))
+            study["compare"] = study_defaults.compare_defaults(study["compare"], asked)
         if "race" in study:
             study["race"] = race_defaults(study["race"])
         study.setdefault("title", name.replace("_", " "))

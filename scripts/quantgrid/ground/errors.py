@@ -53,6 +53,12 @@ def name_hint(written: str, names: list[str]) -> str:
     return f" - did you mean '{by_lower_case[close[0]]}'?" if close else "."
 
 
+def require_named(key: str, word: str, known: list[str]) -> None:
+    """Raise :class:`ConfigError`, with what there is, if the argument ``key`` of a command is empty."""
+    if not word:
+        raise ConfigError(f"{key}: none is named; name one, as in {key}={known[0]}; there are {', '.join(known)}")
+
+
 def shown(value: object) -> str:
     """``value`` for a message: one line of at most :data:`LONGEST` characters."""
     try:

@@ -8,7 +8,7 @@ the number of jobs that have computed at a time.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ METHOD_OF = {
     "screen_cell": "mitigation",
     "fit_transform": "transform",
 }
+RECENT = 20  # finished jobs whose mean seconds stand for a job that was not planned
 JobKey = tuple[str, frozenset]  # rule and wildcards
 Group = tuple[str, ...]  # rule, model, method: jobs whose predictions are wrong by about one factor
 _PREDICTED: dict[JobKey, float] = {}
@@ -86,14 +87,15 @@ class Mass:
 @dataclass
 class Tally:
     """Counts of a run. ``planned`` maps a rule to its number of jobs, ``seconds`` each job to its
-    predicted seconds; without predictions all jobs count alike. ``broken`` are the cells with a
-    failure as a result."""
+    predicted seconds; without predictions all jobs count alike. ``total`` is the number of jobs known so
+    far, which a race raises with each look. ``broken`` are the cells with a failure as a result."""
 
     planned: Mapping[str, int]
     seconds: Mapping[JobKey, float] = field(default_factory=dict)
     active: dict[int, Job] = field(default_factory=dict)
     finished: Counter = field(default_factory=Counter)
     broken: set = field(default_factory=set)
+    total: int = 0
 
     def __post_init__(self) -> None:
         self._left: dict[Group, Mass] = {}  # predicted seconds ahead; `measured` counts the jobs
@@ -104,6 +106,7 @@ class Tally:
         self._whole = len(self._cells)
         self._busy: list[tuple[float, float]] = []  # (moment, seconds computed by all jobs until then)
         self._computed = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT)  # seconds of the jobs finished last
         counted = Counter(rule for rule, _ in self.seconds)
         jobs = [(group_of(rule, dict(wildcards)), seconds) for (rule, wildcards), seconds in self.seconds.items()]
         jobs += [((rule, "", ""), 1.0) for rule, count in self.planned.items() for _ in range(count - counted[rule])]
@@ -131,6 +134,7 @@ class Tally:
         begun = ended.submitted if ended.begun is None else ended.begun
         ended.seconds = now - begun if seconds is None else seconds
         self._computed += ended.seconds
+        self._recent.append(ended.seconds)
         self.finished[ended.rule] += 1
         self._learn(ended)
         if ended.cell in self._cells:
@@ -175,19 +179,29 @@ class Tally:
             return (busy - before) / (now - moment)
         return busy / (now - first) if now > first else 1.0
 
+    @property
+    def steps(self) -> int:
+        """Number of jobs of the run."""
+        return max(self.total, sum(self.planned.values()))
+
     def seconds_left(self, now: float) -> float | None:
-        """Estimate the time left; None before any job has finished."""
+        """Estimate the time left; None before any job has finished. A job that was not planned at the start
+        counts like those finished last."""
         if not self.finished:
             return None
         self._note(now)
         groups = {group: left for group, left in self._left.items() if left.measured > 0}
         work = sum(max(0.0, left.predicted) * self._factor(group) for group, left in groups.items())
+        ahead = sum(left.measured for left in groups.values())
+        added, usual = max(0.0, self.steps - sum(self.finished.values()) - ahead), sum(self._recent) / len(self._recent)
+        work, ahead = work + added * usual, ahead + added
         for job in self.active.values():
             group = group_of(job.rule, job.wildcards)
             if job.begun is not None and group in groups:
                 guess = self.seconds.get(key_of(job.rule, job.wildcards), 1.0) * self._factor(group)
                 work -= min(now - job.begun, guess)
-        ahead = sum(left.measured for left in groups.values())
+            elif job.begun is not None and added:
+                work -= min(now - job.begun, usual)
         return max(0.0, work) / max(1e-9, min(self.width(), ahead)) if ahead else 0.0
 
     def counts(self) -> tuple[int, int]:
@@ -198,7 +212,7 @@ class Tally:
     def __str__(self) -> str:
         """Format as ``57/349 steps, 21/158 cells (2 failed)``; cells only if predicted jobs are of
         any. A cell is done when all its jobs of this run are."""
-        steps = f"{sum(self.finished.values())}/{sum(self.planned.values())} steps"
+        steps = f"{sum(self.finished.values())}/{self.steps} steps"
         done = sum(count <= 0 for count in self._cells.values())
         failed = f" ({len(self.broken)} failed)" if self.broken else ""
         return f"{steps}, {done}/{self._whole} cells{failed}" if self._whole else f"{steps}{failed}"

@@ -21,6 +21,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h")
 INK, MUTED, GRID, EMPTY = "#222222", "#666666", "#DDDDDD", "#EAEAEA"
 HEATMAP = "Blues"
 WIDTH, HEIGHT, DPI = 7.0, 3.6, 200
+TALLEST = 1.45  # largest height of a figure of many rows, as a multiple of its width
 CONFIDENCE = 1.96  # standard errors on each side of a 95 % interval
 
 STYLE = {
@@ -162,6 +163,12 @@ def recipe_label(axes: Mapping[str, str], formats: Mapping[str, Any]) -> str:
     label, granularity = format_label(axes["format"], bits.label), bits.granularity or axes["granularity"]
     named = label.endswith(f" g{granularity.removeprefix('group-')}")
     return " ".join([label, *([] if named or granularity == "-" else [granularity]), " + ".join(method)])
+
+
+def row_height(wanted: float, least: float, rows: int, width: float) -> float:
+    """Height of one of ``rows`` rows of panels, inches: ``wanted``, or less where the figure would be taller
+    than ``TALLEST`` times its width, but no less than ``least``."""
+    return min(wanted, max(least, TALLEST * width / max(1, rows)))
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -216,15 +216,24 @@ def test_defaults_are_filled_in_and_the_content_stays_as_it_was():
     assert checked["studies"]["s"]["table"] == {
         "rows": ["transform"],
         "columns": ["mitigation"],
-        "metrics": ["perplexity"],
+        "metrics": ["kl_divergence", "perplexity"],
     }
     assert checked["studies"]["s"]["figure"] == {
         "kind": "dots",
         "x": "mitigation",
         "hue": "transform",
-        "metric": "perplexity",
+        "metric": "kl_divergence",
         "scale": "log",
     }
+
+
+@pytest.mark.parametrize(("tasks", "metric"), [(["one"], "accuracy"), (["one", "two"], "mean_accuracy")])
+def test_a_study_with_tasks_only_shows_their_accuracy(tasks, metric):
+    known = {name: {"source": "builtin", "kind": "cloze", "items": 8} for name in tasks}
+    study = {**valid()["studies"]["s"], "evaluate": {"perplexity": [], "tasks": tasks}}
+    found = validation.check(valid(tasks=known, studies={"s": study}))["studies"]["s"]
+    assert found["table"]["metrics"] == [metric]
+    assert (found["figure"]["metric"], found["figure"]["scale"]) == (metric, "linear")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def test_a_damaged_file_ends_the_making_of_documents(results: Path, place: str):
     assert not list((results.parent / "docs").rglob("*.md"))
 
 
-def test_a_page_is_made_of_what_is_kept_alone(results: Path):
+def test_a_page_is_made_of_what_is_kept_alone(results: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_pages, "FRONTS", ("runs/some-run",))
     run_pages.keep_run("runs/some-run", "abc1234")
     archive = results.parent / "docs" / "runs" / "some.zip"
     content = archive.read_bytes()
@@ -91,6 +92,7 @@ def test_a_page_is_made_of_what_is_kept_alone(results: Path):
     assert "computed at commit abc1234" in page and "| no transform | 9.500 | **8.750** |" in page
     assert "![some-methods](some-methods.webp)" in page and "![some-learning](some-learning.webp)" in page
     assert "| quantize_model | 1 | 3 | 2 | 3 | 100 |" in page
+    assert page.count("![some-pareto](some-pareto.webp)") == 1 and (archive.parent / "some-pareto.webp").is_file()
     readme = results.parent / "README.md"
     readme.write_text("<!-- table: methods -->\ncomputed at commit 123\n")
     update.front_page(readme)

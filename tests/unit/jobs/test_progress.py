@@ -123,6 +123,23 @@ def test_a_failed_job_is_not_counted_and_an_unknown_one_is_no_error():
     assert tally.end(7, 5.0) is None and tally.seconds_left(5.0) is None
 
 
+def test_jobs_that_a_race_adds_count_and_take_as_long_as_the_last_ones():
+    """Two jobs were planned; the decision behind them adds ten evaluations."""
+    jobs = [("screen_cell", quantize(number), 30.0) for number in range(2)]
+    tally = tally_of(jobs)
+    for number in range(2):
+        take(tally, number, jobs[number][:2], 12.0 * number, 12.0 * number + 12)
+    assert str(tally).startswith("2/2 steps") and tally.seconds_left(24.0) == 0
+    tally.total = 12
+    assert tally.seconds_left(24.0) == pytest.approx(120, rel=0.05)
+    for number in range(2, 7):
+        take(tally, number, ("evaluate_perplexity", evaluate(number)), 12.0 * number, 12.0 * number + 12)
+    assert str(tally).startswith("7/12 steps") and tally.seconds_left(84.0) == pytest.approx(60, rel=0.05)
+    tally.submit(7, "evaluate_perplexity", evaluate(7), 84.0)
+    tally.begin(7, 84.0)
+    assert tally.seconds_left(90.0) == pytest.approx(54, rel=0.05)
+
+
 def test_without_predictions_all_jobs_count_alike_and_no_cells():
     """As with --no-hooks."""
     tally = Tally({"plot_study": 4})
@@ -194,6 +211,7 @@ def test_a_line_for_each_finished_step_and_once_a_minute_what_runs(handler: LogH
     handler.emit(record(None, 1000.0, "Select jobs to execute..."))
     handler.emit(record(None, 1000.0, "a warning"))
     handler.emit(record(LogEvent.JOB_FINISHED, 1012.0, job_id=1))
+    handler.emit(record(LogEvent.PROGRESS, 1012.0, done=1, total=5))  # a decision has added two jobs
     handler.emit(record(LogEvent.JOB_FINISHED, 1024.0, job_id=2))
     said = capsys.readouterr()
     assert said.out == ""
@@ -205,7 +223,7 @@ def test_a_line_for_each_finished_step_and_once_a_minute_what_runs(handler: LogH
         == "          running: quantize_model m none m2 channel int4 (12 s), quantize_model m none m3 channel int4 "
         "(12 s)"
     )
-    assert "2/3 steps" in lines[4]
+    assert "2/5 steps" in lines[4]
 
 
 def test_a_job_of_another_machine_waits_until_its_log_begins(

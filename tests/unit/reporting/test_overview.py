@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from overview_cases import results
 from quantgrid.quantizer import fake_quantize
@@ -80,6 +82,45 @@ def test_a_panel_per_model_and_kind_has_labels_that_touch_nothing():
         assert not any(box.overlaps(dot) for box in boxes for dot in placement.dots(ax))
         assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 + 1 for box in boxes)
     assert not any("$" in text.get_text() for ax in figure.axes for text in [*ax.texts, *ax.get_xticklabels()])
+
+
+def test_lines_to_labels_do_not_cross():
+    """Of marks side by side, whose lines cross in the order of heights: labels change places."""
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    marks = pd.DataFrame({"x": [0.0, 1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5, 0.5], "text": list("abcd")})
+    ax.plot(marks.x, marks.y, "o")
+    ax.set_xlim(-1, 9)
+    figure.draw_without_rendering()
+    found = placement.label_points(ax, marks, "x", "y", "text")
+    figure.draw_without_rendering()
+    boxes = {label.get_text(): placement.text_box(label) for label in found}
+    middles = {text: (box.y0 + box.y1) / 2 for text, box in boxes.items()}
+    marked = {row.text: tuple(ax.transData.transform((row.x, row.y))) for row in marks.itertuples()}
+    lines = [(marked[text], (boxes[text].x0, middles[text])) for text in boxes]
+    assert sorted(middles, key=middles.get, reverse=True) != list("dcba")
+    assert not any(placement.crossing(*pair) for pair in combinations(lines, 2))
+
+
+@pytest.mark.parametrize("wanted", [[5.0, 5.0, 5.0], [9.5, 9.0, 0.5], [0.0, 0.0], [10.0], []])
+def test_boxes_are_spread_out_within_their_limits(wanted):
+    heights = [2.0, 1.0, 3.0][: len(wanted)]
+    places = placement.spread_out(wanted, heights, (0.0, 10.0))
+    edges = [(place + tall / 2, place - tall / 2) for place, tall in zip(places, heights, strict=True)]
+    assert all(high <= 10 + 1e-9 and low >= -1e-9 for high, low in edges)
+    assert all(above[1] >= below[0] - 1e-9 for above, below in pairwise(edges))
+
+
+def test_a_long_label_ends_within_its_panel():
+    records = results()[0].replace({"transform": {"turn": "A-NAME-OF-CAPITALS-WITHOUT-END-AND-MORE WWWWWWWWWWWWWWWW"}})
+    figure = pareto.plot(pareto.points(records, {}))
+    for ax, panel in zip(figure.axes, labels(figure)):
+        assert panel and all(placement.text_box(text).x1 <= ax.bbox.x1 + 1 for text in panel)
+
+
+def test_boxes_that_do_not_touch_stay():
+    assert placement.spread_out([8.0, 5.0, 2.0], [2.0, 2.0, 2.0], (0.0, 10.0)) == pytest.approx([8.0, 5.0, 2.0])
 
 
 def test_a_crowded_front_labels_what_fits():

@@ -24,15 +24,16 @@ const choose = (query, value) => { const list = document.querySelector(query); l
 const texts = (rows, column) => rows.map((row) => row.cells[column].textContent);
 seen.first = shown("#answer tbody tr").map((row) => [row.dataset.model, row.cells[1].textContent, row.cells[2].textContent]);
 seen.figures = shown("#answer figure").length; seen.reasons = shown("#answer li").length;
+choose("#answer select[data-axis=model]", "one");
+seen.chosen = [shown("#answer tbody tr").length, shown("#answer figure").length, shown("#answer li").length];
 choose("#answer select[data-axis=budget]", "inf");
 seen.unlimited = texts(shown("#answer tbody tr"), 2);
-choose("#answer select[data-axis=model]", "");
-seen.models = new Set(shown("#answer tbody tr").map((row) => row.dataset.model)).size;
+HTMLAnchorElement.prototype.click = function () { seen.file = [this.download, this.href]; };
+document.querySelector("#answer button.csv").click(); seen.answer = seen.file;
 choose("#cells select[data-axis=model]", "one"); choose("#cells select[data-axis=format]", "w4a16_g64");
 seen.weights = texts(shown("#cells tbody tr"), 1); seen.counted = document.querySelector("#cells output").textContent;
 all("#cells thead button")[4].click();
 seen.sorted = texts(shown("#cells tbody tr"), 1);
-HTMLAnchorElement.prototype.click = function () { seen.file = [this.download, this.href]; };
 document.querySelector("#cells button.csv").click();
 choose("#cells select[data-axis=format]", ""); choose("#cells select[data-axis=transform]", "turn");
 seen.turned = texts(shown("#cells tbody tr"), 1);
@@ -71,20 +72,32 @@ def page() -> str:
     return report.build([], {**context, "budget": "5"})
 
 
+def download(file: list[str]) -> tuple[str, list[list[str]]]:
+    """Name and lines of a CSV file that the page offered."""
+    name, address = file
+    return name, list(csv.reader(io.StringIO(urllib.parse.unquote(address.partition(",")[2]))))
+
+
 @pytest.mark.parametrize("width", [400, 1400])
 def test_the_first_screen_and_the_cells(page, tmp_path, width):
     seen = driven(tmp_path / "r.html", page, DRIVER, width)
-    assert [line[0] for line in seen["first"]] == ["one"] * 4 and seen["figures"] == 2 and seen["reasons"] == 2
+    assert [line[0] for line in seen["first"]] == ["one"] * 4 + ["two"] * 4 + ["three"] * 4
+    assert seen["figures"] == seen["reasons"] == 6 and seen["chosen"] == [4, 2, 2]
     assert seen["first"][0][1:] == ["weights only, no online operations", "W4A16 g64 GPTQ"]
-    assert seen["unlimited"][2] == "W8A8 INT8 group-16 GPTQ" and seen["models"] == 3
+    assert seen["unlimited"] == ["W4A16 g64 GPTQ", "W4A16 g64 turn + GPTQ", "W8A8 INT8 group-16 GPTQ"]
+    name, (heads, *lines) = download(seen["answer"])
+    assert name == "recommended-recipes-no-limit.csv" and len(lines) == 3
+    assert heads[:3] == ["model", "deployment", "recipe"]
+    at = heads.index("divergence, nats/token")
+    assert heads[at + 1] == "divergence, nats/token, as shown" and float(lines[0][at]) == pytest.approx(0.03)
+    assert lines[0][at + 1].startswith("0.0300 (0.0")
     weights = ["full precision", "W4A16 g64 turn + GPTQ", "W4A16 g64 GPTQ", "W4A16 g64 RTN"]
     assert sorted(seen["weights"]) == sorted(weights) and seen["counted"] == "3 of 27 rows"
     assert seen["sorted"] == weights
-    name, address = seen["file"]
-    lines = list(csv.reader(io.StringIO(urllib.parse.unquote(address.partition(",")[2]))))
+    name, lines = download(seen["file"])
     assert name == "cells.csv" and len(lines) == 5 and lines[0][:2] == ["model", "recipe"]
     assert lines[2][1] == weights[1] and float(lines[2][4]) == pytest.approx(0.02)
     assert len(seen["turned"]) == 4 and all("turn" in recipe for recipe in seen["turned"][1:])
     opened, title, rows, link = seen["card"]
     assert opened and title.endswith("</script>") and rows == 5 and link == "logs/a%20b.log" and seen["closed"]
-    assert seen["width"] <= max(width, 500) and not seen["wide"] and seen["narrow"]
+    assert seen["width"] == width and not seen["wide"] and seen["narrow"]

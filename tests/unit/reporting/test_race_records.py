@@ -12,7 +12,9 @@ from quantgrid.evaluation.races import Conditions, cut, race
 from quantgrid.plan.race_steps import Race
 from quantgrid.plan.shards import Shard
 from quantgrid.reporting.data import collection, races, records
+from quantgrid.reporting.data.evaluation_rows import cell_key
 from quantgrid.reporting.figures import races as race_figures
+from quantgrid.reporting.page.cell_cards import cell_lines
 from quantgrid.reporting.page.race_sections import race_section
 
 CELLS = [Cell("m", "none", name, "channel", "int4") for name in ("rtn", "gptq", "low_rank", "broken")]
@@ -102,11 +104,29 @@ def test_rows_of_a_race_have_a_protocol_of_their_own_and_no_place_in_tables(race
     assert set(kept.mitigation) == {"gptq", "broken"} and set(kept.metric) == {"perplexity", ""}
 
 
+def test_a_cell_that_left_is_listed_with_its_divergence_in_the_race(raced):
+    made, decision = raced
+    evaluations = {cell: {f"race.{made.corpus}": found} for cell, found in races.contents(made, decision).items()}
+    lines = {line["mitigation"]: line for line in cell_lines(records.tidy(collection.records(evaluations)), {})}
+    text, value = lines["low_rank"]["divergence"]
+    assert text.endswith("), on 8 windows of a race") and value == pytest.approx(0.32625)
+    assert lines["broken"]["divergence"][0] == "–" and lines["low_rank"]["perplexity"][0] == "–"
+    assert (lines["low_rank"]["dataset"], lines["broken"]["status"]) == ("race-text", "failed")
+
+
 def test_the_page_shows_the_course_and_all_candidates(raced):
     made, decision = raced
     found = race_section(made, decision, {})
     assert found["image"].startswith("data:image/svg") and len(found["rows"]) == 4
     assert all(len(row) == len(found["columns"]) for row in found["rows"])
     assert "The cheapest to run of these is W4A4 INT4 channel RTN" in found["summary"].replace("no transform + ", "")
+    assert found["rows"][2][-1][0].startswith("worse than W4A4 INT4 channel GPTQ on 8 windows (p = ")
+    (best,) = [reason for reason in found["reasons"] if reason["cell"] == cell_key(CELLS[1])]
+    words = "W4A4 INT4 channel GPTQ, change of divergence in nats/token on the windows of the race that both have: "
+    assert best["text"].startswith(f"{words}GPTQ instead of RTN −0.00") and best["model"] == "m"
+    broken = {**decision, "failed": {**decision["failed"], CELLS[0].path: "it broke later"}}
+    assert "RTN" not in str(race_section(made, broken, {})["reasons"])
+    by_loss = Race(**{**vars(made), "settings": {**made.settings, "metric": "negative_log_likelihood"}})
+    assert race_section(by_loss, decision, {})["reasons"] == []
     course = race_figures.course(made, decision)
     assert list(course[course.cell == CELLS[2].path].windows) == [8]

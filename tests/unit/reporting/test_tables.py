@@ -287,3 +287,31 @@ def test_p_values_are_those_of_scipys_t_distribution_bit_for_bit(count):
         for sign in (1, -1):
             entry = study_tables.Entry("m", False, difference=sign * ratio, difference_stderr=1.0, count=count)
             assert study_tables.p_value(entry) == 2 * stats.t.sf(ratio, count - 1)
+
+
+SEEDS = [
+    record("b", 8.0, 0.2, **BASELINE),
+    record("1", 9.0, 0.5, transform="turn-s1", best=(0.0, None)),
+    record("2", 9.4, 0.5, transform="turn-s2", best=(0.4, 0.01)),
+    record("3", 9.8, 0.5, transform="turn-s3", best=(0.8, 0.01)),
+    record("4", 9.2, 0.5, transform="turn", best=(0.2, 0.01)),
+    record("5", transform="turn-s4", reason="it broke"),
+]
+
+
+def test_seeds_of_an_entry_share_a_row_with_their_mean_and_standard_deviation():
+    named = {**spec(columns=(), seeds="merged"), "transforms": ["turn"]}
+    table = study_tables.build(pd.DataFrame(SEEDS), named)
+    assert table.row_labels() == [["full precision"], ["turn, 3 seeds"], ["turn"], ["turn-s4"]]
+    values, errors = table.values.iloc[:, 0].tolist(), table.stderrs.iloc[:, 0].tolist()
+    assert values[1:3] == pytest.approx([9.4, 9.2]) and errors[1:3] == pytest.approx([0.4, 0.5])
+    assert table.note.endswith("over the seeds.") and table.display.iloc[3, 0] == "failed"
+    assert table.marks.iloc[:, 0].tolist()[1:3] == ["tied", "best"]
+    apart = study_tables.build(pd.DataFrame(SEEDS), {**named, "table": {**named["table"], "seeds": "separate"}})
+    assert len(apart.row_labels()) == 6 and apart.note == study_tables.NOTE
+
+
+def test_a_name_that_ends_like_a_seed_is_an_entry_where_the_study_names_it():
+    own = {**spec(columns=(), seeds="merged"), "transforms": ["none"], "also": [{"transforms": "turn-s1"}]}
+    own["also"].append({"transforms": ["turn-s2", "turn-s3", "turn-s4", "turn"]})
+    assert len(study_tables.build(pd.DataFrame(SEEDS), own).row_labels()) == 6

@@ -20,7 +20,6 @@ from quantgrid.jobs.progress import FAILED_RESULT, Tally, duration, predicted
 SAID_OTHERWISE = (
     LogEvent.JOB_STARTED,
     LogEvent.SHELLCMD,
-    LogEvent.PROGRESS,
     LogEvent.GROUP_INFO,
     LogEvent.GROUP_ERROR,
     LogEvent.RESOURCES_INFO,
@@ -99,6 +98,8 @@ class LogHandler(LogHandlerBase):
             self.say(self.format(record))
         elif event == LogEvent.JOB_INFO:
             self.submitted(record, now)
+        elif event == LogEvent.PROGRESS:
+            self.tally.total = record.total
         elif event == LogEvent.JOB_FINISHED:
             self.finished(record.job_id, now)
         elif event == LogEvent.JOB_ERROR:

@@ -29,8 +29,9 @@ def headlines(records: pd.DataFrame, items: pd.DataFrame, formats: Mapping[str, 
     ``recipe``, and for readers ``bits``, ``divergence``, ``perplexity``, ``accuracy`` and ``cheaper``, each as
     (text, sort value).
 
-    Budgets are those of ``BUDGETS`` from the first that any recipe of the run meets. ``records`` are
-    those of results.csv, ``items`` the per-window values.
+    Budgets are those of ``BUDGETS`` from the first that any recipe of the run meets. A kind that allows
+    online operations has no line where the best recipe needs none. ``records`` are those of results.csv,
+    ``items`` the per-window values.
     """
     marks, items = points(records, formats), items[items.metric == DIVERGENCE]
     quantized, found = marks[~marks.baseline], []
@@ -42,7 +43,16 @@ def headlines(records: pd.DataFrame, items: pd.DataFrame, formats: Mapping[str, 
             for budget in budgets(quantized)
             if len(within(cells, kind, budget))
         ]
-    return found
+    kept: dict[tuple[str, ...], dict[str, Any]] = {}
+    for line in found:
+        kept.setdefault(_shown_once(line), line)
+    return list(kept.values())
+
+
+def _shown_once(line: Mapping[str, Any]) -> tuple[str, ...]:
+    """Key of a line, equal for the two kinds of deployment that recommend one cell within one budget; the
+    first stays."""
+    return line["dataset"], line["cell"], line["kind"].partition("+")[0], line["budget"]
 
 
 def budgets(quantized: pd.DataFrame) -> list[float]:

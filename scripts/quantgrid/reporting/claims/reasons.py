@@ -23,11 +23,15 @@ PLAIN = {"transform": "none", "mitigation": "rtn"}
 @dataclass(frozen=True)
 class Measured:
     """Cells on one corpus: their axes (index: cell), the divergence of every window by cell, and the
-    format entries of the config."""
+    format entries of the config; ``where`` names the windows to readers, empty for those of the study.
+
+    Of cells with fewer windows, as those that leave a race, the first windows count.
+    """
 
     cells: pd.DataFrame
     values: Mapping[str, np.ndarray]
     formats: Mapping[str, Any]
+    where: str = ""
 
 
 def reasons(
@@ -61,13 +65,15 @@ def sentence(cell: str, measured: Measured) -> str:
         other = counterpart(cell, axis, measured)
         if other is not None:
             values = measured.values[cell], measured.values[other]
+            shared = min(map(len, values))
+            values = values[0][:shared], values[1][:shared]
             effect, low, high, _ = estimate([values[0] - values[1]])
             numbers = f"{signed(effect)} ({signed(low)} to {signed(high)})"
             share = f"{abs(effect) / values[1].mean():.0%} {'less' if effect < 0 else 'more'}"
             names = f"{value_label(axis, own[axis])} instead of {value_label(axis, measured.cells.loc[other, axis])}"
             bought.append((effect, f"{names} {numbers}, {share}"))
     changes = "; ".join(text for _, text in sorted(bought))
-    return changes and f"{label}, change of divergence in nats/token: {changes}."
+    return changes and f"{label}, change of divergence in nats/token{measured.where}: {changes}."
 
 
 def counterpart(cell: str, axis: str, measured: Measured) -> str | None:

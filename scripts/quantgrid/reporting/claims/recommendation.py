@@ -13,7 +13,7 @@ from scipy.special import stdtr, stdtrit
 
 from ...config.cells import AXES, MIXED
 from ...config.deployments import Deployment, present
-from ...ground.errors import ConfigError, unknown_name
+from ...ground.errors import ConfigError, require_named, unknown_name
 from ...jobs.integrity import verify
 from ..data.allocations import BETTER, confirmed
 from ..data.collection import read
@@ -67,11 +67,7 @@ def candidates(records: pd.DataFrame, formats: Mapping[str, Any], model: str, da
 
     :class:`ConfigError` for a model or corpus that is unknown, or not named where there are several.
     """
-    models = ", ".join(dict.fromkeys(records.model))
-    if not model:
-        raise ConfigError(
-            f"MODEL: no model is named; name one, as in MODEL={records.model.iloc[0]}; there are {models}"
-        )
+    require_named("MODEL", model, list(dict.fromkeys(records.model)))
     if model not in set(records.model):
         raise ConfigError(f"MODEL: {unknown_name('model', model, set(records.model))}")
     own = points(records[records.model == model], formats)

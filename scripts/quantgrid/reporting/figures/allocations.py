@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ...config.cells import MIXED
 from ...ground.storage import read_json
 from ..data.records import AXES
-from ..style import CONFIDENCE, HEIGHT, INK, PALETTE, WIDTH, value_label
+from ..style import CONFIDENCE, HEIGHT, INK, PALETTE, WIDTH, row_height, value_label
 from .panels import scale_ticks
 from .pareto import BITS
 from .scene import clip
@@ -92,7 +92,8 @@ def plot(marks: pd.DataFrame) -> Figure:
     panels = [(key, part) for key, part in marks.groupby(["model", "transform", "mitigation", "dataset"], sort=False)]
     width, height = min(2, max(1, len(panels))), max(1, -(-len(panels) // 2))
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 0.75 * HEIGHT * height + 0.4), layout="constrained")
+        tall = row_height(0.75 * HEIGHT, 0.5 * HEIGHT, height, WIDTH)
+        figure = Figure(figsize=(WIDTH, tall * height + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(height, width, squeeze=False)
         for ax in axes.flat[len(panels) :]:

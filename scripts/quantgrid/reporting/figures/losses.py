@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...ground.errors import ConfigError
-from ..style import GRID, HEIGHT, PALETTE, WIDTH
+from ..style import GRID, HEIGHT, PALETTE, WIDTH, row_height
 from .panels import scale_ticks
 from .scene import clip
 from .study_figures import SETTINGS
@@ -44,7 +44,8 @@ def plot(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
     models = {label.partition(", ")[0] for label in labels}
     height = -(-len(labels) // width)
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, HEIGHT * 0.65 * height), layout="constrained")
+        tall = row_height(0.65 * HEIGHT, 0.4 * HEIGHT, height, WIDTH)
+        figure = Figure(figsize=(WIDTH, tall * height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(height, width, squeeze=False).flat)
         for position, (ax, label) in enumerate(zip(axes, labels)):

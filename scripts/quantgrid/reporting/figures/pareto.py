@@ -19,12 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from ...config.deployments import ROUNDED, bits
 from ..data.records import AXES, check_one_protocol, is_baseline
 from ..data.starts import WORDS, kept
-from ..style import CONFIDENCE, GRID, INK, PALETTE, recipe_label
+from ..style import CONFIDENCE, GRID, INK, PALETTE, recipe_label, row_height
 from .panels import scale_ticks
 from .placement import label_points
 from .study_figures import SETTINGS
@@ -37,9 +37,9 @@ COSTS = {
 }
 NEAR = 2  # decimals of bits: smaller differences make no recipe cheaper
 SHOWN = 100.0  # multiple of the least divergence of a panel: cells above it are counted, not drawn
-LABELLED = 5  # labelled recipes of a front; the table of recommendations lists all
-PANEL = (3.7, 2.9)  # inches
-ROOM, LEAST = 1.6, 0.5  # of the range of bits, so that labels right of the last mark fit; its least, in bits
+LABELLED = 4  # labelled recipes of a front; the table of recommendations lists all
+PANEL = (4.0, 2.9)  # inches
+ROOM, LEAST = 2.5, 0.5  # of the range of bits, so that labels right of the last mark fit; its least, in bits
 # without online operations, with: colour and marker
 LOOKS = {False: (PALETTE[0], "o"), True: (PALETTE[1], "D")}
 CAPTION = (
@@ -103,7 +103,8 @@ def plot(marks: pd.DataFrame, only: str = "", columns: int = 2) -> Figure:
     panels = [part for key, part in grouped(marks) if only in ("", key[2])]
     rows, columns = max(1, -(-len(panels) // columns)), min(columns, max(1, len(panels)))
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.45), layout="constrained")
+        tall = row_height(PANEL[1], 0.75 * PANEL[1], rows, PANEL[0] * columns)
+        figure = Figure(figsize=(PANEL[0] * columns, tall * rows + 0.45), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False)
         for number, ax in enumerate(grid.flat):
@@ -134,10 +135,10 @@ def quantized(marks: pd.DataFrame) -> pd.DataFrame:
 
 
 def named(part: pd.DataFrame) -> pd.DataFrame:
-    """Select the recipes of one panel to label, those with the most bits first, which have the least room:
-    those on a front, at most ``LABELLED`` of each, spread over its bits."""
+    """Select the recipes of one panel to label: those on a front, at most ``LABELLED`` of each, spread over
+    its bits."""
     chosen = [spread(part[part[front]], LABELLED) for front in ("front_online", "front")]
-    return pd.concat(chosen).drop_duplicates("cell").sort_values("bits", ascending=False, kind="stable")
+    return pd.concat(chosen).drop_duplicates("cell")
 
 
 def spread(part: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -170,7 +171,9 @@ def draw(ax: Axes, part: pd.DataFrame, limits: tuple[tuple[float, float], tuple[
     ax.set_xlim(limits[0])
     ax.set_ylim(limits[1])
     scale_ticks(ax, True, *limits[1])
-    ax.xaxis.set_major_locator(FixedLocator(ticks(*limits[0])))
+    places = ticks(part.bits)
+    ax.xaxis.set_major_locator(FixedLocator(places))
+    ax.xaxis.set_major_formatter(FixedFormatter([f"{place:.4g}" for place in places]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(color=GRID)
     for online, own in part.groupby("online"):
@@ -192,8 +195,12 @@ def draw(ax: Axes, part: pd.DataFrame, limits: tuple[tuple[float, float], tuple[
         ax.set_ylabel(f"KL divergence, nats/token\n({part.dataset.iloc[0]})")
 
 
-def ticks(low: float, high: float) -> Sequence[float]:
-    return [tick for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= tick <= high]
+def ticks(bits: pd.Series) -> Sequence[float]:
+    """Round values between the least and the largest bits of a panel, or the least where there is none."""
+    low, high = bits.min(), bits.max()
+    found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if high - low > LEAST / 10 else []
+    beside = (high - low) / 20
+    return [tick for tick in found if low - beside <= tick <= high + beside] or [low]
 
 
 def legend(marks: pd.DataFrame) -> list[Line2D]:

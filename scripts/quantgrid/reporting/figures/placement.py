@@ -1,14 +1,14 @@
-"""Placement of direct labels: each next to its mark, clear of other labels and marks, inside the axes;
-joined by a thin line where it had to move away, and these lines cross as little as possible."""
+"""Placement of direct labels: a column right of the marks, in the order of their heights, each joined
+with its mark by a thin line; the lines do not cross."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation, Text
@@ -18,38 +18,35 @@ from ..style import INK, MUTED
 
 LABEL = "label"  # gid of the placed labels
 SIZE = 6.8  # points
-CHARACTERS = 30  # of a line of a label
-STEP, RINGS = 9.0, 14  # points between candidate heights, and their number on each side
-ASIDE = (6.0, 20.0, 40.0, 70.0)  # points between a mark and its label
-FAR = 14.0  # points: beyond, a line joins a label with its mark
-LEADER = {"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
-DOT = 4.0  # pixels around a mark that labels avoid
+CHARACTERS = (30, 24, 18, 12)  # of a line of a label: the first whose lines fit
+ASIDE, GAP = 12.0, 1.5  # points between the last mark and the column, and between labels
+LEADER = {"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0.0, 0.5)}
+DOT = 4.0  # pixels of a mark on each side of its middle
 POINT = 72.0  # points of an inch
 
 Place = tuple[float, float]
-Line = tuple[Place, Place]
-
-
-@dataclass
-class Taken:
-    """Occupied parts of a panel in pixels: boxes of marks and labels, and lines to and across labels."""
-
-    boxes: list[Bbox]
-    lines: list[Line] = field(default_factory=list)
 
 
 def label_points(ax: Axes, marks: pd.DataFrame, x: str, y: str, text: str) -> list[Annotation]:
-    """Label the ``marks`` (columns ``x``, ``y`` and ``text``) of a drawn panel; a label for which no
-    place is free is left out.
+    """Label the ``marks`` (columns ``x``, ``y`` and ``text``) of a drawn panel; of more labels than fit, those
+    in the middle are left out.
 
     The figure must have been drawn, so that texts have extents.
     """
-    taken = Taken(dots(ax))
-    found = [
-        _placed(ax, (row[x], row[y]), textwrap.fill(str(row[text]), CHARACTERS), taken)
-        for row in marks.to_dict("records")
+    pixel = ax.figure.dpi / POINT
+    rows = marks.sort_values([y, x], ascending=False, kind="stable").to_dict("records")
+    column = max((box.x1 for box in dots(ax)), default=ax.bbox.x0) + ASIDE * pixel
+    sized = [_fitted(ax, str(row[text]), ax.bbox.x1 - column) for row in rows]
+    texts, heights = [words for words, _ in sized], [box.height + GAP * pixel for _, box in sized]
+    order = list(range(len(rows)))
+    while sum(heights[at] for at in order) > ax.bbox.height:
+        del order[len(order) // 2]
+    at = [tuple(ax.transData.transform((row[x], row[y]))) for row in rows]
+    order, middles = _untangled(order, at, heights, column, (ax.bbox.y0, ax.bbox.y1))
+    return [
+        _annotation(ax, (rows[n][x], rows[n][y]), texts[n], ((column - at[n][0]) / pixel, (middle - at[n][1]) / pixel))
+        for n, middle in zip(order, middles)
     ]
-    return [label for label in found if label is not None]
 
 
 def dots(ax: Axes) -> list[Bbox]:
@@ -62,77 +59,75 @@ def dots(ax: Axes) -> list[Bbox]:
     return found
 
 
-def _placed(ax: Axes, at: Place, text: str, taken: Taken) -> Annotation | None:
-    """Place one label: at the nearest free place whose line crosses no other, else at the nearest."""
-    trial = _annotation(ax, at, text, (0.0, 0.0), 1)
-    size = text_box(trial)
-    trial.remove()
-    mark = tuple(ax.transData.transform(at))
-    free = []
-    for shift, side in candidates():
-        box = _box(mark, shift, side, size, ax.figure.dpi / POINT)
-        inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-        if inside and not any(box.overlaps(other) for other in taken.boxes):
-            lines = _lines(mark, box)
-            free.append((sum(_cross(one, other) for one in lines for other in taken.lines), shift, side, box))
-            if not free[-1][0]:
-                break
-    if not free:
-        return None
-    _, shift, side, box = min(free, key=lambda place: place[0])
-    taken.boxes.append(box)
-    taken.lines += _lines(mark, box)
-    return _annotation(ax, at, text, shift, side)
+def _untangled(
+    order: Sequence[int], marks: Sequence[Place], heights: Sequence[float], column: float, limits: Place
+) -> tuple[list[int], list[float]]:
+    """Order the labels, the highest first, so that the lines from their marks to the column do not cross; with
+    the middle heights of the labels.
+
+    Two labels whose lines cross change places, which shortens the lines; the number of changes is bounded.
+    """
+    found = list(order)
+    for _ in range(len(found) ** 2):
+        middles = spread_out([marks[n][1] for n in found], [heights[n] for n in found], limits)
+        lines = [(marks[n], (column, middle)) for n, middle in zip(found, middles)]
+        pair = next((pair for pair in combinations(range(len(found)), 2) if crossing(*(lines[n] for n in pair))), None)
+        if pair is None:
+            break
+        found[pair[0]], found[pair[1]] = found[pair[1]], found[pair[0]]
+    return found, spread_out([marks[n][1] for n in found], [heights[n] for n in found], limits)
 
 
-def _annotation(ax: Axes, at: Place, text: str, shift: Place, side: int) -> Annotation:
-    look: dict[str, Any] = {"fontsize": SIZE, "color": INK, "gid": LABEL, "zorder": 5, "va": "center"}
-    label = ax.annotate(
-        text,
-        at,
-        shift,
-        textcoords="offset points",
-        ha="left" if side > 0 else "right",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
-        arrowprops=LEADER if max(map(abs, shift)) > FAR else None,
-        **look,
-    )
-    label.set_in_layout(False)
-    return label
+def spread_out(wanted: Sequence[float], heights: Sequence[float], limits: Place) -> list[float]:
+    """Place boxes of these ``heights`` above one another in the given order, the highest first, within
+    ``limits`` and without overlap, with the least squared distance of their middles to those ``wanted``."""
+    from scipy.optimize import isotonic_regression
+
+    if not len(wanted):
+        return []
+    tall = np.asarray(heights, dtype=float)
+    below = np.concatenate([[0.0], np.cumsum((tall[:-1] + tall[1:]) / 2)])
+    found = isotonic_regression(np.asarray(wanted, dtype=float) + below, increasing=False).x
+    low, high = limits[0] + tall[-1] / 2 + below[-1], limits[1] - tall[0] / 2
+    return (found.clip(low, high) - below).tolist()
 
 
-def _box(mark: Place, shift: Place, side: int, size: Bbox, scale: float) -> Bbox:
-    """Extent of a label of this ``size`` with its offset from ``mark``, with a margin of a pixel."""
-    left = mark[0] + shift[0] * scale - (size.width if side < 0 else 0.0)
-    low = mark[1] + shift[1] * scale - size.height / 2
-    return Bbox.from_bounds(left, low, size.width, size.height).padded(1)
-
-
-def _lines(mark: Place, box: Bbox) -> list[Line]:
-    """Lines of a label that others should not cross: from its mark to its centre, and its diagonals."""
-    centre = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
-    return [(mark, centre), ((box.x0, box.y0), (box.x1, box.y1)), ((box.x0, box.y1), (box.x1, box.y0))]
-
-
-def _cross(one: Line, other: Line) -> bool:
+def crossing(one: tuple[Place, Place], other: tuple[Place, Place]) -> bool:
     """Check whether two segments cross."""
 
-    def turn(a: Place, b: Place, c: Place) -> bool:
-        return (b[0] - a[0]) * (c[1] - a[1]) > (b[1] - a[1]) * (c[0] - a[0])
+    def turn(a: Place, b: Place, c: Place) -> float:
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
     (a, b), (c, d) = one, other
-    return turn(a, b, c) != turn(a, b, d) and turn(c, d, a) != turn(c, d, b)
+    return turn(a, b, c) * turn(a, b, d) < 0 and turn(c, d, a) * turn(c, d, b) < 0
+
+
+def wrapped(words: str, count: int) -> str:
+    """Break a label into lines of ``count`` characters, before a plus rather than behind it."""
+    return textwrap.fill(words.replace(" + ", " +\u00a0"), count).replace("\u00a0", " ")
+
+
+def _fitted(ax: Axes, words: str, width: float) -> tuple[str, Bbox]:
+    """Break a label into lines no wider than ``width`` pixels, or the narrowest; with its extent."""
+    for count in CHARACTERS:
+        lines = wrapped(words, count)
+        trial = _annotation(ax, (ax.get_xlim()[0], ax.get_ylim()[0]), lines, (0.0, 0.0))
+        box = text_box(trial)
+        trial.remove()
+        if box.width <= width:
+            break
+    return lines, box
+
+
+def _annotation(ax: Axes, at: Place, words: str, shift: Place) -> Annotation:
+    """Write a label ``shift`` points from its mark."""
+    look: dict[str, Any] = {"fontsize": SIZE, "color": INK, "gid": LABEL, "zorder": 5, "ha": "left", "va": "center"}
+    label = ax.annotate(words, at, shift, textcoords="offset points", arrowprops=LEADER, **look)
+    label.set_in_layout(False)
+    return label
 
 
 def text_box(label: Annotation) -> Bbox:
     """Extent of the words of a label without the line to its mark."""
     label.get_window_extent()  # moves the words to their place
     return Text.get_window_extent(label)
-
-
-def candidates() -> Iterator[tuple[Place, int]]:
-    """Offsets in points and sides, the nearest first."""
-    shifts = [
-        ((aside * side, ring * STEP), side) for ring in range(-RINGS, RINGS + 1) for aside in ASIDE for side in (1, -1)
-    ]
-    yield from sorted(shifts, key=lambda shift: (math.hypot(*shift[0]), -shift[1]))

@@ -19,7 +19,7 @@ from ...ground.storage import read_json
 from ...learning import outcomes
 from ..data.records import AXES
 from ..data.starts import WORDS
-from ..style import HEIGHT, INK, PALETTE, WIDTH, value_label
+from ..style import HEIGHT, INK, PALETTE, WIDTH, row_height, value_label
 from .panels import scale_ticks
 from .scene import clip
 from .study_figures import SETTINGS
@@ -64,9 +64,9 @@ def plot(table: pd.DataFrame) -> Figure:
     several = len(models) > 1
     width = len(models) if several else min(3, max(1, len(cells)))
     height = len(cells) if several else max(1, -(-len(cells) // width))
-    tall = 0.36 if several else 0.6
+    tall = row_height((0.36 if several else 0.6) * HEIGHT, 0.22 * HEIGHT, height, WIDTH)
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, tall * HEIGHT * height + 0.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, tall * height + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(height, width, squeeze=False, sharex="col", sharey=True)
         drawn = set()

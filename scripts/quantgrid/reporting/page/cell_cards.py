@@ -16,7 +16,8 @@ from ...config.deployments import ROUNDED
 from ...plan.pipeline import Plan
 from ..claims.headlines import accuracy, interval, perplexity
 from ..data.evaluation_rows import cell_key
-from ..figures.pareto import points
+from ..data.records import RACE
+from ..figures.pareto import BITS, DIVERGENCE, points
 from ..style import metric_label, recipe_label, value_label, with_error
 
 DEFINED = {"transform": "transforms", "mitigation": "mitigations", "format": "formats"}
@@ -41,11 +42,20 @@ def cell_lines(records: pd.DataFrame, formats: Mapping[str, Any]) -> list[dict[s
         number["perplexity"] = perplexity(mark["perplexity"], part, mark["dataset"])
         found.append({**named(mark, formats), "dataset": mark["dataset"], **number, "accuracy": accuracy(part)})
     shown = {line["cell"] for line in found}
-    empty = dict.fromkeys(("bits", "divergence", "perplexity", "accuracy"), ("–", math.nan))
-    for cell, part in own.items():
-        if cell not in shown:
-            found.append({**named(part.iloc[0].to_dict(), formats), "dataset": "", **empty})
-    return found
+    return found + [without_mark(part, formats) for cell, part in own.items() if cell not in shown]
+
+
+def without_mark(part: pd.DataFrame, formats: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the line of a cell without a divergence on the windows of a study: that on the windows of a race,
+    with their number, else dashes."""
+    numbers = dict.fromkeys(("bits", "divergence", "perplexity", "accuracy"), ("–", math.nan))
+    for value in part[part.metric == BITS].value:
+        numbers["bits"] = (f"{value:.2f}", value)
+    dataset = ""
+    for row in part[part.metric == RACE + DIVERGENCE].head(1).to_dict("records"):
+        text = f"{interval(row['value'], row['stderr'])}, on {row['count']:.0f} windows of a race"
+        numbers["divergence"], dataset = (text, row["value"]), row["dataset"]
+    return {**named(part.iloc[0].to_dict(), formats), "dataset": dataset, **numbers}
 
 
 def named(cell: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy.special import stdtr
 
 from ...ground.errors import ConfigError
+from ..data import seeds
 from ..data.paired import LEVEL, holm
 from ..data.records import (
     AXES,
@@ -117,10 +118,11 @@ def build(records: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
     """Build the table of ``spec['table']``; axes that vary without a place in the spec become rows.
 
     :class:`ConfigError` for an unknown axis, no metrics, two cells in one place, or cells with
-    different protocols.
+    different protocols. ``seeds: merged`` gives the seeds of an entry one row.
     """
     records, study, layout = tidy(records), spec.get("study", "study"), spec.get("table") or {}
     key = f"{study}: table"
+    records = seeds.merged(records, spec) if layout.get("seeds") == "merged" else records
     named = check_axes([*layout.get("rows", []), *layout.get("columns", [])], f"{key}.rows/columns")
     extra = left_over(records, named)
     rows = [
@@ -141,7 +143,8 @@ def build(records: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
     entries, lines = place(records, rows, columns, ranks, headers)
     if not headers or not lines:
         raise ConfigError(f"{key}: no cell of this study has been measured")
-    return Table(spec.get("title", study), study, rows, columns, **frames(entries, lines, headers))
+    made = Table(spec.get("title", study), study, rows, columns, **frames(entries, lines, headers))
+    return replace(made, note=f"{made.note} {seeds.NOTE}") if layout.get("seeds") == "merged" else made
 
 
 def column_keys(
