@@ -30,6 +30,7 @@ from quantgrid.jobs import job  # noqa: E402
 from quantgrid.plan.estimates import text as estimate  # noqa: E402
 from quantgrid.plan.pipeline import Plan  # noqa: E402
 
+CASE = ["benchmark", "case", "device", "threads", "reference"]  # what a row of the benchmarks measures
 COMMIT = re.compile(r"computed at commit \w+")
 # Table in the results folder -> the command that makes it.
 BENCHMARKS = {"benchmarks": "bench", "benchmarks-plan": "bench-plan", "benchmarks-growth": "bench-growth"}
@@ -53,6 +54,8 @@ def benchmarks(name: str, commit: str) -> None:
     if not source.is_file():
         return
     found = pd.read_csv(source, dtype=str, keep_default_na=False)
+    if "commit" in found:  # rows of their own commits: other benchmarks keep theirs
+        found = with_kept(found, DOCS / "explanation" / f"{name}.csv")
     found = found.loc[:, (found != "").any()].drop(columns="repeats", errors="ignore")
     head = [[column.replace("_", " ") for column in found], [":--" if column in TEXTS else "--:" for column in found]]
     at = "each row at its commit" if "commit" in found else f"computed at commit {commit}"
@@ -61,6 +64,21 @@ def benchmarks(name: str, commit: str) -> None:
     if source.with_suffix(".png").is_file():
         text += ["", drawn(source.with_suffix(".png").read_bytes(), f"explanation/{name}").rstrip()]
     between("explanation/performance.md", name, "\n".join(text))
+
+
+def with_kept(found: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Put the rows of ``found`` in place of the kept ones of the same case, new ones behind those of their
+    benchmark, and keep the result at ``path``."""
+    if path.is_file():
+        before = pd.read_csv(path, dtype=str, keep_default_na=False)
+        places = {name: at for at, name in enumerate(dict.fromkeys([*before.benchmark, *found.benchmark]))}
+        cases, again = ([*frame[CASE].itertuples(index=False, name=None)] for frame in (before, found))
+        first = {row: at for at, row in reversed([*enumerate(cases)])}
+        every = pd.concat([before[[row not in again for row in cases]], found]).fillna("")
+        order = [(places[row[0]], first.get(row, len(first))) for row in every[CASE].itertuples(index=False, name=None)]
+        found = every.iloc[sorted(range(len(every)), key=order.__getitem__)]
+    found.to_csv(path, index=False, lineterminator="\n")
+    return found
 
 
 def front_page(readme: Path) -> None:

@@ -50,7 +50,7 @@ The calibration and evaluation parts share no paragraph with it. Versions: {vers
 decay {training.weight_decay} of matrices), rate {training.rate:g} after {training.warm_up} steps of warm-up, falling \
 linearly to a tenth over the
 last {training.decay_share:.0%} of the steps; {balance}gradients clipped at {training.largest_gradient:g}; seed \
-{training.seed}; products in bfloat16, weights
+{training.seed}; products in {training.products}, weights
 and moments in float32; one CPU thread, {minutes:.0f} minutes on a core shared with other work.
 Mean loss of the last {last} steps {loss:.3f} nats per token. `training.csv` has every step; its held-out loss is \
 over {monitored} windows of the

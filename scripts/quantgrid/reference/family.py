@@ -49,12 +49,17 @@ class Training:
     largest_gradient: float = 1.0
     seed: int = 0
     balance: float = 0.0  # weight of the load-balancing loss of a mixture of experts
+    products: str = "bfloat16"  # dtype of matrix products: bfloat16 or float32
 
     def rate_at(self, step: int) -> float:
         """Learning rate of ``step`` (from 0)."""
         decay = round(self.decay_share * self.steps)
         left = min(1.0, (self.steps - step) / max(1, decay))
         return self.rate * min(1.0, (step + 1) / self.warm_up) * (self.final_share + (1 - self.final_share) * left)
+
+    @property
+    def autocast(self) -> bool:
+        return self.products == "bfloat16"
 
     @property
     def tokens_per_step(self) -> int:
@@ -90,7 +95,7 @@ FAMILY = {
     "reference-12m": Reference(Size(384, 1152, 6, 6, 2, 64), Training(steps=4200, rate=1e-3)),
     "reference-3m-moe": Reference(
         Size(128, 256, 4, 4, 2, 32),
-        Training(steps=1700, rate=3e-3, balance=0.01),
+        Training(steps=1700, rate=3e-3, balance=0.01, products="float32"),
         kind="Qwen2-MoE",
         architecture="Qwen2MoeForCausalLM",
         settings={
@@ -102,7 +107,7 @@ FAMILY = {
     ),
     "reference-1m-gemma3": Reference(
         Size(128, 384, 4, 4, 2, 32),
-        Training(steps=1700, rate=3e-3),
+        Training(steps=1700, rate=3e-3, products="float32"),
         kind="Gemma 3",
         architecture="Gemma3ForCausalLM",
         settings={

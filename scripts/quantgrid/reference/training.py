@@ -1,6 +1,6 @@
 """Training loop of a reference model: AdamW on windows of the token stream, resumable bit for bit.
 
-Matrix products run in bfloat16 (autocast); weights and optimizer are float32. Seed and step
+Matrix products run in the dtype of the recipe (bfloat16 by autocast); weights and optimizer are float32. Seed and step
 determine the batches. The state is one safetensors file: weights, moments, and in its header the
 step and the loss curve.
 """
@@ -68,10 +68,10 @@ def loss_of(model: nn.Module, batch: Tensor, autocast: bool = True, balance: flo
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, windows: Tensor, batch: int = 4) -> float:
+def held_out_loss(model: nn.Module, windows: Tensor, autocast: bool, batch: int = 4) -> float:
     """:func:`loss_of` over all ``windows`` [count, window], ``batch`` at a time, without
     gradients."""
-    return sum(loss_of(model, part)[0].item() * len(part) for part in windows.split(batch)) / len(windows)
+    return sum(loss_of(model, part, autocast)[0].item() * len(part) for part in windows.split(batch)) / len(windows)
 
 
 def monitored(tokenizer: Path, window: int) -> Tensor:
@@ -138,7 +138,7 @@ class Trainer:
             loss = self._descend(windows[batch_of(step, len(windows), self.training)], self.training.rate_at(step))
             self.step, self.seconds = step + 1, time.monotonic() - begun
             due = self.step % _EVERY == 0 or self.step == self.training.steps
-            seen = f"{held_out_loss(self.model, held_out):.4f}" if due else ""
+            seen = f"{held_out_loss(self.model, held_out, self.training.autocast):.4f}" if due else ""
             self.rows.append(
                 f"{self.step},{self.step * self.training.tokens_per_step},{loss:.4f},{seen},{self.seconds:.0f}\n"
             )
@@ -148,7 +148,7 @@ class Trainer:
 
     def _descend(self, batch: Tensor, rate: float) -> float:
         """Run one step on ``batch`` [windows, window] and return its loss."""
-        loss, trained_on = loss_of(self.model, batch, balance=self.training.balance)
+        loss, trained_on = loss_of(self.model, batch, self.training.autocast, self.training.balance)
         trained_on.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.largest_gradient)
         for group in self.optimizer.param_groups:

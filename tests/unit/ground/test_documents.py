@@ -135,3 +135,17 @@ def test_figures_are_narrow_and_linked_from_a_document_of_their_folder(results: 
     assert pictures.drawn(wide.read_bytes(), "runs/some-wide") == "![some-wide](some-wide.webp)\n"
     with Image.open(results.parent / "docs" / "runs" / "some-wide.webp") as shown:
         assert shown.size == (pictures.WIDTH, 10) and shown.getpixel((0, 0))[0] > 250
+
+
+def test_a_benchmark_that_runs_again_replaces_its_rows_and_no_others(tmp_path: Path):
+    path = tmp_path / "benchmarks.csv"
+    names = [*update.CASE, "milliseconds", "commit"]
+
+    def made(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
+        return pd.DataFrame([[name, case, "cpu", "1", "peer", *rest] for name, case, *rest in rows], columns=names)
+
+    update.with_kept(made(("a", "x", "1", "old"), ("a", "y", "2", "old"), ("b", "x", "3", "old")), path)
+    found = update.with_kept(made(("a", "y", "5", "new"), ("a", "z", "6", "new"), ("c", "x", "7", "new")), path)
+    again = pd.read_csv(path, dtype=str)
+    assert found.milliseconds.tolist() == again.milliseconds.tolist() == ["1", "5", "6", "3", "7"]
+    assert again.commit.tolist() == ["old", "new", "new", "old", "new"]
