@@ -52,6 +52,7 @@ def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str) -
     about = {
         "commits": {name: commit if name in changed else said["commits"][name] for name in sorted(again | others)},
         "models": list(config["models"]),
+        "formats": {**said.get("formats", {}), **config.get("formats", {})},
         "studies": {
             name: fields if name in again else said["studies"][name]
             for name, fields in config["studies"].items()

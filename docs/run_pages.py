@@ -52,7 +52,7 @@ RUNS = {
     "runs/studies-run": (
         "Every study, on SmolLM2 and the reference models",
         "config/studies.yaml",
-        "make run CONFIG=config/studies.yaml",
+        "make table STUDY=... CONFIG=config/studies.yaml",
     ),
 }
 # with verdicts on the findings and figures of the whole run
@@ -179,10 +179,9 @@ def front(folder: Path, about: dict, name: str) -> str:
     """Draw divergence against bits of all cells of a run next to its document; return headline, caption and
     the Markdown that shows it."""
     records = merge([read_records(folder / "studies" / f"{study}.csv") for study in about["studies"]])
-    formats = yaml.safe_load((ROOT / RUNS[name][1]).read_text()).get("formats", {})
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "figure.png"
-        save(pareto.plot(pareto.points(records, formats)), [path])
+        save(pareto.plot(pareto.points(records, about["formats"])), [path])
         shown_figure = drawn(path.read_bytes(), f"{name.removesuffix('-run')}-pareto")
     return "\n".join(["## Divergence and bits", pareto.CAPTION, "", shown_figure])
 

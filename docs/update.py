@@ -68,7 +68,8 @@ def benchmarks(name: str, commit: str) -> None:
 
 def with_kept(found: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Put the rows of ``found`` in place of the kept ones of the same case, new ones behind those of their
-    benchmark, and keep the result at ``path``."""
+    benchmark, and keep the result at ``path``. A case that is no longer measured keeps its row until it is
+    deleted there."""
     if path.is_file():
         before = pd.read_csv(path, dtype=str, keep_default_na=False)
         places = {name: at for at, name in enumerate(dict.fromkeys([*before.benchmark, *found.benchmark]))}

@@ -87,8 +87,8 @@ class Mass:
 @dataclass
 class Tally:
     """Counts of a run. ``planned`` maps a rule to its number of jobs, ``seconds`` each job to its
-    predicted seconds; without predictions all jobs count alike. ``total`` is the number of jobs known so
-    far, which a race raises with each look. ``broken`` are the cells with a failure as a result."""
+    predicted seconds; without predictions all jobs count alike. ``total`` is the number of jobs known when
+    the last one ended, which a race raises behind each look. ``broken`` are the cells with a failure as a result."""
 
     planned: Mapping[str, int]
     seconds: Mapping[JobKey, float] = field(default_factory=dict)
@@ -143,13 +143,13 @@ class Tally:
         return ended
 
     def _learn(self, ended: Job) -> None:
-        """Move a finished job from what is ahead to what is known."""
-        group = group_of(ended.rule, ended.wildcards)
+        """Move a finished job from what is ahead to what is known; one that was not planned is neither."""
+        key = key_of(ended.rule, ended.wildcards)
+        group = group_of(ended.rule, ended.wildcards) if key in self.seconds else (ended.rule, "", "")
         if group not in self._left:
-            group = (ended.rule, "", "")
-        guess = self.seconds.get(key_of(ended.rule, ended.wildcards), 1.0)
-        if left := self._left.get(group):
-            left.predicted, left.measured = left.predicted - guess, left.measured - 1
+            return
+        guess, left = self.seconds.get(key, 1.0), self._left[group]
+        left.predicted, left.measured = left.predicted - guess, left.measured - 1
         for length in range(len(group) + 1):
             known = self._known.setdefault(group[:length], Mass())
             known.predicted, known.measured = known.predicted + guess, known.measured + ended.seconds
@@ -195,12 +195,11 @@ class Tally:
         ahead = sum(left.measured for left in groups.values())
         added, usual = max(0.0, self.steps - sum(self.finished.values()) - ahead), sum(self._recent) / len(self._recent)
         work, ahead = work + added * usual, ahead + added
-        for job in self.active.values():
-            group = group_of(job.rule, job.wildcards)
-            if job.begun is not None and group in groups:
-                guess = self.seconds.get(key_of(job.rule, job.wildcards), 1.0) * self._factor(group)
-                work -= min(now - job.begun, guess)
-            elif job.begun is not None and added:
+        for job in (job for job in self.active.values() if job.begun is not None):
+            group, guess = group_of(job.rule, job.wildcards), self.seconds.get(key_of(job.rule, job.wildcards))
+            if guess is not None and group in groups:
+                work -= min(now - job.begun, guess * self._factor(group))
+            elif added:
                 work -= min(now - job.begun, usual)
         return max(0.0, work) / max(1e-9, min(self.width(), ahead)) if ahead else 0.0
 

@@ -189,6 +189,8 @@ class Plan(ExportSteps):
                     key: entry[key] for key in ("title", "description", "paper", *AXES, *SHOWN_BY[rule]) if key in entry
                 },
             }
+            if entry["table"].get("seeds") == "merged" and "also" in entry:  # may name entries with seeds
+                spec["also"] = entry["also"]
         elif rule == "plot_losses":
             spec["labels"] = list(self.trainings())
         elif rule == "plot_distributions":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from .planting import Planting
 
@@ -49,7 +49,7 @@ class Training:
     largest_gradient: float = 1.0
     seed: int = 0
     balance: float = 0.0  # weight of the load-balancing loss of a mixture of experts
-    products: str = "bfloat16"  # dtype of matrix products: bfloat16 or float32
+    products: Literal["bfloat16", "float32"] = "bfloat16"  # dtype of matrix products
 
     def rate_at(self, step: int) -> float:
         """Learning rate of ``step`` (from 0)."""

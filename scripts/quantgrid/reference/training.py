@@ -53,7 +53,7 @@ def new_model(reference: Reference) -> nn.Module:
     )
 
 
-def loss_of(model: nn.Module, batch: Tensor, autocast: bool = True, balance: float = 0.0) -> tuple[Tensor, Tensor]:
+def loss_of(model: nn.Module, batch: Tensor, autocast: bool, balance: float = 0.0) -> tuple[Tensor, Tensor]:
     """Mean negative log-likelihood (nats) of ``batch`` [windows, window] without first tokens, and the loss
     to train on.
 

@@ -140,6 +140,17 @@ def test_jobs_that_a_race_adds_count_and_take_as_long_as_the_last_ones():
     assert tally.seconds_left(90.0) == pytest.approx(54, rel=0.05)
 
 
+def test_added_jobs_leave_the_predictions_of_their_rule_alone():
+    """Eleven evaluations were planned, of 60 seconds as predicted; a decision adds twenty as long."""
+    jobs = [("evaluate_perplexity", evaluate(number), 60.0) for number in range(11)]
+    tally = tally_of(jobs)
+    take(tally, 0, jobs[0][:2], 0.0, 60.0)
+    tally.total = 31
+    for number in range(1, 21):
+        take(tally, 100 + number, ("evaluate_perplexity", evaluate(100 + number)), 60.0 * number, 60.0 * number + 60)
+    assert str(tally).startswith("21/31 steps") and tally.seconds_left(1260.0) == pytest.approx(600, rel=0.05)
+
+
 def test_without_predictions_all_jobs_count_alike_and_no_cells():
     """As with --no-hooks."""
     tally = Tally({"plot_study": 4})

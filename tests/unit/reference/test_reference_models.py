@@ -17,7 +17,7 @@ from quantgrid.ground.storage import read_tensors, sha256_of
 from quantgrid.linalg.hadamard_orders import is_reachable
 from quantgrid.models.folders import BUILTIN, check_folder
 from quantgrid.models.shapes import shape_from_config, shape_from_folder
-from quantgrid.reference import measuring
+from quantgrid.reference import measuring, training
 from quantgrid.reference.family import FAMILY, SMALLEST, Reference, Size, Training
 from quantgrid.reference.ngrams import Ngrams
 from quantgrid.reference.planting import Planting, plant
@@ -65,6 +65,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_a_recipe_trains_in_the_dtype_of_its_products(products: str, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(training, "loss_of", lambda *given, **named: seen.append(given[2]) or loss_of(*given, **named))
+    trainer = Trainer(replace(TINY, training=replace(SHORT, products=products)))
+    trainer.run(WINDOWS, WINDOWS[:2], until=1)
+    assert set(seen) == {products == "bfloat16"}
 
 
 @pytest.mark.slow

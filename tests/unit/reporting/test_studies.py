@@ -112,7 +112,7 @@ def test_every_part_of_the_config_for_a_cpu_is_shorter_than_150_minutes():
     """Predicted for two cores; those of the whole config are stated in it."""
     config = load(ROOT / "config" / "studies.yaml")
     stated = re.search(r"about (\d+) hours on 2 cores", (ROOT / "config" / "studies.yaml").read_text())
-    assert sum(Estimate(Plan(config)).hours(CPU).values()) <= float(stated[1])
+    assert 0.7 < sum(Estimate(Plan(config)).hours(CPU).values()) / float(stated[1]) <= 1
     for study, spec in config["studies"].items():
         part = Plan({**config, "studies": {study: spec}, "report": {**config["report"], "distributions": []}})
         assert sum(Estimate(part).hours(CPU).values()) <= 2.5, study

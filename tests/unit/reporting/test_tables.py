@@ -305,8 +305,11 @@ def test_seeds_of_an_entry_share_a_row_with_their_mean_and_standard_deviation():
     assert table.row_labels() == [["full precision"], ["turn, 3 seeds"], ["turn"], ["turn-s4"]]
     values, errors = table.values.iloc[:, 0].tolist(), table.stderrs.iloc[:, 0].tolist()
     assert values[1:3] == pytest.approx([9.4, 9.2]) and errors[1:3] == pytest.approx([0.4, 0.5])
-    assert table.note.endswith("over the seeds.") and table.display.iloc[3, 0] == "failed"
-    assert table.marks.iloc[:, 0].tolist()[1:3] == ["tied", "best"]
+    assert table.note.endswith("over the seeds, without a mark.") and table.display.iloc[3, 0] == "failed"
+    assert table.marks.iloc[:, 0].tolist()[1:3] == ["", ""], "a mean over seeds is neither best nor tied"
+    protocols = [{**row, "protocol": f'{{"window": {64 if row["cell"] == "2" else 128}}}'} for row in SEEDS]
+    with pytest.raises(ConfigError, match="window"):
+        study_tables.build(pd.DataFrame(protocols), named)
     apart = study_tables.build(pd.DataFrame(SEEDS), {**named, "table": {**named["table"], "seeds": "separate"}})
     assert len(apart.row_labels()) == 6 and apart.note == study_tables.NOTE
 

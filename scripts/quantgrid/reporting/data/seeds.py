@@ -13,15 +13,15 @@ from .records import AXES, PLURAL
 
 SEEDED = ("transform", "mitigation")  # axes whose entries may list seeds
 SEED = re.compile(r"(.+)-s\d+")  # name of one seed of an entry
-NOTE = "Of several seeds: mean ± standard deviation over the seeds."
+JOINED = "+"  # between the keys of merged cells
+NOTE = "Of several seeds: mean ± standard deviation over the seeds, without a mark."
 
 
 def merged(records: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
     """Merge the records of cells that differ in the seed of one entry of the study ``spec`` alone.
 
-    A merged record has ``NAME, N seeds`` on its axis, the mean of the values, as ``stderr`` their standard
-    deviation over the seeds, and the mean difference to the best cell, whose error adds the variance over
-    seeds to that over windows. A failed cell is no seed of it.
+    A merged record has ``NAME, N seeds`` on its axis, the mean of the values, and as ``stderr`` their standard
+    deviation over the seeds; ``cell`` joins those of the seeds (:data:`JOINED`). A failed cell is no seed of it.
     """
     for axis in SEEDED:
         names = seeded_names(records, axis, spec)
@@ -50,18 +50,15 @@ def named(values: str | list[str]) -> Iterator[str]:
 
 def one(part: pd.DataFrame, axis: str) -> pd.Series:
     """Merge the records of one metric, a record per seed."""
-    first, count = part.iloc[0].copy(), len(part)
-    within = part.best_difference_stderr.fillna(0.0).pow(2).mean()
-    between = part.best_difference.var() if part.best_difference.notna().all() else 0.0
     return pd.Series(
         {
-            **first,
-            axis: f"{part.base.iloc[0]}, {count} seeds",
-            "cell": "+".join(part.cell),
+            **part.iloc[0],
+            axis: f"{part.base.iloc[0]}, {len(part)} seeds",
+            "cell": JOINED.join(part.cell),
             "value": part.value.mean(),
             "stderr": part.value.std(),
-            "best_difference": part.best_difference.mean(),
-            "best_difference_stderr": math.sqrt(within + between / count),
+            "best_difference": math.nan,
+            "best_difference_stderr": math.nan,
             "start_kept": "all" if (part.start_kept == "all").all() else "",
         }
     ).drop("base")

@@ -1,5 +1,5 @@
 """Placement of direct labels: a column right of the marks, in the order of their heights, each joined
-with its mark by a thin line; the lines do not cross."""
+with its mark by a thin line; labels change places until the lines do not cross."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     difference_stderr: float = math.nan
     count: float = math.nan
     reason: str | None = None
-    rounded: bool = True
+    competes: bool = True
     start_kept: bool = False
 
 
@@ -122,7 +122,9 @@ def build(records: pd.DataFrame, spec: Mapping[str, Any]) -> Table:
     """
     records, study, layout = tidy(records), spec.get("study", "study"), spec.get("table") or {}
     key = f"{study}: table"
-    records = seeds.merged(records, spec) if layout.get("seeds") == "merged" else records
+    if layout.get("seeds") == "merged":
+        check_one_protocol(records[records.metric.isin(layout.get("metrics", ()))], key)
+        records = seeds.merged(records, spec)
     named = check_axes([*layout.get("rows", []), *layout.get("columns", [])], f"{key}.rows/columns")
     extra = left_over(records, named)
     rows = [
@@ -200,7 +202,7 @@ def place(
                     record.model,
                     bool(baseline),
                     *numbers,
-                    rounded=record.mitigation != "none",
+                    competes=record.mitigation != "none" and seeds.JOINED not in record.cell,
                     start_kept=record.start_kept == "all",
                 )
     return entries, sorted(ranks, key=ranks.__getitem__)
@@ -270,7 +272,7 @@ def best_marks(entries: Mapping[tuple, Entry]) -> dict[tuple, str]:
     groups: dict[tuple, list[tuple]] = {}
     for at, entry in entries.items():
         name, dataset = at[1][:2]
-        if metric(name).better and entry.rounded and entry.reason is None:
+        if metric(name).better and entry.competes and entry.reason is None:
             groups.setdefault((name, dataset, entry.model), []).append(at)
     marks: dict[tuple, str] = {}
     for (name, *_), places in groups.items():
