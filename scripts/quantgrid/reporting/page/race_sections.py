@@ -51,8 +51,8 @@ def race_reasons(
     divergences of the race; empty for a race by another metric."""
     if race.settings["metric"] != "kl_divergence":
         return []
-    measured_well = decision["losses"].keys() - decision["failed"]
-    known = {cell.path: cell for cell in race.candidates if cell.path in measured_well}
+    evaluated = decision["losses"].keys() - decision["failed"]
+    known = {cell.path: cell for cell in race.candidates if cell.path in evaluated}
     cells = pd.DataFrame([cell.axes for cell in known.values()], index=list(known))
     values = {path: np.asarray(decision["losses"][path]) for path in known}
     measured = Measured(cells, values, formats, " on the windows of the race that both have")
