@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,21 @@ import pandas as pd
 
 from quantgrid.ground.storage import replacing
 from quantgrid.jobs.integrity import read_verified
+from quantgrid.plan import subconfig
+from quantgrid.reporting.claims.contrasts import DIVERGENCE, LOSS
 from quantgrid.reporting.data.costs import read
 
 NUMBERS = ("seconds", "max_rss_mb", "cpu_seconds", "megabytes")  # of a job; empty where not known
-ABOUT, JOBS, CLAIMS = "about.json", "jobs.csv", "claims.csv"
+ABOUT, JOBS, ITEMS = "about.json", "jobs.csv", "items.parquet"
 FOLDERS = ("studies", "comparisons")  # one CSV per study
+TESTED = (LOSS, DIVERGENCE)  # metrics whose values of every window are kept
 SAME_DATE = (1980, 1, 1, 0, 0, 0)  # equal records are equal archives
 
 
-def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str) -> None:
+def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str, windows: bool = False) -> None:
     """Write the records of a results folder, each verified, into ``archive``: those of the studies
-    of ``config`` that were run, their comparisons, the verdicts on claims, and what every job took.
+    of ``config`` that were run, their comparisons, and what every job took; with ``windows`` the loss and
+    divergence of every window too, which claims are judged on.
 
     A study whose records the folder lacks keeps those that the archive has, so that a run may be
     made in parts. The commit of a study is the one at which its records last changed.
@@ -45,14 +49,13 @@ def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str) -
     if others:
         content |= {name: data for name, data in before.items() if Path(name).stem in others}
         made = pd.concat([_table(before[JOBS]), made]).drop_duplicates(["rule", "name"], keep="last")
-    if (results / CLAIMS).is_file():
-        content[CLAIMS] = read_verified(results / CLAIMS)
-    elif CLAIMS in before:
-        content[CLAIMS] = before[CLAIMS]
+    if windows:
+        content[ITEMS] = items(results, sorted(again), before.get(ITEMS), _cells(content))
     about = {
         "commits": {name: commit if name in changed else said["commits"][name] for name in sorted(again | others)},
         "models": list(config["models"]),
         "formats": {**said.get("formats", {}), **config.get("formats", {})},
+        "named": subconfig.named(config),
         "studies": {
             name: fields if name in again else said["studies"][name]
             for name, fields in config["studies"].items()
@@ -82,6 +85,26 @@ def _read(archive: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 def _table(content: bytes) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(content), keep_default_na=False, na_values={name: [""] for name in NUMBERS})
+
+
+def _cells(content: Mapping[str, bytes]) -> set[str]:
+    """Keys of all cells of the kept studies."""
+    return {cell for name in content if Path(name).parent.name == FOLDERS[0] for cell in _table(content[name]).cell}
+
+
+def items(results: Path, studies: Sequence[str], before: bytes | None, cells: set[str]) -> bytes:
+    """Values of the ``TESTED`` metrics in every window as Parquet (cell, metric, dataset, item, value in float32):
+    those of the studies of a results folder, and those kept ``before`` of other cells among ``cells``."""
+    files = [read_verified(results / FOLDERS[0] / f"{name}.items.parquet") for name in studies]
+    parts = [pd.read_parquet(io.BytesIO(content)) for content in [*files, *([before] if before else [])]]
+    found = pd.concat(parts).drop_duplicates(["cell", "metric", "dataset", "item"])
+    found = found[found.metric.isin(TESTED) & found.cell.isin(cells)].astype({"value": "float32"})
+    written = io.BytesIO()
+    found.sort_values(["metric", "dataset", "cell", "item"]).to_parquet(
+        written, index=False, use_dictionary=["cell", "metric", "dataset"], column_encoding={"value": "BYTE_STREAM_SPLIT"},
+        compression="zstd",
+    )
+    return written.getvalue()
 
 
 @contextmanager

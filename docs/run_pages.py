@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from pictures import DOCS, drawn, shown
+from run_claims import claims, judged
 from run_costs import costs, fits, solves, spread
-from run_files import CLAIMS, keep, kept
+from run_files import keep, kept
 from wide_tables import split_text
 
 from quantgrid.ground.places import ROOT
 from quantgrid.jobs.integrity import read_verified
-from quantgrid.reporting.claims import findings
 from quantgrid.reporting.data.collection import merge
 from quantgrid.reporting.data.records import read_records
 from quantgrid.reporting.figures import distributions, number_lines, pareto, residual_error
@@ -83,7 +83,7 @@ def keep_run(name: str, commit: str) -> None:
     content = yaml.safe_load((ROOT / RUNS[name][1]).read_text())
     results = ROOT / content["results_dir"]
     if (results / "studies").is_dir():
-        keep(results, archive(name), content, commit)
+        keep(results, archive(name), content, commit, name in REPORTED)
         keep_pictures(results, name.removesuffix("-run"), tuple(WHOLE) if name in REPORTED else ())
 
 
@@ -111,48 +111,6 @@ def trainings(run: str, models: list[str]) -> str:
                 parts += [f"{model}: {distributions.caption(name)}\n", picture]
     parts = list(filter(None, parts))
     return "\n".join(["## Trainings, and inputs and weights before rounding", *parts, ""]) if parts else ""
-
-
-def claims(folder: Path) -> str:
-    """The findings with their verdicts, a column for each model: how many comparisons hold, and
-    what speaks least for it."""
-    found = findings.judged(findings.read(folder / CLAIMS))
-    models = findings.models(found)
-    lines = [f"| finding | in the paper | {' | '.join(models)} |", f"| {' | '.join([':--'] * (2 + len(models)))} |"]
-    for claim in found:
-        lines.append(
-            f"| {claim['statement']} | {claim['paper']} | "
-            f"{' | '.join(verdict(claim['verdicts'].get(model)) for model in models)} |"
-        )
-    note = (
-        "Below a verdict: how many comparisons hold, and the change of perplexity in the one that speaks least for "
-        "the claim, with its 95 % "
-        "interval. Paired by window, adjusted by Holm over all comparisons of a model. The report lists all "
-        "comparisons with their cells."
-    )
-    total = ", ".join(f"{name} {count}" for name, count in findings.counts(found).items())
-    return "\n".join(
-        [
-            "## Findings",
-            f"`config/claims.yaml` states them; verdicts, over all models: {total}.",
-            "",
-            *lines,
-            "",
-            note,
-            "",
-        ]
-    )
-
-
-def verdict(given: dict | None) -> str:
-    if given is None:
-        return "–"
-    if given["weakest"] is None:
-        return given["verdict"]
-    against = f" against {given['against']}" if given["against"] else ""
-    starts = f", {given['start_kept']} with a start kept" if given["start_kept"] else ""
-    held = f"{given['counts']['holds']} of {given['tested']} hold{against}{starts}"
-    return f"**{given['sign']} {given['verdict']}**<br>{held}<br>{given['weakest']['shown']}"
 
 
 def compared(folder: Path, spec: dict) -> str:
@@ -202,7 +160,7 @@ def document(name: str) -> None:
         if about["missing"]:
             made += f" Not computed yet: {', '.join(about['missing'])}."
         parts = [f"# {title}", made, ""]
-        parts += [claims(folder)] if name in REPORTED else []
+        parts += [claims(judged(folder, about))] if name in REPORTED else []
         for study, fields in about["studies"].items():
             spec = {**fields, "study": study}
             text = table(folder, spec)

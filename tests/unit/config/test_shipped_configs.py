@@ -115,7 +115,7 @@ COUNTS = {
     ),
     "shifts": (27, {"shifts": 27}, (14, 1, 1)),
     "studies": (
-        480,
+        514,
         {
             "decomposition": 43,
             "transforms-mitigations": 100,
@@ -137,9 +137,10 @@ COUNTS = {
             "overhead": 18,
             "residual-error-by-layer": 24,
             "weights": 68,
+            "architectures": 43,
             "wikitext": 4,
         },
-        (20, 21, 37),
+        (21, 21, 37),
     ),
 }
 

@@ -3,7 +3,10 @@ page."""
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -26,37 +29,63 @@ STUDY = {
     "table": {"rows": ["transform"], "columns": ["mitigation"], "metrics": ["perplexity"]},
     "figure": {"kind": "dots", "x": "mitigation", "hue": "transform", "metric": "perplexity"},
 }
-CLAIMS = "claim,statement,paper,model,verdict,comparison,metric,dataset,effect,low,high,threshold,side,margin,"
-CLAIMS += "detectable,p,p_adjusted,outcome,count,cells,reason\n"
-VERIFIED = ("studies/methods.csv", "comparisons/methods.csv", "claims.csv", "learning.png")
+VERIFIED = ("studies/methods.csv", "comparisons/methods.csv", "studies/methods.items.parquet", "learning.png")
 
 
-def records() -> str:
+CELLS = (("none", "-", "bf16", 8.0), ("rtn", "channel", "int4", 9.5), ("gptq", "channel", "int4", 8.75))
+SHAPE = {"architecture": "LlamaForCausalLM", "hidden_size": 64, "intermediate_size": 64, "layers": 1, "heads": 2}
+SHAPE |= {"kv_heads": 2, "head_dim": 32, "vocabulary": 8}
+MODEL = {"source": "hub", "id": "a/m", "revision": "main", "shape": SHAPE}
+
+
+def records(cells: Sequence[tuple[str, str, str, float]] = CELLS) -> str:
     """Records of full precision and two cells, as a study leaves them."""
-    cells = [("none", "-", "bf16", 8.0), ("rtn", "channel", "int4", 9.5), ("gptq", "channel", "int4", 8.75)]
     rows = [
-        {"cell": mitigation, "model": "m", "transform": "none", "mitigation": mitigation, "granularity": granularity}
-        | {"format": form, "status": "ok", "metric": "perplexity", "dataset": "docs", "value": value, "count": 4}
+        {"cell": f"{mitigation}-{form}", "model": "m", "transform": "none", "mitigation": mitigation}
+        | {"granularity": granularity, "format": form, "status": "ok", "metric": "perplexity", "dataset": "docs"}
+        | {"value": value, "count": 4}
         for mitigation, granularity, form, value in cells
     ]
     return pd.DataFrame(rows, columns=[*TEXTS, *NUMBERS, "protocol"]).to_csv(index=False)
+
+
+def items(cells: Sequence[tuple[str, str, str, float]] = CELLS) -> bytes:
+    """Loss and divergence of the cells in 32 windows, and an accuracy, which no claim is about."""
+    rows = [
+        {"cell": f"{mitigation}-{form}", "metric": metric, "dataset": "docs", "item": item}
+        | {"value": math.log(value) + 0.001 * (item % 5)}
+        for mitigation, _, form, value in cells
+        for metric in ("negative_log_likelihood", "kl_divergence", "accuracy")
+        for item in range(32)
+    ]
+    return pd.DataFrame(rows).to_parquet(index=False)
+
+
+def recorded(*paths: Path) -> None:
+    """Record the files as those of their jobs."""
+    for (rule, _), own in groupby(sorted(paths, key=job_of), key=job_of):
+        write_record(rule, own)
+
+
+def job_of(path: Path) -> tuple[str, str]:
+    return origin_of(path).rule, origin_of(path).record
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A results folder with a record for each of the files that documents are made of."""
     folder = tmp_path / "results"
-    contents = {"studies/methods.csv": records(), "comparisons/methods.csv": "model\n", "claims.csv": CLAIMS}
+    contents = {"studies/methods.csv": records(), "comparisons/methods.csv": "model\n"}
     contents |= {"benchmarks/quantize_model/m/none/rtn/channel/int4/1.tsv": "s\tmax_rss\tcpu_time\n3\t100\t2\n"}
     for place, content in contents.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(content)
+    (folder / "studies" / "methods.items.parquet").write_bytes(items())
     Image.new("RGB", (2, 2)).save(folder / "learning.png")
     (folder / "benchmarks" / "list_steps").mkdir()  # of a version that recorded less
     (folder / "benchmarks" / "list_steps" / "all.tsv").write_text("s\n1\n")
-    for place in VERIFIED:
-        write_record(origin_of(folder / place).rule, [folder / place])
-    config = {"results_dir": "results", "models": {"m": {}}, "studies": {"methods": STUDY}}
+    recorded(*(folder / place for place in VERIFIED))
+    config = {"results_dir": "results", "models": {"m": MODEL}, "studies": {"methods": STUDY}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "docs" / "runs").mkdir(parents=True)
     for module in (update, run_pages, pictures):
@@ -69,9 +98,10 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("place", VERIFIED)
-def test_a_damaged_file_ends_the_making_of_documents(results: Path, place: str):
+def test_a_damaged_file_ends_the_making_of_documents(results: Path, monkeypatch: pytest.MonkeyPatch, place: str):
     path = results / place
     path.write_bytes(path.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr(run_pages, "REPORTED", ("runs/some-run",))
     with pytest.raises(Damaged, match=f"{place}: its content has changed"):
         run_pages.keep_run("runs/some-run", "abc1234")
     assert not list((results.parent / "docs").rglob("*.md"))
@@ -110,8 +140,7 @@ def test_a_run_in_parts_keeps_the_studies_of_earlier_parts(results: Path):
     assert "computed at commit abc1234. Not computed yet: second, third." in page.read_text()
     for folder in ("studies", "comparisons"):
         (results / folder / "methods.csv").rename(results / folder / "second.csv")
-        write_record(origin_of(results / folder / "second.csv").rule, [results / folder / "second.csv"])
-    (results / "claims.csv").unlink()
+        recorded(results / folder / "second.csv")
     for _ in range(2):
         run_pages.keep_run("runs/some-run", "def5678")
     run_pages.keep_run("runs/some-run", "fed8765")
@@ -121,12 +150,46 @@ def test_a_run_in_parts_keeps_the_studies_of_earlier_parts(results: Path):
     assert text.index("**Methods**") < text.index("commit abc1234") < text.index("**Second**")
     assert text.index("**Second**") < text.index("commit def5678") and "fed8765" not in text
     with run_pages.kept(archive) as (folder, about):
-        assert (folder / "claims.csv").read_text() == CLAIMS and list(about["studies"]) == ["methods", "second"]
+        assert list(about["studies"]) == ["methods", "second"] and (folder / "comparisons" / "second.csv").is_file()
     del config["studies"]["methods"]
     (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run_pages.keep_run("runs/some-run", "fed8765")
     run_pages.document("runs/some-run")
     assert "**Methods**" not in page.read_text() and "computed at commit def5678" in page.read_text()
+
+
+def test_findings_are_judged_on_the_windows_of_all_parts(results: Path, monkeypatch: pytest.MonkeyPatch):
+    """A comparison of two cells of different parts, and none of a study that the config no longer has."""
+    monkeypatch.setattr(run_pages, "REPORTED", ("runs/some-run",))
+    page = results.parent / "docs" / "runs" / "some-run.md"
+    config = yaml.safe_load((results.parent / "config.yaml").read_text())
+    config["studies"]["symmetric"] = {**STUDY, "title": "Symmetric"}
+    (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run_pages.keep_run("runs/some-run", "abc1234")
+    run_pages.document("runs/some-run")
+    assert "verdicts, over all models: .\n" in page.read_text() and "Asymmetric activations" not in page.read_text()
+    later = (CELLS[0], ("gptq", "channel", "int4_sym", 9.7))
+    contents = {"symmetric.csv": records(later).encode(), "symmetric.items.parquet": items(later)}
+    for name, content in contents.items():
+        (results / "studies" / name).write_bytes(content)
+    recorded(*(results / "studies" / name for name in contents))
+    for path in (results / "studies").glob("methods*"):
+        path.unlink()
+    for _ in range(2):
+        run_pages.keep_run("runs/some-run", "def5678")
+    run_pages.document("runs/some-run")
+    text = page.read_text()
+    change = 100 * (9.7 / 8.75 - 1)
+    assert "| Asymmetric activations help much" in text and "**✓ holds**<br>1 of 1 hold" in text
+    assert f"+{change:.1f} % (+{change:.1f} to +{change:.1f})" in text, "float32 windows do not change the effect"
+    with run_pages.kept(results.parent / "docs" / "runs" / "some.zip") as (folder, _):
+        found = pd.read_parquet(folder / "items.parquet")
+    assert set(found.metric) == {"negative_log_likelihood", "kl_divergence"} and len(found) == 4 * 2 * 32
+    del config["studies"]["methods"]
+    (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run_pages.keep_run("runs/some-run", "def5678")
+    run_pages.document("runs/some-run")
+    assert "Asymmetric activations" not in page.read_text()
 
 
 def test_figures_are_narrow_and_linked_from_a_document_of_their_folder(results: Path):
