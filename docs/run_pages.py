@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from pictures import DOCS, drawn, shown
-from run_claims import claims, judged
 from run_costs import costs, fits, solves, spread
 from run_files import keep, kept
 from wide_tables import split_text
@@ -55,7 +54,7 @@ RUNS = {
         "make table STUDY=... CONFIG=config/studies.yaml",
     ),
 }
-# with verdicts on the findings and figures of the whole run
+# with the losses of every window, for the verdicts of docs/evidence.md, and figures of the whole run
 REPORTED = ("runs/studies-run",)
 # with the figure of divergence against bits
 FRONTS = ("runs/default-run", *REPORTED)
@@ -145,7 +144,7 @@ def front(folder: Path, about: dict, name: str) -> str:
 
 
 def document(name: str) -> None:
-    """Findings, tables and figures of one kept run, study by study, and what they cost; nothing
+    """Write tables and figures of one kept run, study by study, and what they cost; nothing
     where none is kept."""
     title, _, command = RUNS[name]
     if not archive(name).is_file():
@@ -160,7 +159,7 @@ def document(name: str) -> None:
         if about["missing"]:
             made += f" Not computed yet: {', '.join(about['missing'])}."
         parts = [f"# {title}", made, ""]
-        parts += [claims(judged(folder, about))] if name in REPORTED else []
+        parts += ["[The evidence](../evidence.md) has the verdicts on the findings of the paper.", ""] * (name in REPORTED)
         for study, fields in about["studies"].items():
             spec = {**fields, "study": study}
             text = table(folder, spec)

@@ -18,11 +18,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from oddities_tables import TABLES as ODDITIES  # noqa: E402 (the library is in scripts/, not installed)
+from evidence_tables import tables as evidence  # noqa: E402 (the library is in scripts/, not installed)
+from oddities_tables import TABLES as ODDITIES  # noqa: E402
 from pictures import DOCS, drawn  # noqa: E402
 from reference_cards import TABLES as CARDS  # noqa: E402
 from run_files import kept  # noqa: E402
-from run_pages import RUNS, archive, document, keep_run, table  # noqa: E402
+from run_pages import REPORTED, RUNS, archive, document, keep_run, table  # noqa: E402
 from wide_tables import split_text  # noqa: E402
 
 from quantgrid.config import validation  # noqa: E402
@@ -106,6 +107,10 @@ def main() -> None:
     for name in RUNS:
         keep_run(name, commit)
         document(name)
+    for name in filter(lambda name: archive(name).is_file(), REPORTED):
+        with kept(archive(name)) as (folder, about):
+            for mark, text in evidence(folder, about).items():
+                between("evidence.md", mark, text)
     for name in BENCHMARKS:
         benchmarks(name, commit)
     command = [

@@ -118,7 +118,8 @@ COUNTS = {
         514,
         {
             "decomposition": 43,
-            "transforms-mitigations": 100,
+            "transforms-mitigations": 92,
+            "exactness": 12,
             "models": 19,
             "symmetry": 20,
             "group-size": 32,

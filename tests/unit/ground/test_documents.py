@@ -20,6 +20,7 @@ from quantgrid.reporting.data.records import NUMBERS, TEXTS
 
 sys.path.insert(0, str(ROOT / "docs"))
 
+import evidence_tables
 import pictures
 import run_pages
 import update
@@ -161,13 +162,18 @@ def test_a_run_in_parts_keeps_the_studies_of_earlier_parts(results: Path):
 def test_findings_are_judged_on_the_windows_of_all_parts(results: Path, monkeypatch: pytest.MonkeyPatch):
     """A comparison of two cells of different parts, and none of a study that the config no longer has."""
     monkeypatch.setattr(run_pages, "REPORTED", ("runs/some-run",))
-    page = results.parent / "docs" / "runs" / "some-run.md"
+    archive = results.parent / "docs" / "runs" / "some.zip"
     config = yaml.safe_load((results.parent / "config.yaml").read_text())
     config["studies"]["symmetric"] = {**STUDY, "title": "Symmetric"}
     (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    run_pages.keep_run("runs/some-run", "abc1234")
-    run_pages.document("runs/some-run")
-    assert "verdicts, over all models: .\n" in page.read_text() and "Asymmetric activations" not in page.read_text()
+
+    def made() -> dict[str, str]:
+        run_pages.keep_run("runs/some-run", "def5678")
+        with run_pages.kept(archive) as (folder, about):
+            return evidence_tables.tables(folder, about)
+
+    first = made()
+    assert "Asymmetric activations" not in first["findings"] and "Not computed yet: symmetric." in first["parts"]
     later = (CELLS[0], ("gptq", "channel", "int4_sym", 9.7))
     contents = {"symmetric.csv": records(later).encode(), "symmetric.items.parquet": items(later)}
     for name, content in contents.items():
@@ -175,21 +181,18 @@ def test_findings_are_judged_on_the_windows_of_all_parts(results: Path, monkeypa
     recorded(*(results / "studies" / name for name in contents))
     for path in (results / "studies").glob("methods*"):
         path.unlink()
-    for _ in range(2):
-        run_pages.keep_run("runs/some-run", "def5678")
-    run_pages.document("runs/some-run")
-    text = page.read_text()
+    found = [made(), made()][-1]
     change = 100 * (9.7 / 8.75 - 1)
-    assert "| Asymmetric activations help much" in text and "**✓ holds**<br>1 of 1 hold" in text
-    assert f"+{change:.1f} % (+{change:.1f} to +{change:.1f})" in text, "float32 windows do not change the effect"
-    with run_pages.kept(results.parent / "docs" / "runs" / "some.zip") as (folder, _):
-        found = pd.read_parquet(folder / "items.parquet")
-    assert set(found.metric) == {"negative_log_likelihood", "kl_divergence"} and len(found) == 4 * 2 * 32
+    assert "| Asymmetric activations help much" in found["findings"] and "**✓ holds**<br>1 of 1 hold" in found["findings"]
+    assert f"+{change:.1f} % (+{change:.1f} to +{change:.1f})" in found["findings"], "kept as float32"
+    assert "| m | perplexity | 1 |" in found["counted"] and "2 jobs, 0.0 hours of one processor" in found["parts"]
+    assert "| methods | m | 2 | def5678 |\n| symmetric | m | 1 | def5678 |" in found["parts"]
+    with run_pages.kept(archive) as (folder, _):
+        kept = pd.read_parquet(folder / "items.parquet")
+    assert set(kept.metric) == {"negative_log_likelihood", "kl_divergence"} and len(kept) == 4 * 2 * 32
     del config["studies"]["methods"]
     (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    run_pages.keep_run("runs/some-run", "def5678")
-    run_pages.document("runs/some-run")
-    assert "Asymmetric activations" not in page.read_text()
+    assert "Asymmetric activations" not in made()["findings"]
 
 
 def test_figures_are_narrow_and_linked_from_a_document_of_their_folder(results: Path):

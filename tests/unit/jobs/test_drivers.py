@@ -107,6 +107,7 @@ def test_a_target_is_one_whatever_is_said_before_it(tmp_path):
     for target, said in (
         ("results-smoke/steps.csv", "Nothing to be done"),
         ("no-such-target", "MissingRuleException"),
+        ("results-smoke/comparisons/methods.csv", "MissingRuleException"),  # its study compares nothing
     ):  # no onstart
         done = subprocess.run([*command[:-1], target], cwd=checkout.folder, capture_output=True, text=True, timeout=600)
         assert said in done.stdout + done.stderr

@@ -172,6 +172,8 @@ def test_costs_are_read_from_benchmark_files(tmp_path):
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(header + line)
+    (tmp_path / "compare_study").mkdir()
+    (tmp_path / "compare_study" / "failed.tsv").touch()  # by Snakemake, of a job that failed
     records = costs.read(tmp_path)
     assert [(entry["rule"], entry["name"], entry["seconds"]) for entry in records] == [
         ("fetch_model", "m", 10.0),

@@ -28,7 +28,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     """
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     measured = frame[frame.metric != ""].groupby("claim").metric.first()
-    frame["metric"] = frame.metric.where(frame.metric != "", frame.claim.map(measured).fillna(LOSS))
+    frame["metric"] = frame.metric.where(frame.metric != "", frame.claim.map(measured).astype(object).fillna(LOSS))
     return [claim(part) for _, part in frame.groupby(["claim", "metric"], sort=False)]
 
 

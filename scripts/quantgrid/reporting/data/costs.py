@@ -18,10 +18,10 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     """Read the records of ``{folder}/{rule}/.../{key}.tsv``, sorted by rule and name: rule, name
     (path below the rule, no suffix), seconds of wall time, max_rss_mb (MiB) and cpu_seconds. NaN for
     a value that a file lacks (Snakemake wrote such files before jobs did); of several rows the mean
-    time and the largest memory."""
+    time and the largest memory. An empty file is that of a failed job: Snakemake creates it."""
     root = Path(folder)
     result = []
-    for path in sorted(root.glob("*/**/*.tsv")):
+    for path in sorted(path for path in root.glob("*/**/*.tsv") if path.stat().st_size):
         rule, *_ = path.relative_to(root).parts
         name = path.relative_to(root / rule).with_suffix("").as_posix()
         result.append({"rule": rule, "name": name, **read_one(path)})

@@ -1,5 +1,5 @@
-"""Verdicts of a kept run on the findings of the paper, judged again from its records and the loss and
-divergence of every window: a run made in parts has no report of all parts."""
+"""Tables of docs/evidence.md: verdicts of a kept run on the findings of the paper, judged again from its
+records and the loss and divergence of every window, because a run made in parts has no report of all parts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from run_costs import of_rules
 from run_files import ITEMS
 
 from quantgrid.reporting.claims import contrasts, findings, verdicts
@@ -24,6 +25,26 @@ def judged(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
     records = merge([read(folder / "studies" / f"{study}.csv") for study in about["studies"]])
     items = pd.read_parquet(folder / ITEMS).astype({"value": "float64"})
     return verdicts.evaluate(contrasts.read(), contrasts.margins(), records, items, about["named"])
+
+
+def tables(folder: Path, about: dict[str, Any]) -> dict[str, str]:
+    """All tables by their mark in docs/evidence.md."""
+    rows = judged(folder, about)
+    made = {"counted": counted, "findings": claims, "power": power, "undecided": undecided}
+    return {name: table(rows) for name, table in made.items()} | {"parts": parts(folder, about)}
+
+
+def parts(folder: Path, about: dict[str, Any]) -> str:
+    """The studies with their models, cells and commits, and the processor hours of all jobs."""
+    lines = ["| study | models | quantized cells | commit |", "| :-- | :-- | --: | :-- |"]
+    for study in about["studies"]:
+        found = read(folder / "studies" / f"{study}.csv")
+        cells = found[found.mitigation != "none"].cell.nunique()
+        lines.append(f"| {study} | {', '.join(found.model.unique())} | {cells} | {about['commits'][study]} |")
+    jobs = of_rules(folder)
+    hours = jobs.cpu_seconds.sum() / 3600
+    missing = f" Not computed yet: {', '.join(about['missing'])}." if about["missing"] else ""
+    return "\n".join([*lines, "", f"{len(jobs)} jobs, {hours:.1f} hours of one processor in all.{missing}"])
 
 
 def listed(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -50,17 +71,7 @@ def claims(rows: pd.DataFrame) -> str:
         "model and metric."
     )
     total = ", ".join(f"{name} {count}" for name, count in findings.counts(found).items())
-    return "\n".join(
-        [
-            "## Findings",
-            f"`config/claims.yaml` states them; verdicts, over all models: {total}.",
-            "",
-            *lines,
-            "",
-            note,
-            "",
-        ]
-    )
+    return "\n".join([f"Verdicts over all models: {total}.", "", *lines, "", note])
 
 
 def verdict(given: dict[str, Any] | None) -> str:
