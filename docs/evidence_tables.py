@@ -105,23 +105,19 @@ def counted(rows: pd.DataFrame) -> str:
 
 def power(rows: pd.DataFrame) -> str:
     """What the comparisons of each model decide with a power of 80 %: of perplexity in percent, of divergence
-    in percent of the mean divergence of the two cells."""
+    in percent of the mean divergence of the two cells; adjusted for all comparisons, and of one alone."""
     margins = contrasts.margins()
     tested = rows[(rows.detectable > 0) & (rows.threshold == 0) & rows.metric.isin(margins)]
-    share = tested.detectable.where(
-        tested.metric == LOSS, tested.detectable / tested.margin.astype(float) * margins[DIVERGENCE]
-    )
-    lines = [
-        "| model | comparisons | perplexity: median | divergence: median | divergence: lowest tenth, highest tenth | at most 5 % |",
-        "| :-- | --: | --: | --: | --: | --: |",
-    ]
-    for model, own in share.groupby(tested.model, sort=False):
+    unit = pd.Series(1.0, tested.index).where(tested.metric == LOSS, margins[DIVERGENCE] / tested.margin.astype(float))
+    adjusted, alone = tested.detectable * unit, (tested.high - tested.low) * verdicts.detectable_widths(1) * unit
+    names = ["perplexity", "divergence", "lowest, highest tenth", f"at most {WANTED:.0%}", "divergence, one alone"]
+    lines = [f"| model | comparisons | {' | '.join(names)} |", f"| :-- | {' | '.join(['--:'] * (1 + len(names)))} |"]
+    for model, own in adjusted.groupby(tested.model, sort=False):
         loss, divergence = (own[tested.metric[own.index] == metric] for metric in (LOSS, DIVERGENCE))
         low, high = divergence.quantile([0.1, 0.9])
-        lines.append(
-            f"| {model} | {len(divergence)} | {percent(loss.median())} | {percent(divergence.median())} | "
-            f"{percent(low)}, {percent(high)} | {(divergence <= WANTED).mean():.0%} |"
-        )
+        cells = [percent(loss.median()), percent(divergence.median()), f"{percent(low)}, {percent(high)}"]
+        cells += [f"{(divergence <= WANTED).mean():.0%} of them", percent(alone[divergence.index].median())]
+        lines.append(f"| {model} | {len(divergence)} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -137,7 +133,6 @@ def undecided(rows: pd.DataFrame) -> str:
         for model, given in claim["verdicts"].items():
             if given["verdict"] == "undecided":
                 weakest = given["weakest"]
-                lines.append(
-                    f"| {claim['statement']} | {model} | {weakest['shown']} | {weakest['detectable']} | {weakest['reason'] or '–'} |"
-                )
+                cells = (claim["statement"], model, weakest["shown"], weakest["detectable"], weakest["reason"] or "–")
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

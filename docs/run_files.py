@@ -101,7 +101,10 @@ def items(results: Path, studies: Sequence[str], before: bytes | None, cells: se
     found = found[found.metric.isin(TESTED) & found.cell.isin(cells)].astype({"value": "float32"})
     written = io.BytesIO()
     found.sort_values(["metric", "dataset", "cell", "item"]).to_parquet(
-        written, index=False, use_dictionary=["cell", "metric", "dataset"], column_encoding={"value": "BYTE_STREAM_SPLIT"},
+        written,
+        index=False,
+        use_dictionary=["cell", "metric", "dataset"],
+        column_encoding={"value": "BYTE_STREAM_SPLIT"},
         compression="zstd",
     )
     return written.getvalue()

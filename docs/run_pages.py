@@ -159,7 +159,9 @@ def document(name: str) -> None:
         if about["missing"]:
             made += f" Not computed yet: {', '.join(about['missing'])}."
         parts = [f"# {title}", made, ""]
-        parts += ["[The evidence](../evidence.md) has the verdicts on the findings of the paper.", ""] * (name in REPORTED)
+        parts += ["[The evidence](../evidence.md) has the verdicts on the findings of the paper.", ""] * (
+            name in REPORTED
+        )
         for study, fields in about["studies"].items():
             spec = {**fields, "study": study}
             text = table(folder, spec)
