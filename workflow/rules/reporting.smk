@@ -100,10 +100,10 @@ rule compare_study:
         md=f"{RESULTS}/comparisons/{{study}}.md",
         tex=f"{RESULTS}/comparisons/{{study}}.tex",
         digest=f"{RESULTS}/digests/compare_study/{{study}}.json",
-    wildcard_constraints:
-        study="|".join(map(re.escape, COMPARED)) or "(?!)",  # no target of a study that compares nothing
     log:
         **PLAN.logs("compare_study"),
+    wildcard_constraints:
+        study="|".join(map(re.escape, COMPARED)) or "(?!)",  # no target of a study that compares nothing
     localrule: True
     conda:
         ENVIRONMENT
