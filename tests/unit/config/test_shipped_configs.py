@@ -115,7 +115,7 @@ COUNTS = {
     ),
     "shifts": (27, {"shifts": 27}, (14, 1, 1)),
     "studies": (
-        514,
+        522,
         {
             "decomposition": 43,
             "transforms-mitigations": 92,
@@ -138,10 +138,11 @@ COUNTS = {
             "overhead": 18,
             "residual-error-by-layer": 24,
             "weights": 68,
+            "learning-objective": 28,
             "architectures": 43,
             "wikitext": 4,
         },
-        (21, 21, 37),
+        (22, 21, 37),
     ),
 }
 
