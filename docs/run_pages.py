@@ -43,6 +43,11 @@ RUNS = {
         "config/oddities.yaml",
         "make run CONFIG=config/oddities.yaml",
     ),
+    "runs/contradictions-run": (
+        "Findings that a model contradicts, cause by cause",
+        "config/contradictions.yaml",
+        "make run CONFIG=config/contradictions.yaml",
+    ),
     "runs/methods-2026-run": (
         "Methods of 2025 and 2026",
         "config/methods-2026.yaml",

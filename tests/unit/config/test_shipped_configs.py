@@ -113,9 +113,14 @@ COUNTS = {
         },
         (11, 12, 3),
     ),
+    "contradictions": (
+        109,
+        {"learning-objective": 21, "draws": 34, "rotation-parts": 33, "weight-symmetry": 18, "scale-scopes": 21},
+        (14, 3, 9),
+    ),
     "shifts": (27, {"shifts": 27}, (14, 1, 1)),
     "studies": (
-        522,
+        514,
         {
             "decomposition": 43,
             "transforms-mitigations": 92,
@@ -138,11 +143,10 @@ COUNTS = {
             "overhead": 18,
             "residual-error-by-layer": 24,
             "weights": 68,
-            "learning-objective": 28,
             "architectures": 43,
             "wikitext": 4,
         },
-        (22, 21, 37),
+        (21, 21, 37),
     ),
 }
 
