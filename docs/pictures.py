@@ -9,7 +9,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 # of a picture in the documents: columns of pixels, colours without loss, quality (percent) with loss
-WIDTH, COLORS, QUALITY = 900, 32, 70
+WIDTH, COLORS, QUALITY = 800, 32, 70
 
 
 def drawn(image: bytes, name: str) -> str:

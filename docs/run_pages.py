@@ -62,7 +62,7 @@ RUNS = {
 # with the losses of every window, for the verdicts of docs/evidence.md, and figures of the whole run
 REPORTED = ("runs/studies-run",)
 # with the figure of divergence against bits
-FRONTS = ("runs/default-run", *REPORTED)
+FRONTS = ("runs/default-run",)
 WHOLE = {
     "residual-error": residual_error.CAPTION,
     "number-lines": number_lines.CAPTION,
