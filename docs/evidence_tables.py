@@ -87,7 +87,7 @@ def verdict(given: dict[str, Any] | None) -> str:
 
 
 def counted(rows: pd.DataFrame) -> str:
-    """How many claims have each verdict, by model and metric."""
+    """Count the claims of each verdict, by model and metric."""
     found = listed(rows)
     names = [name for name in findings.VERDICTS if name in findings.counts(found)]
     lines = [f"| model | metric | {' | '.join(names)} |", f"| :-- | :-- | {' | '.join(['--:'] * len(names))} |"]
@@ -104,8 +104,8 @@ def counted(rows: pd.DataFrame) -> str:
 
 
 def power(rows: pd.DataFrame) -> str:
-    """What the comparisons of each model decide with a power of 80 %: of perplexity in percent, of divergence
-    in percent of the mean divergence of the two cells; adjusted for all comparisons, and of one alone."""
+    """Tabulate the differences that the comparisons of each model decide with a power of 80 %: of perplexity in
+    percent, of divergence in percent of the mean of the two cells; adjusted for all comparisons, and of one alone."""
     margins = contrasts.margins()
     tested = rows[(rows.detectable > 0) & (rows.threshold == 0) & rows.metric.isin(margins)]
     unit = pd.Series(1.0, tested.index).where(tested.metric == LOSS, margins[DIVERGENCE] / tested.margin.astype(float))
