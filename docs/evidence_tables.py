@@ -28,14 +28,14 @@ def judged(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
 
 
 def tables(folder: Path, about: dict[str, Any]) -> dict[str, str]:
-    """All tables by their mark in docs/evidence.md."""
+    """Make all tables, by their mark in docs/evidence.md."""
     rows = judged(folder, about)
     made = {"counted": counted, "findings": claims, "power": power, "undecided": undecided}
     return {name: table(rows) for name, table in made.items()} | {"parts": parts(folder, about)}
 
 
 def parts(folder: Path, about: dict[str, Any]) -> str:
-    """The studies with their models, cells and commits, and the processor hours of all jobs."""
+    """Tabulate the studies with their models, cells and commits; add the processor hours of all jobs."""
     lines = ["| study | models | quantized cells | commit |", "| :-- | :-- | --: | :-- |"]
     for study in about["studies"]:
         found = read(folder / "studies" / f"{study}.csv")
