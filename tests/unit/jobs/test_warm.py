@@ -321,7 +321,11 @@ def test_forks_of_one_server_reserve_different_gpus(served: Served, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.workflow
 def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
-    """Every job of either run has recorded its time and memory, by the process that computed."""
+    """Every job of either run has recorded its time and memory, by the process that computed.
+
+    The client that waits for a job holds no library in its memory, and the processor time of the server
+    before the fork is not the job's.
+    """
     made, costs = {}, {}
     for name, options in {"cold": ["--cold"], "warm": []}.items():
         checkout = one_cell(Checkout.make(tmp_path / name))
@@ -341,4 +345,5 @@ def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
     assert costs["warm"].keys() == costs["cold"].keys()
     for path, warm in costs["warm"].items():
         if path.parts[2] in ("quantize_model", "evaluate_perplexity"):
-            assert 100 < warm["max_rss_mb"] < 4000 and 0 < warm["cpu_seconds"] < costs["cold"][path]["cpu_seconds"]
+            assert 100 < warm["max_rss_mb"] < 4000
+            assert 0 < warm["cpu_seconds"] <= psutil.cpu_count() * warm["seconds"] + 0.1
