@@ -59,8 +59,8 @@ redraw: $(VENV)/.installed  ## figures of CONFIG's studies from a results.csv al
 recommend: $(VENV)/.installed  ## recipes within BITS stored bits per weight for each kind of deployment: make recommend MODEL=smollm2-135m BITS=4.5 (DEPLOYMENT=weights, CORPUS=...)
 	@$(BIN)/python scripts/recommend.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --corpus "$(CORPUS)" --deployment "$(DEPLOYMENT)" $(ARGS)
 
-best: $(VENV)/.installed  ## the best recipe of a model by a race of over 200: make best MODEL=FOLDER BITS=4.5 KIND=w4a16|w4a4 (MODEL: a folder, or an entry of CONFIG)
-	@$(BIN)/python scripts/best.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --kind "$(KIND)" --cores $(CORES) $(ARGS)
+best: $(VENV)/.installed  ## the best recipe of a model by a race of over 200: make best MODEL=FOLDER BITS=4.5 KIND=w4a16|w4a4 (MODEL: a folder, or an entry of CONFIG; TO=... for recipes that an export target holds)
+	@$(BIN)/python scripts/best.py --configfile $(CONFIG) --model "$(MODEL)" --bits "$(BITS)" --kind "$(KIND)" $(if $(TO),--to "$(TO)") --cores $(CORES) $(ARGS)
 
 export: $(VENV)/.installed  ## a recipe for servers: make export MODEL=... TO=compressed-tensors|gguf|gptq|awq|dense OUT=... (CELL=..., or the best within BITS)
 	@$(BIN)/python scripts/export.py --configfile $(CONFIG) --model "$(MODEL)" --to "$(TO)" --out "$(OUT)" $(if $(CELL),--cell "$(CELL)") $(if $(BITS),--bits "$(BITS)") $(if $(CORPUS),--corpus "$(CORPUS)") $(if $(DEPLOYMENT),--deployment "$(DEPLOYMENT)") $(ARGS)

@@ -75,8 +75,12 @@ def value(found: object) -> str:
 
 
 def accepted(option: Option) -> str:
-    """Accepted values of an option, and the options without which it has no meaning."""
-    needs = [f"with `{other}`: {' or '.join(map(value, values))}" for _, other, values in option.needs]
+    """Accepted values of an option, and the other options that it or one of its values needs."""
+    needs = [
+        f"{'' if given is None else f'`{value(given)}` '}with `{other}`: {' or '.join(map(value, values))}"
+        for given, other, values in option.needs
+        if given is None or given in (option.choices or (given,))
+    ]
     return "; ".join([option.describe(), *dict.fromkeys(needs)])
 
 

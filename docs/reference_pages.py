@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "docs")]
 
 from method_pages import formats, methods, table, value  # noqa: E402 (the library is in scripts/, not installed)
 
+from quantgrid.config.races import DEFAULTS as RACE_DEFAULTS  # noqa: E402
 from quantgrid.config.validation import CALIBRATION_DEFAULTS, DEFAULTS  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -32,6 +33,7 @@ ENTRIES = {
     "transforms": "methods.md#transforms-before-rounding",
     "mitigations": "methods.md#mitigations-while-rounding",
 }
+OF_ENTRIES = {"calibrations.NAME": CALIBRATION_DEFAULTS, "studies.NAME.race": RACE_DEFAULTS}
 _WRITTEN = "Written by `python docs/reference_pages.py` from {}. Do not edit it by hand."
 _CONFIG = """# Keys of a config
 
@@ -53,18 +55,34 @@ def resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-def keys(path: str, node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, node) of a key and of all keys below it."""
+def keys(
+    path: str, node: Mapping[str, Any], schema: Mapping[str, Any], needed: str = ""
+) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(path, node, whether it is required and where) of a key and of all keys below it."""
     node = resolved(node, schema)
-    yield path, node
+    yield path, node, needed
     for name, below in node.get("properties", {}).items():
-        yield from keys(f"{path}.{name}", below, schema)
+        yield from keys(f"{path}.{name}", below, schema, required(name, node))
     entries = node.get("additionalProperties")
     if isinstance(entries, Mapping) and "properties" in resolved(entries, schema):
         yield from keys(f"{path}.NAME", entries, schema)
     items = node.get("items")
     if isinstance(items, Mapping) and "properties" in resolved(items, schema):
         yield from keys(f"{path}[]", items, schema)
+
+
+def required(name: str, node: Mapping[str, Any]) -> str:
+    """Whether an entry needs the key ``name``: always, with some of its sources, or (empty) never."""
+    if name in node.get("required", ()):
+        return "*required*"
+    sources = [
+        source
+        for rule in node.get("allOf", ())
+        if name in rule["then"]["required"]
+        for asked in [rule["if"]["properties"]["source"]]
+        for source in asked.get("enum", [asked.get("const")])
+    ]
+    return f"*required* ({', '.join(sources)})" if sources else ""
 
 
 def types(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
@@ -86,12 +104,13 @@ def types(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
 
 def default(path: str) -> str:
     """Default of a key; empty where a key is required or has none."""
-    if path.startswith("calibrations.NAME."):
-        found: Any = CALIBRATION_DEFAULTS.get(path.rsplit(".", 1)[1])
+    entry, name = path.rpartition(".")[::2]
+    if entry in OF_ENTRIES:
+        found: Any = OF_ENTRIES[entry].get(name)
     else:
         found = DEFAULTS
-        for name in path.split("."):
-            found = found.get(name) if isinstance(found, Mapping) else None
+        for part in path.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
     return "" if found is None or found in ({}, []) or isinstance(found, Mapping) else f"`{value(found)}`"
 
 
@@ -108,8 +127,8 @@ def config() -> str:
         if name in ENTRIES:
             parts += [f"Options of each method: [methods]({ENTRIES[name]})."]
         rows = [
-            [f"`{path}`", types(below, schema), default(path), below.get("description", "")]
-            for path, below in (found[1:] if len(found) > 1 else found)
+            [f"`{path}`", types(below, schema), default(path) or asked, below.get("description", "")]
+            for path, below, asked in (found[1:] if len(found) > 1 else found)
             if not path.endswith((".NAME", "[]"))
         ]
         parts.append(table(["key", "accepted", "default", "meaning"], rows))

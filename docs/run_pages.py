@@ -23,21 +23,6 @@ from quantgrid.reporting.tables import comparisons, study_tables, writers
 # Document below docs/ -> title, the config that was run, the command.
 RUNS = {
     "runs/default-run": ("The default run", "config/config.yaml", "make run"),
-    "runs/formats-run": (
-        "Number formats, granularity and symmetry on SmolLM2",
-        "config/formats.yaml",
-        "make run CONFIG=config/formats.yaml",
-    ),
-    "runs/transforms-run": (
-        "Transforms on SmolLM2",
-        "config/transforms.yaml",
-        "make run CONFIG=config/transforms.yaml",
-    ),
-    "runs/mitigations-run": (
-        "Mitigations on SmolLM2",
-        "config/mitigations.yaml",
-        "make run CONFIG=config/mitigations.yaml",
-    ),
     "runs/oddities-run": (
         "The oddities of SmolLM2, suspect by suspect",
         "config/oddities.yaml",

@@ -22,6 +22,7 @@ from evidence_tables import tables as evidence  # noqa: E402 (the library is in 
 from oddities_tables import TABLES as ODDITIES  # noqa: E402
 from pictures import DOCS, drawn  # noqa: E402
 from reference_cards import TABLES as CARDS  # noqa: E402
+from result_tables import EXCERPTS, excerpt  # noqa: E402
 from run_files import kept  # noqa: E402
 from run_pages import REPORTED, RUNS, archive, document, keep_run, table  # noqa: E402
 from wide_tables import split_text  # noqa: E402
@@ -111,6 +112,9 @@ def main() -> None:
         with kept(archive(name)) as (folder, about):
             for mark, text in evidence(folder, about).items():
                 between("evidence.md", mark, text)
+    for (page, mark), wanted in EXCERPTS.items():
+        with kept(archive(wanted.run)) as (folder, about):
+            between(page, mark, excerpt(folder, about, wanted))
     for name in BENCHMARKS:
         benchmarks(name, commit)
     command = [

@@ -45,7 +45,9 @@ def parts(rows: Rows) -> list[tuple[str, list[int]]]:
     """List the parts of a table: its metric, if its columns have several, and the positions of its
     columns, the leading labels among them."""
     heads, width = rows[0], len(rows[0])
-    labels = [column for column in range(width) if rows[1][column] == ":--" and BREAK not in heads[column]]
+    labels = [
+        column for column in range(width) if column == 0 or (rows[1][column] == ":--" and BREAK not in heads[column])
+    ]
     labels = [column for at, column in enumerate(labels) if column == at][: WIDEST - 2]
     others = [column for column in range(width) if column not in labels]
     metrics = dict.fromkeys(heads[column].rpartition(BREAK)[0] for column in others)

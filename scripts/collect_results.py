@@ -3,6 +3,9 @@ their axes)."""
 
 from quantgrid.jobs.job import arguments, run
 from quantgrid.reporting.data.collection import merge, read, write
+from quantgrid.reporting.data.records import AXES
+
+COLUMNS = ["cell", *AXES, "status"]
 
 
 def main() -> None:
@@ -11,7 +14,7 @@ def main() -> None:
     write(merged, job.csv)
     write(merged, job.parquet)
     write(
-        merged[["cell", "model", "transform", "mitigation", "granularity", "format", "status"]].drop_duplicates("cell"),
+        merged[COLUMNS].drop_duplicates("cell"),
         job.cells,
     )
 

@@ -5,8 +5,8 @@ full-precision model (``calibration/sensitivity.py``). FIMA-Q (arXiv 2506.11543)
 from the first power of the gradient of the divergence, several times during a training, and adds a
 low-rank part; a gradient of the divergence is the Fisher information times an error, so its first power
 is the square of g. Trimming leaves out the smallest or the largest errors: SignRound v2 (arXiv 2512.04746)
-drops the largest 0.1 % of a batch, APQ-ViT (arXiv 2303.14341) small ones; the published ratio of the
-latter could not be read.
+drops the largest 0.1 % of a batch, APQ-ViT (arXiv 2303.14341) small ones; we had no access to
+the published ratio of the latter.
 """
 
 from __future__ import annotations

@@ -37,12 +37,12 @@ COUNTS = {
     "first": (9, {"weights": 5, "both": 5}, (2, 2, 2)),
     "smoke": (50, {"methods": 8, "pairs": 26, "formats": 14, "granularity": 3, "bits": 4}, (22, 22, 16)),
     "oddities": (
-        91,
+        101,
         {
             "gptq-statistics": 27,
             "gptq-residual-error": 12,
             "gptq-linears": 12,
-            "gptq-both-sides": 12,
+            "gptq-both-sides": 22,
             "rotation-parts": 30,
             "rotation-groups": 14,
             "four-bit-origin": 6,

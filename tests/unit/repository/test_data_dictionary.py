@@ -9,11 +9,15 @@ import pandas as pd
 import pytest
 import yaml
 
+import collect_results
 import list_steps
 from checkouts import ROOT
+from quantgrid.reporting.claims import verdicts
 from quantgrid.reporting.data import collection
 from quantgrid.reporting.data.evaluation_rows import UNITS
+from quantgrid.reporting.figures import allocations, pareto, residual_error
 from quantgrid.reporting.style import METRICS
+from quantgrid.reporting.tables import comparisons
 from record_cases import FULL, GPTQ, RTN, evaluations
 
 PAGE = (ROOT / "docs" / "reference" / "data.md").read_text(encoding="utf-8")
@@ -25,7 +29,7 @@ def table(name: str) -> list[list[str]]:
     """Rows of the table between the marks of ``name``, the first cell without its backticks."""
     marked = re.search(rf"<!-- columns: {re.escape(name)} -->\n(.*?)<!-- end -->", PAGE, re.DOTALL)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in marked[1].splitlines()[2:]]
-    return [[line[0].strip("`"), *line[1:]] for line in lines]
+    return [[column.strip("`"), *line[1:]] for line in lines for column in line[0].split(", ")]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,12 @@ def table(name: str) -> list[list[str]]:
         ("studies", [column for column in STUDY if column.startswith("best_")]),
         ("items", list(collection.items(evaluations(FULL, RTN)).columns)),
         ("steps.csv", list(list_steps.COLUMNS)),
+        ("cells.csv", collect_results.COLUMNS),
+        ("comparisons", list(comparisons.COLUMNS)),
+        ("claims.csv", list(verdicts.COLUMNS)),
+        ("pareto.csv", list(pareto.points(collection.records(evaluations(FULL, RTN)), {}).columns)),
+        ("residual-error.csv", list(residual_error.read([]).columns)),
+        ("allocations.csv", list(allocations.COLUMNS)),
     ],
 )
 def test_every_column_is_described_in_its_order(name, columns):

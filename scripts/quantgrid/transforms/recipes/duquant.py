@@ -6,8 +6,8 @@ permutation are estimates from the token sample; rotations are not learned and w
 published code stacks all blocks of a site into one matrix of rows and so finds one rotation for
 all, ``shared``; without it each block has a separate rotation, n / block_size times the parameters.
 ``block_rotations: 1`` leaves out permutation and second rotation: with blocks as large as those of
-the format this is DuQuant++ (arXiv 2604.17789, from its abstract and README; its code could not be
-read).
+the format this is DuQuant++ (arXiv 2604.17789, from its abstract and README; we had no access
+to its code).
 """
 
 from __future__ import annotations

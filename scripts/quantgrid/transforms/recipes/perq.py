@@ -2,7 +2,7 @@
 
 The worst case after a block Hadamard is smallest where all blocks have the same sum of mean
 magnitudes. The permutation of ``down_input`` is offline, in the rows of gate and up. Deviations: the
-rule of the greedy permutation is ours (``reorder.py``), since the published one could not be read;
+rule of the greedy permutation is ours (``reorder.py``), since we had no access to the published one;
 R1 and R2 are random Hadamard rotations.
 """
 
