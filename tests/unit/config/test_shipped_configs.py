@@ -49,7 +49,7 @@ COUNTS = {
             "first-token-activations": 5,
             "first-token-ranges": 6,
         },
-        (5, 8, 10),
+        (5, 9, 10),
     ),
     "transforms": (
         111,
