@@ -75,6 +75,7 @@ rule figures:
 onstart:
     # Before the first job: lock the results folder; predict the time; stop if the largest jobs do not fit this machine.
     gc.enable()
+    leave_no_timers()
     take_lock()
     forecast(planned_jobs(), runs_locally())
     preflight(planned_jobs(), runs_locally())

@@ -23,6 +23,11 @@ pytestmark = [pytest.mark.workflow, pytest.mark.timeout(1800)]  # the first wait
 RESULTS = "results-smoke"
 GOLDEN = ROOT / "tests" / "data" / "golden-smoke.csv"
 EXAMPLE = ROOT / "docs" / "examples" / "scaled_hadamard.py"
+SAY_TIMERS = """
+onsuccess:
+    import threading
+    sys.stderr.write(f"TIMERS {sum(isinstance(thread, threading.Timer) for thread in threading.enumerate())}\\n")
+"""
 
 
 def rows(checkout: Checkout, results: str = RESULTS) -> list[dict[str, str]]:
@@ -414,9 +419,12 @@ def test_figures_come_back_from_records_or_results_csv_alone_without_torch(
     (tmp_path / "without" / "torch").mkdir(parents=True)
     (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('this test does without torch')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
+    with (checkout.folder / "Snakefile").open("a") as file:
+        file.write(SAY_TIMERS)
     output = checkout.run("smoke", "figures")
     ran = set(re.findall(r"^[\d:]+  \d+/\d+ steps.*: (\w+)", output, re.MULTILINE))
     assert ran == {"plot_study", "figures"}
+    assert "\nTIMERS 0\n" in output, "finished jobs leave no timers that wake the scheduler"
     assert checkout.contents(RESULTS, "figures/*") == before
     only = tmp_path / "only"
     only.mkdir()

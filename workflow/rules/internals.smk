@@ -57,6 +57,17 @@ def runs_locally():
     return workflow.local_exec
 
 
+def leave_no_timers():
+    """Take Snakemake's default limit of job starts away, before the first job; one that the command line or a profile names stays.
+
+    Under a limit every finished job leaves a timer that wakes the scheduler for ever, also where the limit is never
+    reached: after 450 jobs the driver took a third of a core, until the end of the run.
+    """
+    asked, usual = workflow.scheduling_settings.max_jobs_per_timespan, (100, 1)  # jobs, seconds
+    if asked and (asked.max_jobs, asked.timespan) == usual:
+        workflow.scheduler.job_rate_limiter = None
+
+
 def asks_for_gpu(rule):
     """Check whether a profile or the command line gives the jobs of ``rule`` a GPU."""
     return "gpu" in workflow.resource_settings.overwrite_resources.get(rule, {})
