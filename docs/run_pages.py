@@ -154,11 +154,10 @@ def document(name: str) -> None:
         )
         for study, fields in about["studies"].items():
             spec = {**fields, "study": study}
-            text = table(folder, spec)
-            if name in REPORTED:  # a headline instead of the title that the table has
-                source = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
-                described = [spec["description"]] if "description" in spec else []
-                text = "\n\n".join([f"## {spec['title']}", *source, *described, text.partition("\n\n")[2]])
+            source = [f"In the paper: {spec['paper']}."] if "paper" in spec else []
+            described = [spec["description"]] if "description" in spec else []
+            text = table(folder, spec).partition("\n\n")[2]  # a headline instead of the title that the table has
+            text = "\n\n".join([f"## {spec['title']}", *source, *described, text])
             if len(commits) > 1:
                 text += f"\nComputed at commit {about['commits'][study]}.\n"
             parts += [text, compared(folder, spec), figure(folder, spec, f"{run}-{study}")]
