@@ -5,7 +5,7 @@
 #   WARM=0       start every job in a fresh interpreter, not as a fork of one with all imports
 #   PROFILE      a folder of workflow/profiles
 #   STUDY        name of a study (table, figure)
-#   MODEL, BITS, CORPUS, DEPLOYMENT    of recommend and export; MODEL, BITS, KIND of best
+#   MODEL, BITS, CORPUS, DEPLOYMENT    of recommend and export; MODEL, BITS, KIND, TO of best
 #   CELL, TO     of export: name of a cell, format
 #   RESULTS, OUT           of redraw; OUT of export: a new folder
 #   MODELS       names of reference models (reference-models)

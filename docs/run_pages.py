@@ -46,6 +46,12 @@ RUNS = {
 }
 # with the losses of every window, for the verdicts of docs/evidence.md, and figures of the whole run
 REPORTED = ("runs/studies-run",)
+# where the conclusions of a run stand
+CONCLUSIONS = {
+    "runs/studies-run": "[The evidence](../evidence.md) has the verdicts on the findings of the paper.",
+    "runs/contradictions-run": "[The evidence](../evidence.md#contradictions) says what follows.",
+    "runs/methods-2026-run": "[Results](index.md) says what it shows so far.",
+}
 # with the figure of divergence against bits
 FRONTS = ("runs/default-run",)
 WHOLE = {
@@ -149,9 +155,7 @@ def document(name: str) -> None:
         if about["missing"]:
             made += f" Not computed yet: {', '.join(about['missing'])}."
         parts = [f"# {title}", made, ""]
-        parts += ["[The evidence](../evidence.md) has the verdicts on the findings of the paper.", ""] * (
-            name in REPORTED
-        )
+        parts += [CONCLUSIONS[name], ""] if name in CONCLUSIONS else []
         for study, fields in about["studies"].items():
             spec = {**fields, "study": study}
             source = [f"In the paper: {spec['paper']}."] if "paper" in spec else []

@@ -56,13 +56,11 @@ def config_of(asked: argparse.Namespace) -> dict[str, Any]:
     study = deepcopy(space["studies"][asked.kind]) | {"models": [name]}
     study["race"] = {**study["race"], "budget": asked.bits}
     config = {**space, "models": {name: entry}, "studies": {asked.kind: study}}
-    config["results_dir"] = str(Path(space["results_dir"], f"{name}-{asked.kind}"))
+    config["results_dir"] = str(Path(space["results_dir"], "-".join(filter(None, (name, asked.kind, asked.to)))))
     unfit = dict(misfits(config, study, asked.to))
     place, first = f"{name} in {asked.to}" if asked.to else name, next(iter(unfit.values()), "")
     if len(unfit) == len([*product_cells(config, study, "space")]):
-        raise ConfigError(
-            f"{'TO' if asked.to else 'MODEL'}: no {asked.kind} recipe fits {place}, the first because: {first}"
-        )
+        raise ConfigError(f"no {asked.kind} recipe fits {place}, the first because: {first}")
     study["exclude"] = [
         *study.get("exclude", []),
         *({axis: value for axis, value in cell.axes.items() if axis != "model"} for cell in unfit),
@@ -98,7 +96,8 @@ def export_line(plan: Plan, cell: Cell, config: Path, to: str | None) -> str:
     target = to or next(held, None)
     if target is None:
         return (
-            f"no export target holds {cell_name(cell)}; with TO=NAME those alone race that {' or '.join(TARGETS)} holds"
+            f"no export target holds {cell_name(cell)}; run again with TO=NAME ({', '.join(TARGETS)}) to race only the "
+            "recipes that a target holds"
         )
     words = {"CONFIG": config, "MODEL": cell.model, "CELL": cell_name(cell), "TO": target, "OUT": "exported"}
     return "make export " + " ".join(f"{name}={shlex.quote(str(word))}" for name, word in words.items())

@@ -346,4 +346,5 @@ def test_a_warm_run_gives_the_same_bytes_and_leaves_no_process(tmp_path: Path):
     for path, warm in costs["warm"].items():
         if path.parts[2] in ("quantize_model", "evaluate_perplexity"):
             assert 100 < warm["max_rss_mb"] < 4000
-            assert 0 < warm["cpu_seconds"] <= psutil.cpu_count() * warm["seconds"] + 0.1
+            threads = 2 if path.parts[2] == "quantize_model" else 1
+            assert 0 < warm["cpu_seconds"] <= threads * warm["seconds"] + 0.5, "the server imports for longer"

@@ -8,8 +8,10 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,3 +157,18 @@ def test_no_other_file_of_the_workflow_uses_internals():
         text = path.read_text()
         assert set(re.findall(r"\bworkflow\.(\w+)", text.replace('"workflow/', ""))) <= {"cores"}, path
         assert not re.search(r"\w\._\w", text), path
+
+
+@pytest.mark.parametrize("asked, kept", [((100, 1), False), ((300, 3), True), (None, True)])
+def test_the_default_limit_of_job_starts_becomes_one_timer(asked: tuple[int, int] | None, kept: bool):
+    """The rules are plain Python there; another limit than the default stays, and so does none."""
+    woken = threading.Semaphore(0)
+    limit = SimpleNamespace(max_jobs=asked[0], timespan=asked[1]) if asked else None
+    scheduler = SimpleNamespace(job_rate_limiter="limiter", _open_jobs=woken)
+    workflow = SimpleNamespace(scheduling_settings=SimpleNamespace(max_jobs_per_timespan=limit), scheduler=scheduler)
+    found: dict[str, Any] = {"workflow": workflow}
+    exec(compile((ROOT / "workflow" / "rules" / "internals.smk").read_text(), "internals.smk", "exec"), found)
+    found["WAKE_SECONDS"] = 0.01
+    found["leave_no_timers"]()
+    assert scheduler.job_rate_limiter == ("limiter" if kept else None)
+    assert [woken.acquire(timeout=0.2 if kept else 60) for _ in range(2)] == [not kept] * 2
