@@ -148,15 +148,15 @@ def test_a_run_in_parts_keeps_the_studies_of_earlier_parts(results: Path):
     run_pages.document("runs/some-run")
     text = page.read_text()
     assert "Not computed yet: third." in text and "each study at the commit below its table" in text
-    assert text.index("**Methods**") < text.index("commit abc1234") < text.index("**Second**")
-    assert text.index("**Second**") < text.index("commit def5678") and "fed8765" not in text
+    assert text.index("## Methods\n") < text.index("commit abc1234") < text.index("## Second\n")
+    assert text.index("## Second\n") < text.index("commit def5678") and "fed8765" not in text
     with run_pages.kept(archive) as (folder, about):
         assert list(about["studies"]) == ["methods", "second"] and (folder / "comparisons" / "second.csv").is_file()
     del config["studies"]["methods"]
     (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run_pages.keep_run("runs/some-run", "fed8765")
     run_pages.document("runs/some-run")
-    assert "**Methods**" not in page.read_text() and "computed at commit def5678" in page.read_text()
+    assert "## Methods\n" not in page.read_text() and "computed at commit def5678" in page.read_text()
 
 
 def test_findings_are_judged_on_the_windows_of_all_parts(results: Path, monkeypatch: pytest.MonkeyPatch):
