@@ -65,8 +65,9 @@ def leave_no_timers():
     """Take Snakemake's default limit of job starts (100/1s) away before the first job; another limit stays.
 
     Under a limit every finished job leaves a timer that wakes the scheduler as long as jobs are ready, also where the
-    limit is never reached: after 450 jobs the driver took a third of a core. One timer replaces them: it wakes the
-    scheduler for another sample of the ready jobs (``scheduler-subsample``). As a module the rules have no say in this.
+    limit is never reached: after 450 jobs the driver took a quarter of a core or more (read from top). One timer
+    replaces them: it wakes the scheduler for another sample of the ready jobs (``scheduler-subsample``). As a module
+    the rules have no say in this.
     """
     asked, usual = workflow.scheduling_settings.max_jobs_per_timespan, (100, 1)  # jobs, seconds
     scheduler = workflow.scheduler

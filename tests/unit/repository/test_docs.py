@@ -116,7 +116,7 @@ def provided(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def mistakes(block: str, folder: Path) -> list[str]:
-    """What is refused in a block of YAML, within the config that takes it better."""
+    """Refusals of a block of YAML, within the config that takes it better."""
     found = []
     for base in BASES:
         try:
