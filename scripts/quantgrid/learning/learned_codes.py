@@ -21,7 +21,7 @@ from ..quantizer.scales import QuantizationParameters, effective_step
 from ..quantizer.tensors import QuantizedTensor, fake_quantize
 from .learned_scales import ScaledWeight
 
-INSIDE = 0.49  # of a code distance: farthest that a weight may be from a code that it rounds to
+INSIDE = 0.25  # of a code distance: halfway to the edge of a cell, where one step of training leaves no cell
 NUDGE = 1e-3  # of a code distance
 
 
@@ -77,10 +77,10 @@ class RoundedWeight(ScaledWeight):
 
 
 def in_cells(weight: Tensor, solved: Compensated) -> Tensor:
-    """``weight`` (*batch, m, n) float32, moved as little as it takes for rounding to nearest to give the
-    values of ``solved``.
+    """``weight`` (*batch, m, n) float32, moved so that rounding to nearest gives the values of ``solved``.
 
-    A weight that rounds to its value stays; another one moves to ``INSIDE`` of a code distance from it.
+    A weight that rounds to its value stays; another one moves to ``INSIDE`` of a code distance from it. At
+    the edge of the cell the first small step would round all of them back.
     """
     base = solved.quantized
     exact = base.dequantize(torch.float32)

@@ -141,6 +141,21 @@ def test_no_offset_in_reach_moves_a_code_by_more_than_one(name, base):
     assert moved.max() == 1 and 0.15 < (moved == 1).float().mean() < 0.35  # 1/4 of uniform fractions
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_first_steps_leave_the_codes_that_a_weight_was_moved_to(name):
+    """A step of AutoRound moves every offset by the learning rate. Codes of GPTQ that rounding to nearest
+    does not give outlast many of them."""
+    weight, of_scheme = weight_of(), SCHEMES[name]
+    solved = solve_base("gptq", weight, statistics_of(inputs()), of_scheme)
+    moved = in_cells(weight, solved)
+    there = moved != weight
+    assert bool(there.any())
+    rounded = RoundedWeight(moved, solved.quantized, ranges=False)
+    for offset in (-0.2, 0.2):
+        stepped = rounded.rounded({"offset": torch.full_like(weight, offset)})
+        assert torch.equal(stepped[there], solved.dequantized()[there])
+
+
 def sensitivities(folder, channels):
     """Context with a file of sensitivities whose channels (layers, d) are ``channels``."""
     write_json(folder / "sensitivities.json", {"status": "ok", "channels": channels.tolist()})

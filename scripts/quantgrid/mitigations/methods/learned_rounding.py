@@ -6,8 +6,8 @@ those of AutoRound: 200 steps of 8 windows, learning rate 1 / 200 down to zero, 
 at most half a code distance. Deviations: V counts in code distances (``learning/learned_codes.py``); the
 better of start and end on held-out windows is kept, where AutoRound keeps the step with the lowest loss
 of its batch; a range has one factor and, with zero points, a shift. ``base: gptq`` starts from the codes
-of GPTQ and is ours: a weight that does not round to its code moves to the edge of it. Offsets are not
-stored: format, size and speed are those of the base.
+of GPTQ and is ours: a weight that does not round to its code moves into the cell of that code, halfway
+to its edge. Offsets are not stored: format, size and speed are those of the base.
 """
 
 from __future__ import annotations
