@@ -44,20 +44,20 @@ RUNS = {
         "make table STUDY=... CONFIG=config/studies.yaml",
     ),
 }
-# with the losses of every window, for the verdicts of docs/evidence.md, and figures of the whole run
+# with the losses of every window, for the verdicts of docs/evidence.md
 REPORTED = ("runs/studies-run",)
 # where the conclusions of a run stand
 CONCLUSIONS = {
     "runs/studies-run": "[The evidence](../evidence.md) has the verdicts on the findings of the paper.",
+    "runs/oddities-run": "[Anomalies of SmolLM2-135M](../explanation/oddities.md) has the causes.",
     "runs/contradictions-run": "[The evidence](../evidence.md#contradictions) says what follows.",
     "runs/methods-2026-run": "[Results](index.md) says what it shows so far.",
 }
 # with the figure of divergence against bits
 FRONTS = ("runs/default-run",)
-WHOLE = {
-    "residual-error": residual_error.CAPTION,
-    "number-lines": number_lines.CAPTION,
-}  # figures of a whole run
+CAPTIONS = {"residual-error": residual_error.CAPTION, "number-lines": number_lines.CAPTION}
+# figures of a whole run
+WHOLE = {"runs/studies-run": tuple(CAPTIONS), "runs/oddities-run": ("residual-error",)}
 DISTRIBUTIONS = (
     "kurtosis-inputs",
     "kurtosis-weights",
@@ -79,7 +79,7 @@ def keep_run(name: str, commit: str) -> None:
     results = ROOT / content["results_dir"]
     if (results / "studies").is_dir():
         keep(results, archive(name), content, commit, name in REPORTED)
-        keep_pictures(results, name.removesuffix("-run"), tuple(WHOLE) if name in REPORTED else ())
+        keep_pictures(results, name.removesuffix("-run"), WHOLE.get(name, ()))
 
 
 def keep_pictures(results: Path, run: str, whole: tuple[str, ...]) -> None:
@@ -166,9 +166,9 @@ def document(name: str) -> None:
                 text += f"\nComputed at commit {about['commits'][study]}.\n"
             parts += [text, compared(folder, spec), figure(folder, spec, f"{run}-{study}")]
         parts += [front(folder, about, name)] if name in FRONTS else []
-        for whole, caption in WHOLE.items() if name in REPORTED else ():
+        for whole in WHOLE.get(name, ()):
             if picture := shown(f"{run}-{whole}"):
-                parts += [f"## {whole.replace('-', ' ').capitalize()}\n", f"{caption}\n", picture]
+                parts += [f"## {whole.replace('-', ' ').capitalize()}\n", f"{CAPTIONS[whole]}\n", picture]
         parts.append(trainings(run, about["models"]))
         parts.append(spread(folder) + fits(folder) + solves(folder) + costs(folder))
     (DOCS / f"{name}.md").write_text(split_text("\n".join(parts)))

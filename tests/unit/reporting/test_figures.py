@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from quantgrid.ground.errors import ConfigError
-from quantgrid.reporting.figures import embedded, study_figures
+from quantgrid.reporting.figures import embedded, residual_error, study_figures
 from quantgrid.reporting.figures.labels import value_texts
 from quantgrid.reporting.figures.panels import BASELINE as BASELINE_ID
 from selection import others_slow
@@ -321,6 +321,18 @@ def test_a_metric_that_no_cell_has_is_an_error_with_its_name():
     that failed."""
     with pytest.raises(ConfigError, match="no cell has the metric 'perplexity'"):
         study_figures.plot(pd.DataFrame([record("1", 40.0, "weight_sqnr_db")]), spec())
+
+
+def test_an_error_of_zero_draws_no_line_to_the_bottom():
+    """The first layer passes nothing on, which a logarithmic axis cannot show."""
+    cell = {**BASELINE, "model": "m", "corpus": "text", "start_kept": False}
+    rows = [{**cell, "layer": 1, "error": 0.1, "added": 0.1, "passed_on": 0.0}]
+    rows += [{**cell, "layer": at, "error": 0.2, "added": 0.1, "passed_on": 0.15} for at in (2, 3)]
+    ax = residual_error.plot(pd.DataFrame(rows)).axes[0]
+    drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    passed_on = drawn["passed on from the layers before"]
+    assert np.isnan(passed_on[0]) and list(passed_on[1:]) == [0.15, 0.15]
+    assert all(np.isfinite(drawn[label]).all() for label in ("all of it", "added by the layer"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -97,7 +97,8 @@ def plot(table: pd.DataFrame) -> Figure:
 
 def draw(ax: Axes, cell: pd.DataFrame) -> None:
     for name, (label, color, style) in LINES.items():
-        ax.plot(cell.layer, cell[name], color=color, linestyle=style, label=label)
+        values = cell[name].where(cell[name] > 0)  # nothing passed on has no place on a logarithmic axis
+        ax.plot(cell.layer, values, color=color, linestyle=style, label=label)
     ax.set_yscale("log")
     ax.grid(axis="y")
 
