@@ -139,7 +139,7 @@ def steps_of(plan: Plan) -> list[Step]:
         plan.calibrate_model("synthetic", "default"),
         plan.evaluate_reference("synthetic", "evaluation", shard),
         *(plan.fit_transform(cell) for cell in quantized),
-        *(plan.gate_transform(cell.model, cell.transform) for cell in cells),
+        *(plan.gate_transform(cell) for cell in cells),
         *(plan.quantize_model(cell) for cell in cells),
         *(plan.evaluate_perplexity(cell, "evaluation", shard) for cell in cells),
     ]

@@ -71,7 +71,7 @@ DAMAGES: dict[str, tuple[Damage, ...]] = {
     f"evaluations/{CELL}/residual_error/docs/*.json": (number, exchanged),
     "checks/*.json": (emptied, truncated, appended),
     "gates/*/*.json": (number, emptied),
-    "gates/*/smoothquant/*.json": (number, truncated),
+    "gates/*/smoothquant/*/*.json": (number, truncated),
     "distributions/*/smoothquant/*/*.json": (number, not_a_number, exchanged),
     "studies/methods.csv": (number, without_a_row, emptied),
     "studies/methods.items.parquet": (any_bit, truncated),

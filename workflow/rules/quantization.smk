@@ -31,8 +31,8 @@ rule gate_transform:
     input:
         unpack(PLAN.inputs("gate_transform")),
     output:
-        result=f"{RESULTS}/gates/{{model}}/{{transform}}/{{key}}.json",
-        digest=f"{RESULTS}/digests/gate_transform/{{model}}/{{transform}}/{{key}}.json",
+        result=f"{RESULTS}/gates/{{model}}/{{transform}}/{{target}}/{{key}}.json",
+        digest=f"{RESULTS}/digests/gate_transform/{{model}}/{{transform}}/{{target}}/{{key}}.json",
     log:
         **PLAN.logs("gate_transform"),
     priority: 20  # failures stop the run early

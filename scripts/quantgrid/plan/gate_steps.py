@@ -18,7 +18,7 @@ FEW = 2  # decoder layers that the model gate runs of a model larger than ``WHOL
 
 
 class GateSteps(AllocationSteps):
-    """Cells of a plan and their gates, one for each model and one for each model and transform."""
+    """Cells of a plan and their gates, one for each model and one for each fit of a transform."""
 
     @cached_property
     def studies(self) -> dict[str, list[Cell]]:
@@ -54,26 +54,25 @@ class GateSteps(AllocationSteps):
         )
 
     @once
-    def gate_transform(self, model: str, transform: str) -> Step:
-        """Plan the comparison of the transformed model with the model.
+    def gate_transform(self, cell: Cell) -> Step:
+        """Plan the comparison of the transformed model with the model, once for each fit.
 
-        A transform that is fitted to a scheme is compared for the first cell that uses it: its
-        parameters differ between schemes, its operations do not.
+        A cell waits for the gate of the fit that it uses, so that neither a part of a run nor an edit
+        of other cells fits or gates anything else.
         """
-        cell = next(
-            cell for cell in self.cells if cell.quantized and (cell.model, cell.transform) == (model, transform)
-        )
+        fitted = self.fit_transform(cell)
         return self._step(
             "gate_transform",
             {"seed": self.config["seed"]},
             {
-                "model": (self.fetch_model(model), "folder"),
-                "transform": (self.fit_transform(cell), "transform"),
-                "windows": (self.tokenize_corpus(model, self._gate_corpus), "windows"),
+                "model": (self.fetch_model(cell.model), "folder"),
+                "transform": (fitted, "transform"),
+                "windows": (self.tokenize_corpus(cell.model, self._gate_corpus), "windows"),
             },
             packages=("torch", "transformers"),
-            model=model,
-            transform=transform,
+            model=cell.model,
+            transform=cell.transform,
+            target=fitted.wildcards["target"],
         )
 
     @once
@@ -82,10 +81,7 @@ class GateSteps(AllocationSteps):
         if not cell.quantized:
             return []
         plain = entries.entry(self.config, "transforms", cell.transform)["method"] == "none"
-        return [
-            self.gate_model(cell.model),
-            *([] if plain else [self.gate_transform(cell.model, cell.transform)]),
-        ]
+        return [self.gate_model(cell.model), *([] if plain else [self.gate_transform(cell)])]
 
     @once
     def study_gates(self, study: str) -> list[Step]:

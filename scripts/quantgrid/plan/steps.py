@@ -21,7 +21,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "losses": "transforms/{model}/{transform}/{target}/{key}/losses.csv",
     },
     "gate_model": {"result": "gates/{model}/{key}.json"},
-    "gate_transform": {"result": "gates/{model}/{transform}/{key}.json"},
+    "gate_transform": {"result": "gates/{model}/{transform}/{target}/{key}.json"},
     "measure_distributions": {"distribution": "distributions/{model}/{transform}/{target}/{key}.json"},
     "measure_schemes": {"errors": "schemes/{model}/{transform}/{mitigation}/{key}.json"},
     "allocate_bits": {"allocation": "allocations/{model}/{transform}/{mitigation}/{format}/{key}.json"},

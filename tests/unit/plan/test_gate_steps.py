@@ -1,4 +1,4 @@
-"""Gates of a plan: one for each model and one for each model and transform, in no key."""
+"""Gates of a plan: one for each model and one for each fit of a transform, in no key."""
 
 from __future__ import annotations
 
@@ -30,12 +30,48 @@ def test_every_quantized_cell_waits_for_its_gates_and_full_precision_for_none():
             assert {gate.wildcards["model"] for gate in found.gates(cell)} == {cell.model}
 
 
-def test_there_is_one_gate_for_a_model_and_one_for_each_of_its_transforms():
-    found = plan(content())
-    transforms = {cell.transform for cell in found.cells if cell.quantized} - {"none"}
+def fitted_twice():
+    """A config whose last study has a transform that is fitted to the scheme, behind two formats."""
+    config = content()
+    config["transforms"]["learned"] = {"method": "optimized_rotation", "steps": 2}
+    config["studies"]["learned"] = {
+        **config["studies"]["methods"],
+        "transforms": ["smooth", "learned"],
+        "mitigations": ["rtn", "lr8"],
+        "formats": ["int4", "int4-mse"],
+        "exclude": [],
+    }
+    return config
+
+
+@pytest.mark.parametrize("made", [content, fitted_twice])
+def test_there_is_one_gate_for_a_model_and_one_for_each_fit(made):
+    found = plan(made())
     assert len(found.steps["gate_model"]) == 1
-    assert {step.wildcards["transform"] for step in found.steps["gate_transform"].values()} == transforms
-    assert len(found.steps["gate_transform"]) == len(transforms)
+    transformed = [cell for cell in found.cells if cell.quantized and cell.transform != "none"]
+    fits = {found.fit_transform(cell).outputs["transform"] for cell in transformed}
+    gated = [step.inputs["transform"] for step in found.steps["gate_transform"].values()]
+    assert sorted(gated) == sorted(fits)
+    names = [step.wildcards["transform"] for step in found.steps["gate_transform"].values()]
+    assert (names.count("smooth"), names.count("learned")) == (1, 2 if made is fitted_twice else 0)
+
+
+def test_a_cell_waits_for_no_other_fit():
+    """A part of a run would take the time of a training that none of its cells uses."""
+    found = plan(fitted_twice())
+    for cell in (cell for cell in found.cells if cell.quantized):
+        read = [gate.inputs["transform"] for gate in found.gates(cell) if gate.rule == "gate_transform"]
+        assert read == [found.fit_transform(cell).outputs["transform"]] * (cell.transform != "none")
+
+
+def test_cells_of_another_format_in_front_move_no_gate():
+    config = fitted_twice()
+    gates = gates_and_others(config)[0]
+    first = {**config["studies"]["learned"], "formats": ["w8a8"]}
+    config["studies"] = {"first": first, **config["studies"]}
+    again = gates_and_others(config)[0]
+    assert len(again) == len(gates) + 1
+    assert all(again[name].outputs == gate.outputs for name, gate in gates.items())
 
 
 def test_the_gates_of_a_study_are_those_of_its_cells():
@@ -64,6 +100,11 @@ def gates_and_others(config) -> tuple[dict, dict]:
     found = {(rule, *axes): step for rule, steps in plan(config).steps.items() for axes, step in named(steps)}
     gates = {name: step for name, step in found.items() if name[0] in GATES}
     return gates, {name: step for name, step in found.items() if name[0] not in GATES}
+
+
+def called(name):
+    """The model of a gate of a model, the transform of another one."""
+    return name[2] if name[0] == "gate_transform" else name[1]
 
 
 def named(steps):
@@ -104,8 +145,8 @@ def test_what_a_gate_compares_moves_its_path(edit, moved):
     found: dict[str, set[str]] = {}
     for name, step in gates.items():
         if again[name].outputs != step.outputs:
-            found.setdefault(name[0], set()).add(name[-1])
-    transforms = {name[-1] for name in gates if name[0] == "gate_transform"}
+            found.setdefault(name[0], set()).add(called(name))
+    transforms = {called(name) for name in gates if name[0] == "gate_transform"}
     assert found == {rule: transforms if names == {"all"} else names for rule, names in moved.items()}
 
 
