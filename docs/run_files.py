@@ -24,6 +24,7 @@ NUMBERS = ("seconds", "max_rss_mb", "cpu_seconds", "megabytes")  # of a job; emp
 ABOUT, JOBS, ITEMS = "about.json", "jobs.csv", "items.parquet"
 FOLDERS = ("studies", "comparisons")  # one CSV per study
 TESTED = (LOSS, DIVERGENCE)  # metrics whose values of every window are kept
+KEY = r"(?<=/)[0-9a-f]{10}(?=/|$)"  # of a step, in the name of its job
 SAME_DATE = (1980, 1, 1, 0, 0, 0)  # equal records are equal archives
 
 
@@ -48,7 +49,7 @@ def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str, w
     made = jobs(results)
     if others:
         content |= {name: data for name, data in before.items() if Path(name).stem in others}
-        made = pd.concat([_table(before[JOBS]), made]).drop_duplicates(["rule", "name"], keep="last")
+        made = _with_earlier(_table(before[JOBS]), made)
     if windows:
         content[ITEMS] = items(results, sorted(again), before.get(ITEMS), _cells(content))
     about = {
@@ -68,6 +69,13 @@ def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str, w
     with replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as written:
         for name, data in sorted(content.items()):
             written.writestr(zipfile.ZipInfo(name, SAME_DATE), data, zipfile.ZIP_LZMA)
+
+
+def _with_earlier(before: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
+    """Jobs of all parts: those ``made`` now, and those ``before`` that were not made again, with the same key or
+    another."""
+    names = [frame["rule"] + " " + frame["name"].str.replace(KEY, "", regex=True) for frame in (before, made)]
+    return pd.concat([before[~names[0].isin(set(names[1]))], made])
 
 
 def _studied(name: str) -> str:

@@ -159,6 +159,26 @@ def test_a_run_in_parts_keeps_the_studies_of_earlier_parts(results: Path):
     assert "## Methods\n" not in page.read_text() and "computed at commit def5678" in page.read_text()
 
 
+def test_a_job_that_a_later_part_makes_again_counts_once(results: Path):
+    """Its key is another one where the code has changed."""
+    page, config = results.parent / "docs" / "runs" / "some-run.md", results.parent / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["studies"] |= {"second": {**STUDY, "title": "Second"}}
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    cell = results / "benchmarks" / "quantize_model" / "m" / "none" / "rtn" / "channel" / "int4"
+    (cell / "1.tsv").rename(cell / "0123456789.tsv")
+    run_pages.keep_run("runs/some-run", "abc1234")
+    for folder in ("studies", "comparisons"):
+        (results / folder / "methods.csv").rename(results / folder / "second.csv")
+        recorded(results / folder / "second.csv")
+    (cell / "0123456789.tsv").rename(cell / "abcdef0123.tsv")
+    (cell.parent / "fp4").mkdir()
+    (cell.parent / "fp4" / "89abcdef01.tsv").write_text("s\tmax_rss\tcpu_time\n5\t100\t2\n")
+    run_pages.keep_run("runs/some-run", "def5678")
+    run_pages.document("runs/some-run")
+    assert "| quantize_model | 2 | 8 | 4 | 5 | 100 |" in page.read_text()
+
+
 def test_findings_are_judged_on_the_windows_of_all_parts(results: Path, monkeypatch: pytest.MonkeyPatch):
     """A comparison of two cells of different parts, and none of a study that the config no longer has."""
     monkeypatch.setattr(run_pages, "REPORTED", ("runs/some-run",))
