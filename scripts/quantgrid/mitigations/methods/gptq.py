@@ -110,7 +110,7 @@ def solve(
     columns = weight.mT.contiguous()
     order = diagonal.argsort(dim=-1, descending=True, stable=True) if activation_order else None
     if order is not None:
-        columns, used = _permuted(columns, order), used.changed(lambda x: _permuted(x, order))
+        columns, used = permuted(columns, order), used.changed(lambda x: permuted(x, order))
     factor, damped, dtypes = statistics.remembered(
         ("gptq", damping, activation_order), lambda: _site_factor(statistics, dead, order, damping)
     )
@@ -118,7 +118,7 @@ def solve(
         columns = corrected(columns, used, order, damped)
     Sweep(columns, factor, used, None if cross_term is None else cross_term(factor, order)).run(block_size)
     if order is not None:
-        columns = _permuted(columns, order.argsort(-1))
+        columns = permuted(columns, order.argsort(-1))
     if not torch.isfinite(columns).all():
         raise NumericalFailure("GPTQ: the rounded weight holds NaN or infinity")
     details = {"damping": damped.flatten().tolist(), **recorded("factor_dtype", statistics.solver_dtype, dtypes)}
@@ -191,6 +191,6 @@ def _living(moment: Tensor, unseen: Tensor, dtype: torch.dtype) -> Tensor:
     return moment
 
 
-def _permuted(tensor: Tensor, order: Tensor) -> Tensor:
+def permuted(tensor: Tensor, order: Tensor) -> Tensor:
     """Rows of (*batch, n, m) in ``order`` (*batch, n); leading dimensions match."""
     return tensor.gather(-2, order.unsqueeze(-1).expand_as(tensor))

@@ -24,6 +24,7 @@ from ..defaults import BLOCK_SIZE, CORRECTION, CORRECTION_DAMPING, DAMPING, SCAL
 from ..solvers.cholesky import damped_cholesky
 from ..solvers.precision import checked, distance, probes, recorded
 from .bases import solve_base
+from .gptq import living_moment
 
 
 def qep(
@@ -46,44 +47,52 @@ def qep(
     """
     weight, details = weight.float(), {}
     if correction:
-        change, dtype = input_map(statistics, correction_damping)
+        (change, used), dtype = input_map(statistics, correction_damping)
         weight = weight + correction * (weight.to(change.dtype) @ change).float()
-        details = recorded("correction_dtype", statistics.solver_dtype, [dtype] * weight.shape[:-2].numel())
+        details = {"correction_damping": used.flatten().tolist()}
+        details |= recorded("correction_dtype", statistics.solver_dtype, [dtype] * used.numel())
     solved = solve_base(
         base, weight, statistics, scheme, damping, block_size, activation_order, scales, global_scale=global_scale
     )
     return replace(solved, details=solved.details | details)
 
 
-def input_map(statistics: SiteStatistics, damping: float) -> tuple[Tensor, str]:
-    """D (C + damping mean(diag C) I)⁻¹ (*batch, n, n) of a site, D = E[(x* - x) xᵀ], and its dtype.
+def input_map(statistics: SiteStatistics, damping: float) -> tuple[tuple[Tensor, Tensor], str]:
+    """D (C + damping mean(diag C) I)⁻¹ (*batch, n, n) of a site, D = E[(x* - x) xᵀ], with the damping that was
+    needed (*batch,), and its dtype.
 
-    Rows and columns of dead inputs are zero.
+    Columns of dead inputs are zero, and the mean is that of the living ones.
     """
     if not isinstance(statistics, PairedStatistics):
         raise ConfigError(
             "QEP needs paired statistics (full-precision and quantized model): set propagation to 'sequential'"
         )
 
-    def solved(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        damped = statistics.second_moment.to(dtype, copy=True)
-        lower, _ = damped_cholesky(damped, damping)
-        return torch.cholesky_solve(living_cross(statistics, dtype).mT, lower).mT, damped
+    def solved(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        damped = living_moment(
+            statistics, statistics.second_moment.new_zeros(statistics.second_moment.shape[:-2]), dtype
+        )
+        lower, used = damped_cholesky(damped, damping)
+        return torch.cholesky_solve(cross_of(statistics, dtype).mT, lower).mT, used, damped
 
-    def error(found: tuple[Tensor, Tensor]) -> float:
-        change, damped = found
+    def error(found: tuple[Tensor, Tensor, Tensor]) -> float:
+        change, _, damped = found
         x = probes(damped)
-        return distance(change @ (damped @ x), living_cross(statistics, change.dtype) @ x)
+        return distance(change @ (damped @ x), cross_of(statistics, change.dtype) @ x)
 
-    def checked_map() -> tuple[Tensor, str]:
-        (change, _), dtype = checked(statistics.solver_dtype, solved, error)
-        return change, dtype
+    def checked_map() -> tuple[tuple[Tensor, Tensor], str]:
+        (change, used, _), dtype = checked(statistics.solver_dtype, solved, error)
+        return (change, used), dtype
 
     return statistics.remembered(("qep", damping), checked_map)
 
 
-def living_cross(statistics: PairedStatistics, dtype: torch.dtype) -> Tensor:
-    """D (*batch, n, n) in ``dtype`` with the rows and columns of dead inputs zeroed."""
+def cross_of(statistics: PairedStatistics, dtype: torch.dtype) -> Tensor:
+    """D (*batch, n, n) in ``dtype`` with the columns of dead inputs zeroed.
+
+    Their rows stay: x_j may be zero for all tokens where x*_j is not, and what x*_j gives is then missing
+    from the output.
+    """
     dead = statistics.second_moment.diagonal(dim1=-2, dim2=-1) <= 0
     cross = statistics.cross.to(statistics.second_moment.device, dtype)  # type: ignore[union-attr]
-    return cross.masked_fill(dead.unsqueeze(-2), 0.0).masked_fill(dead.unsqueeze(-1), 0.0)
+    return cross.masked_fill(dead.unsqueeze(-2), 0.0)

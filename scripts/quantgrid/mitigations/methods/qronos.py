@@ -4,14 +4,18 @@ x* is the input in the full-precision model, x the input behind quantized predec
 G = E[x* xᵀ]. The first column is rounded to the best value with the later columns as they are; these
 then become the least-squares optimum of what is left, V = (W G - q₁ C₁) C⁻¹ over the later columns,
 and GPTQ rounds V under C (the published efficient form). Without a difference of the inputs this is
-GPTQ. Damping is relative to the mean of the diagonal, as in GPTQ; the published one is relative to the
-largest eigenvalue. Scales are static, of the uncorrected weight. The method needs paired statistics and
-so requires ``propagation: sequential``.
+GPTQ. The best value of the first column undoes the error of all columns, which those after it would
+share: with strongly correlated inputs the result can be above that of QEP in full. Damping is relative to
+the mean of the diagonal, as in GPTQ; the published one is relative to the largest eigenvalue. Where C
+without its first column needs more damping, ``correction_damping`` of the details is not zero. Scales are
+static, of the uncorrected weight. The method needs paired statistics and so requires ``propagation:
+sequential``.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +25,11 @@ from ...ground.errors import ConfigError
 from ...quantizer.quantized_weight import Compensated
 from ...schemes.quant_scheme import QuantScheme
 from ..defaults import BLOCK_SIZE, DAMPING, SCALES
+from ..solvers.cholesky import damped_cholesky
 from ..solvers.columns import Columns
 from ..solvers.precision import checked, distance, probes, recorded
-from .gptq import living_moment, solve
-from .qep import living_cross
+from .gptq import living_moment, permuted, solve
+from .qep import cross_of
 
 
 def qronos(
@@ -45,20 +50,23 @@ def qronos(
             "Qronos needs paired statistics (full-precision and quantized model): set propagation to 'sequential'"
         )
 
-    dtypes: list[str] = []
+    details: dict[str, list[Any]] = {}
 
     def corrected(columns: Tensor, used: Columns, order: Tensor | None, damped: Tensor) -> Tensor:
-        def moments(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-            moment, paired = living_moment(statistics, damped, dtype), living_cross(statistics, dtype)
+        def moments(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            moment, cross = living_moment(statistics, damped, dtype), cross_of(statistics, dtype)
             if order is not None:
-                moment, paired = _in_order(moment, order), _in_order(paired, order)
-            return moment, paired.add_(moment), torch.linalg.cholesky(moment[..., 1:, 1:])
+                moment, cross = _in_order(moment, order), _in_order(cross, order)
+            return moment, cross, *damped_cholesky(moment[..., 1:, 1:].clone(), 0.0)
 
-        found, dtype = statistics.remembered(
+        (moment, cross, lower, more), dtype = statistics.remembered(
             ("qronos", damping, activation_order), lambda: checked(statistics.solver_dtype, moments, _solving_error)
         )
-        dtypes.extend([dtype] * columns.shape[:-2].numel())
-        return first_column(columns, used, *found)
+        details["correction_damping"] = more.flatten().tolist()
+        details.update(recorded("correction_dtype", statistics.solver_dtype, [dtype] * more.numel()))
+        original = weight.float().mT if order is None else permuted(weight.float().mT, order)
+        change = cross.mT @ original.to(cross.dtype)
+        return first_column(columns, used, moment, change, lower)
 
     solved = solve(
         weight,
@@ -71,25 +79,25 @@ def qronos(
         global_scale=global_scale,
         corrected=corrected,
     )
-    return replace(solved, details=solved.details | recorded("correction_dtype", statistics.solver_dtype, dtypes))
+    return replace(solved, details=solved.details | details)
 
 
-def _solving_error(found: tuple[Tensor, Tensor, Tensor]) -> float:
+def _solving_error(found: tuple[Tensor, Tensor, Tensor, Tensor]) -> float:
     """Relative error of H⁻¹ H x from random x, H the moment without its first row and column."""
-    moment, _, lower = found
+    moment, _, lower, _ = found
     rest = moment[..., 1:, 1:]
     x = probes(rest)
     return distance(torch.cholesky_solve(rest @ x, lower), x)
 
 
-def first_column(columns: Tensor, used: Columns, moment: Tensor, paired: Tensor, lower: Tensor) -> Tensor:
+def first_column(columns: Tensor, used: Columns, moment: Tensor, change: Tensor, lower: Tensor) -> Tensor:
     """``columns`` (*batch, n, m) with the first rounded and the others optimal for it.
 
-    ``moment`` is C and ``paired`` G, both (*batch, n, n) in float64 or float32, ``lower`` the Cholesky
-    factor of C without its first row and column.
+    ``moment`` (*batch, n, n) is C and ``change`` (*batch, n, m) the transpose of W E[(x* - x) xᵀ], in float64
+    or float32, ``lower`` the Cholesky factor of C without its first row and column.
     """
     wide = columns.to(moment.dtype)
-    wanted = paired.mT @ wide  # rows of (W G)ᵀ
+    wanted = moment @ wide + change  # (W G)ᵀ
     rest = (moment[..., 1:, :1] * wide[..., 1:, :]).sum(-2)
     best = (wanted[..., 0, :] - rest) / moment[..., 0, :1]
     first = used.rounded(best.float(), 0).unsqueeze(-2)
