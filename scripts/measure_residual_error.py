@@ -21,7 +21,7 @@ def measured(job, windows) -> dict:
     device = compute_device(job.spec["compute"]["device"])
     dtype = compute_dtype(job.spec["compute"]["dtype"], device)
     model = streamed(PackedCheckpoint(Path(job.checkpoint).parent, dtype, device))
-    basis = residual_basis(load_transform(job.transform), model.config.hidden_size)
+    basis = residual_basis(load_transform(job.transform), shape_from_folder(job.model))
     original = streamed(FullPrecision(job.model, dtype, device))
     return {
         "status": "ok",

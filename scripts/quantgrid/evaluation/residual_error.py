@@ -9,7 +9,8 @@ others. Norms do not add, squares do: with a added and p propagated, |a + p|² =
 parts is that of arXiv 2509.23500, here by vectors and with the quantized layer in both parts.
 
 A rotation of the residual stream (R1) changes the basis of the quantized model; the full-precision
-stream is rotated likewise before the comparison.
+stream is rotated likewise before the comparison. Before LayerNorms the rotation also removes the mean
+of the stream over its channels (``transforms/primitives/stream.py``), and so does the comparison.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ..calibration.collect import layer_inputs
 from ..ground.errors import NumericalFailure
 from ..inference.transform import Transform
+from ..models.shapes import ModelShape
 
 PARTS = ("error", "added", "passed_on")  # relative norms
 SQUARES = tuple(f"{part}_squared" for part in PARTS)  # and squared ones
@@ -96,12 +98,14 @@ def turned(hidden: Tensor, basis: Tensor | None) -> Tensor:
     return hidden if basis is None else (hidden.to(basis) @ basis).to(hidden)
 
 
-def residual_basis(transform: Transform, size: int) -> Tensor | None:
-    """Rotation R (d, d) of the residual stream by ``transform``, float64; None without one.
+def residual_basis(transform: Transform, shape: ModelShape) -> Tensor | None:
+    """Map B (d, d) of the residual stream of a model of ``shape`` by ``transform``, float64; None for the identity.
 
-    ``size`` is d; the rotated stream is x R.
+    The transformed stream is x B, with B a rotation R; before LayerNorms B = (I - 11ᵀ/d) R.
     """
-    unit = torch.eye(size, dtype=torch.float64)
-    ends = {"embedding": unit.clone(), "final_norm": torch.ones(size, dtype=torch.float64)}
+    unit = torch.eye(shape.hidden_size, dtype=torch.float64)
+    ends = {"embedding": unit.clone(), "final_norm": torch.ones_like(unit[0])}
+    if shape.family.centered:
+        ends["final_norm_center"] = torch.ones(1, dtype=torch.float64)
     transform.fold_ends(ends)
     return None if torch.equal(ends["embedding"], unit) else ends["embedding"]

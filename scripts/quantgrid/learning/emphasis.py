@@ -7,6 +7,9 @@ low-rank part; a gradient of the divergence is the Fisher information times an e
 is the square of g. Trimming leaves out the smallest or the largest errors: SignRound v2 (arXiv 2512.04746)
 drops the largest 0.1 % of a batch, APQ-ViT (arXiv 2303.14341) small ones; we had no access to
 the published ratio of the latter.
+
+Behind LayerNorms g has no mean over the channels, since they subtract that of their input. An offline rotation
+removes the mean of the stream instead, so that the mean of an error counts, which these weights do not show.
 """
 
 from __future__ import annotations

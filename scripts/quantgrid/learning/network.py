@@ -224,6 +224,14 @@ class Network(Folding):
         norm |= {"bias": torch.zeros_like(own["bias"])} if "bias" in own else {}
         return ends["embedding"].view_as(hidden), {"norm": {name: norm[name] for name in own}, "back": back}
 
+    def target(self, wanted: Tensor, norm: dict[str, Tensor]) -> Tensor:
+        """Layer output ``wanted`` (batch, tokens, d) of the unmodified model as the network's stream can hold it:
+        without its mean over the channels where the final ``norm`` of :meth:`ends` no longer subtracts that."""
+        own = dict(self.model.model.norm.named_parameters())
+        if "center" not in own:
+            return wanted
+        return wanted - (own["center"] - norm["center"]) * wanted.mean(-1, keepdim=True)
+
     def last_hidden(self, windows: Tensor, values: Parameters) -> Tensor:
         """Input (batch, tokens, d) of the lm_head of the rounded network.
 

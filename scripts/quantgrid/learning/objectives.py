@@ -127,7 +127,8 @@ class AllLayers:
                 wanted = network.full_precision_layer(index, hidden)
                 entered, out = network.ends(hidden, values)
                 found = network.layer(index, entered, values)
-                yield squared_error(found if out["back"] is None else found @ out["back"], wanted, "relative") * share
+                found = found if out["back"] is None else found @ out["back"]
+                yield squared_error(found, network.target(wanted, out["norm"]), "relative") * share
                 hidden = wanted
 
 

@@ -26,16 +26,19 @@ def stacked_columns(weights: Iterable[Tensor], size: int) -> Tensor:
     return torch.cat([factors, missing], -2) / rows**0.5
 
 
-def trace_excess(moment: Tensor, weights: Iterable[Tensor], size: int) -> Tensor:
-    """Product of the traces of both second moments over its lower bound, per block (n / size,).
+def trace_products(moment: Tensor, weights: Iterable[Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Products of the traces of both second moments, and their lower bounds, per block: (n / size,) each.
 
     With the second moment C of a block's inputs (``moment`` is (n, n)) and the columns W (R, size) of
-    the ``weights`` (m, n) there, it is tr C tr(WᵀW / R) / (Σ S)² with S the singular values of
-    C^{1/2} Wᵀ / sqrt(R). No invertible transform of the block reaches less than 1, and WUSH without
-    damping reaches 1 (arXiv 2512.00956). NaN for a block without inputs or without weights.
+    the ``weights`` (m, n) there, the product is tr C tr(WᵀW / R) and the bound (Σ S)², with S the singular
+    values of C^{1/2} Wᵀ / sqrt(R). No invertible transform of the block reaches less than the bound, and WUSH
+    without damping reaches it (arXiv 2512.00956). It is 0 for a block without inputs or without weights, and
+    where no input meets a weight: below the error of float64, size² eps of the product, which is then approached
+    by no transform but in the limit.
     """
     blocks, factors = diagonal_blocks(moment.double(), size), stacked_columns(weights, size)
     values, axes = torch.linalg.eigh(blocks)
     root = values.clamp(min=0).sqrt().unsqueeze(-1) * axes.mT
-    bound = torch.linalg.svdvals(root @ factors.mT).sum(-1).square()
-    return blocks.diagonal(dim1=-2, dim2=-1).sum(-1) * factors.square().sum((-2, -1)) / bound
+    bounds = torch.linalg.svdvals(root @ factors.mT).sum(-1).square()
+    products = blocks.diagonal(dim1=-2, dim2=-1).sum(-1) * factors.square().sum((-2, -1))
+    return products, bounds.where(bounds > size**2 * torch.finfo(bounds.dtype).eps * products, 0.0)

@@ -3,6 +3,10 @@
 The divergence of a model is predicted by the sum over its linears of E‖g‖²/m · E‖e‖² / 2
 (``calibration.sensitivity``), additive while it is small. Choosing one scheme per group for the smallest
 sum within a number of stored bits is a multiple-choice knapsack; scipy's ``milp`` (HiGHS) solves it.
+
+Relative errors are those of the transformed linears, E‖y‖² is that of the original ones. A transform that moves a
+bias of a norm, a shift or the mean of the stream out of an output leaves a smaller one, so the prediction is too
+large: behind R1 by 1 to 5 % (o, down) and 14 to 24 % (other linears) in tiny OPT and GPT-NeoX models.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from torch import Tensor
 from ..calibration.layers import DecoderFolder, DecoderLayer
 from ..ground.errors import NumericalFailure
 from ..inference.transform import Transform, layer_state
-from ..linalg.blocks import trace_excess
+from ..linalg.blocks import trace_products
 from ..models.plans import SITES
 
 BINS = 256  # largest number of bins that the channels of a site are grouped into
-BLOCK = 32  # channels of a block, as in the MX formats, or the largest common divisor
+BLOCKS = (16, 32)  # channels of a block in NVFP4 and in the MX formats
 DIGITS = 5  # significant digits of values drawn as colour
 
 
@@ -38,36 +38,28 @@ def describe(
     """Compute :func:`measures` as lists over layers: ``inputs`` and ``weights`` -> site -> measure.
 
     Every layer has one site of each kind (:attr:`~quantgrid.models.shapes.ModelShape.has_plain_sites`).
-    The result also holds ``sites`` with their ``channels``, ``channels_per_bin``, and per layer the
-    ``trace_excess`` over blocks of ``block`` channels (:func:`~quantgrid.linalg.blocks.trace_excess`, the
-    median). One layer is in memory at a time.
+    The result also holds ``sites`` with their ``channels`` and ``channels_per_bin``, and ``trace_excess``:
+    site -> :func:`trace_excesses`, as lists over layers. One layer is in memory at a time.
 
     Raises :class:`NumericalFailure` where a tensor holds NaN or infinity.
     """
     names = tuple(SITES)
     sizes = {site: decoder.shape.site_size(site) for site in names}
-    sites: dict[str, dict[str, Any]] = {
-        site: {
-            "channels": size,
-            "channels_per_bin": -(-size // BINS),
-            "block": math.gcd(size, BLOCK),
-            "trace_excess": [],
-        }
-        for site, size in sizes.items()
-    }
+    sites = {site: {"channels": size, "channels_per_bin": -(-size // BINS)} for site, size in sizes.items()}
     found: dict[str, dict[str, dict[str, list]]] = {
-        tensor: {site: {} for site in names} for tensor in ("inputs", "weights")
+        part: {site: {} for site in names} for part in ("inputs", "weights", "trace_excess")
     }
     for index in progress(range(decoder.shape.layers)):
         layer = layer_state(decoder, index, statistics)
         transform.fold_layer(layer)
         for site in names:
-            for tensor, rows in tensors_of(layer, site).items():
+            tensors = tensors_of(layer, site)
+            for tensor, rows in tensors.items():
                 if not torch.isfinite(rows).all():
                     raise NumericalFailure(f"layers.{index}.{site}: the transformed {tensor} hold NaN or infinity")
-                for name, value in measures(rows, sites[site]["channels_per_bin"]).items():
-                    found[tensor][site].setdefault(name, []).append(value)
-            sites[site]["trace_excess"].append(_excess(layer, site, sites[site]["block"]))
+                _append(found[tensor][site], measures(rows, sites[site]["channels_per_bin"]))
+            excesses = trace_excesses(layer.statistics[site].second_moment, tensors["weights"])
+            _append(found["trace_excess"][site], excesses)
     return {"sites": sites, **found}
 
 
@@ -97,9 +89,30 @@ def measures(rows: Tensor, channels_per_bin: int) -> dict[str, Any]:
     }
 
 
-def _excess(layer: DecoderLayer, site: str, size: int) -> float | None:
-    weights = (layer.weights[linear] for linear in layer.plan.sites[site].linears)
-    return _number(trace_excess(layer.statistics[site].second_moment, weights, size).nanquantile(0.5))
+def trace_excesses(moment: Tensor, weights: Tensor) -> dict[str, float | None]:
+    """Products of the traces of both second moments over their lower bounds, at each block size of ``BLOCKS``.
+
+    ``moment`` (n, n) is that of a site's inputs, ``weights`` (m, n) are the rows of all its linears; see
+    :func:`~quantgrid.linalg.blocks.trace_products`. ``trace_excess_{size}``: sum of the products over the sum of
+    the bounds. Where errors of rounding are proportional to the traces, the output error of the site is a sum of
+    such products over its blocks, and this is its factor above the least. ``largest_trace_excess_{size}``: the
+    largest ratio of a block. A block whose bound is 0 has no ratio, but its product counts in the sum. None
+    without a bound above 0, and where the block size does not divide n.
+    """
+    found: dict[str, float | None] = {}
+    for size in BLOCKS:
+        ratio = largest = None
+        if moment.shape[-1] % size == 0:
+            products, bounds = trace_products(moment, [weights], size)
+            ratio = _number(products.sum() / bounds.sum())
+            largest = _number((products / bounds).where(bounds > 0, -math.inf).max())
+        found |= {f"trace_excess_{size}": ratio, f"largest_trace_excess_{size}": largest}
+    return found
+
+
+def _append(lists: dict[str, list], values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        lists.setdefault(name, []).append(value)
 
 
 def kurtosis(x: Tensor) -> Tensor:

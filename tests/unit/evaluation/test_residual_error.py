@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from quantgrid.calibration.layers import DecoderFolder
+from quantgrid.calibration.streaming import FullPrecision, streamed
 from quantgrid.evaluation.residual_error import (
     INTERACTION,
     MEASURES,
@@ -21,14 +22,22 @@ from quantgrid.evaluation.residual_error import (
     token_errors,
 )
 from quantgrid.ground.errors import NumericalFailure
-from quantgrid.inference.transform import fit
+from quantgrid.inference.transform import Transform, fit, folded_ends
 from quantgrid.mitigations.methods.rtn import rtn
-from quantgrid.models.plans import SITES
+from quantgrid.models.plans import END_ROLES, SITES
+from quantgrid.models.skeletons import skeleton
 from quantgrid.quantization.cached import Recipe, quantize_decoder
-from quantgrid.quantization.checkpoints import load_full_precision, load_quantized, save_quantized
+from quantgrid.quantization.checkpoints import (
+    PackedCheckpoint,
+    load_full_precision,
+    load_quantized,
+    save_quantized,
+)
+from quantgrid.quantization.sequential import RunningLayer, Sequential
 from quantgrid.reporting.figures import residual_error
 from quantgrid.schemes import activation_scheme, scheme
 from quantgrid.schemes.cell_schemes import CellSchemes
+from quantgrid.transforms.primitives.rotate import RotateResidual
 from quantgrid.transforms.recipes import quarot, random_hadamard, scaling
 from reference_decoder import site_inputs
 from reference_statistics import write_statistics
@@ -68,7 +77,7 @@ def model_of(given, transform, schemes, tmp_path):
         load_quantized(tmp_path, torch.float64),
         load_full_precision(folder, torch.float64),
         given[1],
-        residual_basis(fitted, 64),
+        residual_basis(fitted, decoder.shape),
     )
 
 
@@ -151,6 +160,57 @@ def test_a_stream_that_is_not_finite_is_a_failure(given, tmp_path):
     model.model.layers[1].mlp.down_proj.weight.data[0] = float("inf")
     with pytest.raises(NumericalFailure, match="after layer 1"):
         error_growth(model, reference, tokens, basis)
+
+
+CENTERED = ("OPTForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM")  # families with LayerNorms
+ROTATED = {"hadamard": [RotateResidual("hadamard", 1)], "orthogonal": [RotateResidual("orthogonal", 2)]}
+
+
+def exact_model(decoder, transform, windows):
+    """The transformed model in float64, with nothing rounded."""
+    ends = folded_ends(transform, decoder, torch.float64)
+    config = {**decoder.config, "tie_word_embeddings": "lm_head" not in ends}
+    named = {END_ROLES[role]: tensor for role, tensor in ends.items()}
+    model = skeleton(config, named, decoder.folder, torch.float64, "cpu")
+    for index, module in enumerate(model.model.layers):
+        layer = decoder.layer(index)
+        transform.fold_layer(layer)
+        RunningLayer(module, layer, {}, Sequential(windows, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize("rotation", ROTATED)
+@pytest.mark.parametrize("family", CENTERED)
+def test_without_rounding_a_stream_that_lost_its_mean_has_no_error(family, rotation, family_model):
+    """The rotation removes the mean of a stream before LayerNorms."""
+    made = family_model(family)
+    fitted = fit(ROTATED[rotation], made.decoder, None)
+    model, reference = (
+        exact_model(made.decoder, fitted, made.tokens),
+        streamed(FullPrecision(made.folder, torch.float64)),
+    )
+    basis = residual_basis(fitted, made.decoder.shape)
+    assert basis.sum(0).abs().max() < 1e-12  # a constant stream is mapped to zero
+    found = error_growth(model, reference, made.tokens, basis)
+    assert max(layer[part] for layer in found for part in PARTS) < 1e-6
+
+
+@pytest.mark.parametrize("family", CENTERED)
+def test_a_rotation_in_int8_has_about_the_error_of_no_transform(family, family_model, tmp_path):
+    made, errors = family_model(family), {}
+    for name, fitted in (("none", Transform()), ("rotated", fit(ROTATED["hadamard"], made.decoder, None))):
+        recipe = Recipe(fitted, CellSchemes(scheme("int8")), rtn, str(made.statistics))
+        (folder := tmp_path / name).mkdir()
+        content = quantize_decoder(made.decoder, recipe).content
+        save_quantized(content, folder / "model.safetensors", folder / "quantgrid.json", {"axes": {}})
+        model, reference = (
+            streamed(PackedCheckpoint(folder, torch.float32, "cpu")),
+            streamed(FullPrecision(made.folder)),
+        )
+        found = error_growth(model, reference, made.tokens, residual_basis(fitted, made.decoder.shape))
+        errors[name] = torch.tensor([[layer[part] for part in PARTS] for layer in found])
+    ratio = errors["rotated"] / errors["none"]
+    assert ratio.min() > 0.5 and ratio.max() < 1.5, ratio
 
 
 def test_figure_and_table(tmp_path):

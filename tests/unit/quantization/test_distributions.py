@@ -31,6 +31,7 @@ from reference_statistics import run, write_statistics
 from selection import others_slow
 
 LAYERS = 3
+EXCESSES = ("trace_excess", "largest_trace_excess")
 NAMES = ("none", "random_hadamard", "scaling", "block_hadamard")
 
 
@@ -98,14 +99,15 @@ def dense(case, name):
     }
 
 
-def excess(tensors):
-    """Median over blocks of 32 channels of the product of the traces over its bound, from singular values."""
-    found = []
-    for start in range(0, tensors["inputs"].shape[1], 32):
-        x, w = (tensors[name][:, start : start + 32] for name in ("inputs", "weights"))
-        bound = np.linalg.svd(x @ w.T, compute_uv=False).sum() ** 2
-        found.append((x**2).sum() * (w**2).sum() / bound)
-    return np.median(found)
+def excesses(tensors, size):
+    """(sum of the products of the traces over that of their bounds, largest ratio) in blocks of ``size`` channels,
+    from singular values."""
+    products, bounds = [], []
+    for start in range(0, tensors["inputs"].shape[1], size):
+        x, w = (tensors[name][:, start : start + size] for name in ("inputs", "weights"))
+        bounds.append(np.linalg.svd(x @ w.T, compute_uv=False).sum() ** 2)
+        products.append((x**2).sum() * (w**2).sum())
+    return sum(products) / sum(bounds), np.max(np.divide(products, bounds))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,15 +126,13 @@ def test_measures_are_those_of_the_transformed_model(case, name):
                 [largest[start : start + width].max() for start in range(0, len(largest), width)], rel=2e-4
             )
     for (layer, site), tensors in rows.items():
-        assert found["sites"][site]["trace_excess"][layer] == pytest.approx(excess(tensors), rel=1e-3)
-    assert {
-        site: {key: value for key, value in about.items() if key != "trace_excess"}
-        for site, about in found["sites"].items()
-    } == {
+        for size in (16, 32):
+            ours = [found["trace_excess"][site][f"{name}_{size}"][layer] for name in EXCESSES]
+            assert ours == pytest.approx(excesses(tensors, size), rel=1e-3)
+    assert found["sites"] == {
         site: {
             "channels": 288 if site == "down_input" else 64,
             "channels_per_bin": 2 if site == "down_input" else 1,
-            "block": 32,
         }
         for site in SITES
     }
@@ -201,6 +201,7 @@ def test_tables_hold_what_was_measured(described):
         "late",
     ]
     figure, table = distributions.build("kurtosis-inputs", described)
+    assert table.dtypes[3:].eq(float).all()
     assert list(table.columns) == [
         "transform",
         "site",
@@ -208,7 +209,10 @@ def test_tables_hold_what_was_measured(described):
         "kurtosis",
         "row_kurtosis",
         "peak_to_median",
-        "trace_excess",
+        "trace_excess_16",
+        "largest_trace_excess_16",
+        "trace_excess_32",
+        "largest_trace_excess_32",
     ]
     assert len(table) == 4 * 4 * LAYERS + 1 and table[table["transform"] == "late"]["kurtosis"].isna().all()
     row = table[(table["transform"] == "random_hadamard") & (table.site == "mlp_input") & (table.layer == 2)].iloc[0]
@@ -276,8 +280,9 @@ def test_transforms_that_all_failed_give_figures_and_tables_that_say_so(describe
         assert table.empty or table["kurtosis"].isna().all()
 
 
-def test_another_file_is_refused_by_name(tmp_path):
-    (tmp_path / "x.json").write_text('{"status": "ok"}')
+@pytest.mark.parametrize("content", [{}, {"inputs": {}, "weights": {}, "sites": {}}])  # the last of an old version
+def test_another_file_is_refused_by_name(content, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"status": "ok", **content}))
     with pytest.raises(ConfigError, match=r"x\.json: not a description of a transform"):
         descriptions.read([tmp_path / "x.json"])
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from quantgrid.ground.errors import NumericalFailure
-from quantgrid.linalg.blocks import diagonal_blocks, stacked_columns, trace_excess
+from quantgrid.linalg.blocks import diagonal_blocks, stacked_columns, trace_products
 from quantgrid.models.plans import SITES
+from quantgrid.quantization.distributions import trace_excesses
 from quantgrid.transforms.primitives.balanced_blocks import balancing_blocks
 from quantgrid.transforms.recipes import wush
 from tiny_decoders import CASES
@@ -25,9 +26,11 @@ def problem(seed: int, rows: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
     return mixed.mT @ mixed / 200, torch.randn(rows, 32, generator=generator, dtype=torch.float64)
 
 
-def solved(moment: torch.Tensor, weights: list[torch.Tensor], hadamard: bool = True, damping: float = 0.0):
-    factors = stacked_columns(weights, K)
-    return balancing_blocks(diagonal_blocks(moment, K), factors, hadamard, damping, "site 'a'")
+def solved(
+    moment: torch.Tensor, weights: list[torch.Tensor], hadamard: bool = True, damping: float = 0.0, size: int = K
+):
+    factors = stacked_columns(weights, size)
+    return balancing_blocks(diagonal_blocks(moment, size), factors, hadamard, damping, "site 'a'")
 
 
 def moments_after(moment: torch.Tensor, weight: torch.Tensor, blocks, inverse, number: int):
@@ -77,20 +80,72 @@ def test_the_product_of_the_traces_is_the_smallest_of_all_transforms():
     assert found[0].trace() * found[1].trace() > 2 * least
 
 
-def test_the_excess_of_the_traces_is_one_under_wush_and_that_of_the_definition_without_it():
+def test_the_product_of_the_traces_and_its_bound_are_those_of_the_definition():
     moment, weight = problem(6)
-    blocks, inverse = (torch.block_diag(*part) for part in solved(moment, [weight]))
-    reached = trace_excess(blocks.mT @ moment @ blocks, [weight @ inverse], K)
-    assert torch.allclose(reached, torch.ones(2, dtype=torch.float64))
-    found = trace_excess(moment, [weight], K)
+    products, bounds = trace_products(moment, [weight[:9], weight[9:]], K)
     for number in range(2):
         at = slice(number * K, (number + 1) * K)
         values, axes = torch.linalg.eigh(moment[at, at])
         root = axes @ values.sqrt().diag() @ axes.mT
         bound = torch.linalg.matrix_norm(weight[:, at] @ root / len(weight) ** 0.5, "nuc") ** 2
-        wanted = moment[at, at].trace() * weight[:, at].square().sum() / len(weight) / bound
-        assert torch.isclose(found[number], wanted)
-    assert trace_excess(torch.zeros(32, 32), [weight], K).isnan().all()
+        assert torch.isclose(bounds[number], bound)
+        wanted = moment[at, at].trace() * weight[:, at].square().sum() / len(weight)
+        assert torch.isclose(products[number], wanted)
+
+
+@pytest.mark.parametrize("size, reaches", [(16, [True, False]), (32, [True, True])])
+def test_the_excess_of_the_traces_is_one_under_wush_of_the_same_block_size(size, reaches):
+    """Blocks of 32 have equal second moments, so their halves have too, and reach the bound of halves."""
+    moment, weight = problem(6)
+    blocks, inverse = (torch.block_diag(*part) for part in solved(moment, [weight], size=size))
+    reached, plain = trace_excesses(blocks.mT @ moment @ blocks, weight @ inverse), trace_excesses(moment, weight)
+    for name in ("trace_excess", "largest_trace_excess"):
+        values = [reached[f"{name}_{block}"] for block in (16, 32)]
+        assert [value == pytest.approx(1, abs=1e-9) for value in values] == reaches and max(values) < 2
+        assert min(plain[f"{name}_{block}"] for block in (16, 32)) > 1.9
+
+
+def test_blocks_of_outliers_dominate_the_excess_of_the_traces_of_a_site():
+    """One of eight blocks has an outlier; the median over the blocks would not show it."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(4096, 256, generator=generator, dtype=torch.float64)
+    weight = torch.randn(64, 256, generator=generator, dtype=torch.float64)
+    before = trace_excesses(x.mT @ x / len(x), weight)
+    x[:, 40] *= 100
+    found = trace_excesses(x.mT @ x / len(x), weight)
+    for size in (16, 32):
+        products, bounds = trace_products(x.mT @ x / len(x), [weight], size)
+        assert before[f"trace_excess_{size}"] < 2 and (products / bounds).median() < 2
+        assert found[f"trace_excess_{size}"] == pytest.approx((products.sum() / bounds.sum()).item())
+        assert found[f"trace_excess_{size}"] > 5
+        assert found[f"largest_trace_excess_{size}"] == pytest.approx((products / bounds).max().item())
+        assert found[f"largest_trace_excess_{size}"] > found[f"trace_excess_{size}"]
+
+
+@pytest.mark.parametrize("channels, sizes", [(33, ()), (48, (16,)), (64, (16, 32))])
+def test_a_block_size_that_does_not_divide_the_channels_has_no_excess(channels, sizes):
+    generator = torch.Generator().manual_seed(8)
+    x, weight = (torch.randn(rows, channels, generator=generator, dtype=torch.float64) for rows in (200, 40))
+    found = trace_excesses(x.mT @ x, weight)
+    assert {int(name.rpartition("_")[2]) for name, value in found.items() if value is not None} == {*sizes}
+    assert len(found) == 4 and all(value is None or value > 1 for value in found.values())
+
+
+def test_inputs_that_meet_no_weight_have_no_ratio_but_their_product_counts():
+    moment, weight = problem(9)
+    turn = torch.linalg.qr(problem(10)[0]).Q[:K, :K]
+    turn = torch.linalg.qr(turn).Q
+    # in the first block, inputs in eight directions, and weights in the other eight
+    moment[:K], moment[:, :K], weight[:, :K] = 0, 0, weight[:, :K] @ turn[:, 8:] @ turn[:, 8:].mT
+    moment[:K, :K] = turn[:, :8] @ turn[:, :8].mT
+    products, bounds = trace_products(moment, [weight], K)
+    assert products[0] > 0 and bounds[0] == 0 and bounds[1] > 0
+    found = trace_excesses(moment, weight)
+    assert found["trace_excess_16"] == pytest.approx((products.sum() / bounds[1]).item())
+    assert found["largest_trace_excess_16"] == pytest.approx((products[1] / bounds[1]).item())
+    alone = trace_excesses(moment[:K, :K], weight[:, :K])
+    nothing = trace_excesses(torch.zeros(32, 32), weight)
+    assert {*alone.values()} == {*nothing.values()} == {None}
 
 
 def test_without_hadamard_both_moments_are_diagonal():

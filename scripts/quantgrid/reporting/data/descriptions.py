@@ -23,6 +23,8 @@ MEASURES = (
     "row_kurtosis",
     "peak_to_median",
 )  # one number per layer; see quantgrid.quantization.distributions
+# per layer and for both tensors; see quantgrid.quantization.distributions.trace_excesses
+EXCESSES = tuple(f"{name}_{block}" for block in (16, 32) for name in ("trace_excess", "largest_trace_excess"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,16 @@ def read(paths: Sequence[str | Path]) -> list[Description]:
     found = []
     for path in paths:
         content = read_json(path)
-        if content.get("status") != "failed" and not {"inputs", "weights", "sites"} <= content.keys():
+        if (
+            content.get("status") != "failed"
+            and not {
+                "inputs",
+                "weights",
+                "sites",
+                "trace_excess",
+            }
+            <= content.keys()
+        ):
             raise ConfigError(f"{path}: not a description of a transform; delete it and run again")
         axes = content["axes"]
         target = f" ({axes['target']})" if axes["target"] != "any" else ""
@@ -57,14 +68,13 @@ def read(paths: Sequence[str | Path]) -> list[Description]:
 
 def shape_table(descriptions: Sequence[Description], tensor: str) -> pd.DataFrame:
     """Build a row per transform, site and layer: both kurtoses, the ratio of the largest to the
-    median channel maximum, and how far the product of the traces of both second moments is above its
-    lower bound; one empty row for a failed transform."""
+    median channel maximum, and the product of the traces of both second moments over its lower bound
+    at two block sizes; one empty row for a failed transform."""
     frames = []
     for described in descriptions:
         for site in [""] if described.reason else SITES:
-            found = described.content[tensor][site] if site else {}
-            numbers = {measure: found.get(measure, [np.nan]) for measure in MEASURES}
-            numbers["trace_excess"] = described.content["sites"][site]["trace_excess"] if site else [np.nan]
+            found = described.content[tensor][site] | described.content["trace_excess"][site] if site else {}
+            numbers = {name: np.array(found.get(name, [np.nan]), dtype=float) for name in (*MEASURES, *EXCESSES)}
             layers = range(len(numbers["kurtosis"])) if site else [pd.NA]
             frames.append(
                 pd.DataFrame(
