@@ -19,6 +19,7 @@ from torch import Tensor
 from ..ground.errors import NumericalFailure
 
 Rows = Callable[[Tensor], Tensor]
+LARGEST = 16  # tokens of largest norm at the end of the sample of a site
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class SiteStatistics:
     """Statistics of the inputs x of one site, n channels wide.
 
     ``count`` tokens seen; ``mean`` (n,); ``second_moment`` (n, n) = E[xxᵀ]; ``mean_absolute``,
-    ``minimum``, ``maximum`` (n,); ``samples`` (tokens, n), always including the first token of a
-    window and the tokens of largest norm. ``solver_dtype``: float64, or float32 where factorizations of
+    ``minimum``, ``maximum`` (n,); ``samples`` (tokens, n): drawn tokens and first tokens of windows in
+    the order of the text, then the ``LARGEST`` of largest norm. ``solver_dtype``: float64, or float32 where factorizations of
     the second moment are computed in it first (``mitigations/solvers/precision.py``).
     """
 
@@ -135,6 +136,11 @@ class SiteStatistics:
     def maximum_absolute(self) -> Tensor:
         """Largest magnitude per channel (n,)."""
         return torch.maximum(self.minimum.abs(), self.maximum.abs())
+
+    @property
+    def drawn(self) -> Tensor:
+        """Sample (tokens, n) without the tokens of largest norm, which are kept for ranges and outliers."""
+        return self.samples[..., : self.samples.shape[-2] - min(LARGEST, self.count), :]
 
     def require_finite(self, where: str) -> None:
         """Raise :class:`NumericalFailure` if the statistics hold NaN or infinity."""
