@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mitigation_cases import INT4, SCHEMES, M, N, energy, inputs, roundtrip, weight_of
+from mitigation_cases import INT4, SCHEMES, M, N, energy, inputs, normal, roundtrip, weight_of
 from quantgrid.calibration.statistics import stack
 from quantgrid.mitigations.methods.bases import solve_base
 from quantgrid.mitigations.methods.gptq import gptq
@@ -53,6 +54,17 @@ def test_columns_are_those_of_the_largest_inputs(order):
     assert torch.allclose(magnitudes(statistics_of(x), order).double(), sizes, rtol=1e-5)
     chosen = torch.zeros(N, dtype=torch.bool).index_fill(0, found.residual.columns, True)
     assert 0 < int(chosen.sum()) < N and sizes[chosen].min() >= sizes[~chosen].max() * (1 - 1e-5)
+
+
+def test_behind_inputs_of_equal_size_the_order_of_those_before_has_the_smaller_error():
+    x = inputs() * normal(N, seed=5).exp()
+    before, scheme = statistics_of(x), SCHEMES["int4 group-16"]
+    flat, weight = before.transformed(1 / before.maximum_absolute), (weight_of() * before.maximum_absolute).float()
+    errors = {}
+    for name, statistics in {"before": flat, "ties": replace(flat, scaling=None)}.items():
+        found = residual_columns(weight, statistics, scheme, rank=3)
+        errors[name] = energy(weight - found.dequantized(), flat.second_moment)
+    assert errors["before"] < 0.75 * errors["ties"]
 
 
 @pytest.mark.parametrize("name", ["int4", "int4 group-16", "mxfp4", "int4 asymmetric group-32"])

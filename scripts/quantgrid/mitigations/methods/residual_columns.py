@@ -39,7 +39,8 @@ def residual_columns(
 ) -> Compensated:
     """Quantize ``weight`` (*batch, m, n) by ``base``, with second codes for the columns of largest inputs.
 
-    ``order``: by ``maximum`` |x_j|, or by ``second_moment`` E[x_j²]. Without second codes, where the
+    ``order``: by ``maximum`` |x_j| before any scaling of channels, which would leave nothing to order
+    (behind a mixing of channels, of the mixed ones), or by ``second_moment`` E[x_j²]. Without second codes, where the
     budget does not reach for one scale group of columns, this is the base. Under another base than
     ``rtn`` the main codes are those of the weight minus the second codes; columns that are rounded first
     (``activation_order``) keep their precision.
@@ -64,7 +65,7 @@ def magnitudes(statistics: SiteStatistics, order: str) -> Tensor:
     """Size (*batch, n) of the inputs that orders the columns."""
     if order == "second_moment":
         return statistics.second_moment.diagonal(dim1=-2, dim2=-1)
-    return torch.maximum(statistics.maximum.abs(), statistics.minimum.abs())
+    return statistics.unscaled_maximum
 
 
 def affordable_columns(rank: int, shape: torch.Size, scheme: QuantScheme) -> int:
