@@ -28,9 +28,9 @@ class SiteStatistics:
 
     ``count`` tokens seen; ``mean`` (n,); ``second_moment`` (n, n) = E[xxᵀ]; ``mean_absolute``,
     ``minimum``, ``maximum`` (n,); ``samples`` (tokens, n): drawn tokens and first tokens of windows in
-    the order of the text, then the ``LARGEST`` of largest norm. ``solver_dtype``: float64, or float32 where factorizations of
-    the second moment are computed in it first (``mitigations/solvers/precision.py``). ``scaling`` (n,):
-    product of the diagonals applied since the channels were last mixed; None without any.
+    the order of the text, then the ``LARGEST`` of largest norm. ``solver_dtype``: float64, or float32 where
+    factorizations of the second moment are computed in it first (``mitigations/solvers/precision.py``).
+    ``scaling`` (n,): product of the diagonals applied since the channels were last mixed; None without any.
     """
 
     count: int

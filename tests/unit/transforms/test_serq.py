@@ -46,4 +46,3 @@ def test_behind_a_rotation_and_the_flattening_the_order_is_that_of_the_rotated_i
         columns = chosen(layer, site)
         sizes = rotated.statistics[site].maximum_absolute
         assert columns.tolist() == sizes.topk(len(columns)).indices.sort().values.tolist()
-
