@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .statistics import SiteStatistics
+from .statistics import LARGEST, SiteStatistics
 
-LARGEST = 16  # tokens of largest norm in the sample of a site
 BLOCK = 256  # rows of a second moment computed at a time
 
 

@@ -19,10 +19,10 @@ from ..ground.errors import ConfigError
 from ..machine.devices import in_smaller_parts
 from ..models.canonical import shape_of
 from ..models.shapes import ModelShape
-from .accumulators import LARGEST, Accumulator, sample_positions, site_name
+from .accumulators import Accumulator, sample_positions, site_name
 from .defaults import SAMPLES
 from .experts import Routed, expert_rows
-from .statistics import SiteStatistics, to_tensors
+from .statistics import LARGEST, SiteStatistics, to_tensors
 
 
 class _Passage(nn.Module):

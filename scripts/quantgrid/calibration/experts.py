@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..ground.storage import open_tensors
 from ..models.shapes import ModelShape
-from .accumulators import LARGEST, Accumulator, site_name
-from .statistics import SiteStatistics, count_in_file
+from .accumulators import Accumulator, site_name
+from .statistics import LARGEST, SiteStatistics, count_in_file
 
 
 def shrunk(statistics: SiteStatistics) -> SiteStatistics:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..ground.errors import NumericalFailure
 
 Rows = Callable[[Tensor], Tensor]
+LARGEST = 16  # tokens of largest norm at the end of the sample of a site
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class SiteStatistics:
     """Statistics of the inputs x of one site, n channels wide.
 
     ``count`` tokens seen; ``mean`` (n,); ``second_moment`` (n, n) = E[xxᵀ]; ``mean_absolute``,
-    ``minimum``, ``maximum`` (n,); ``samples`` (tokens, n), always including the first token of a
-    window and the tokens of largest norm. ``solver_dtype``: float64, or float32 where factorizations of
-    the second moment are computed in it first (``mitigations/solvers/precision.py``).
+    ``minimum``, ``maximum`` (n,); ``samples`` (tokens, n): drawn tokens and first tokens of windows in
+    the order of the text, then the ``LARGEST`` of largest norm. ``solver_dtype``: float64, or float32 where
+    factorizations of the second moment are computed in it first (``mitigations/solvers/precision.py``).
+    ``scaling`` (n,): product of the diagonals applied since the channels were last mixed; None without any.
     """
 
     count: int
@@ -40,6 +42,7 @@ class SiteStatistics:
     samples: Tensor
     estimated: bool = False
     solver_dtype: torch.dtype = torch.float64
+    scaling: Tensor | None = None
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -72,8 +75,10 @@ class SiteStatistics:
     def permuted(self, order: Tensor) -> SiteStatistics:
         """Statistics of the channels permuted by ``order`` (n,); exactness is preserved."""
         moved = {
-            name: getattr(self, name)[..., order] for name in ("mean", "mean_absolute", "minimum", "maximum", "samples")
+            name: getattr(self, name)[..., order]
+            for name in ("mean", "mean_absolute", "minimum", "maximum", "samples", "factors")
         }
+        moved["scaling"] = moved.pop("factors")
         return replace(self, memory={}, second_moment=self.second_moment[..., order, :][..., order], **moved)
 
     def shifted(self, z: Tensor) -> SiteStatistics:
@@ -107,6 +112,7 @@ class SiteStatistics:
             minimum=torch.minimum(low, high),
             maximum=torch.maximum(low, high),
             samples=self.samples * t.unsqueeze(-2).to(self.samples),
+            scaling=self.factors * t,
         )
 
     def _sampled(self, mean: Tensor, moment: Tensor, samples: Tensor) -> SiteStatistics:
@@ -135,6 +141,22 @@ class SiteStatistics:
     def maximum_absolute(self) -> Tensor:
         """Largest magnitude per channel (n,)."""
         return torch.maximum(self.minimum.abs(), self.maximum.abs())
+
+    @property
+    def factors(self) -> Tensor:
+        """``scaling`` (n,), of ones without any."""
+        return torch.ones_like(self.mean) if self.scaling is None else self.scaling
+
+    @property
+    def unscaled_maximum(self) -> Tensor:
+        """Largest magnitude per channel (n,) without ``scaling``; 0 for a channel that it sets to 0."""
+        size = self.factors.abs()
+        return torch.where(size > 0, self.maximum_absolute / size, 0.0)
+
+    @property
+    def drawn(self) -> Tensor:
+        """Sample (tokens, n) without the tokens of largest norm, which are kept for ranges and outliers."""
+        return self.samples[..., : self.samples.shape[-2] - min(LARGEST, self.count), :]
 
     def require_finite(self, where: str) -> None:
         """Raise :class:`NumericalFailure` if the statistics hold NaN or infinity."""
@@ -172,6 +194,7 @@ def stack(statistics: Sequence[SiteStatistics]) -> SiteStatistics:
         "count": statistics[0].count,
         "estimated": any(s.estimated for s in statistics),
         "solver_dtype": statistics[0].solver_dtype,
+        "scaling": torch.stack([s.factors for s in statistics]),
     }
     if all(isinstance(s, PairedStatistics) for s in statistics):
         return PairedStatistics(**about, **tensors, cross=torch.stack([s.cross for s in statistics]))

@@ -7,6 +7,11 @@
 Every token is scaled to unit root mean square, without which the second would depend on units. Rotations
 keep the norm of a token, so that both turn large channels into many of middle size. The inputs are
 those of R1 (of queries, keys and values, and of gate and up) and of R2 (of o), per KV head.
+
+The tokens are all that the calibration drew, its ``samples``. The tokens of largest norm, which every
+calibration adds for ranges and outliers, are left out: a mean over a text has them in their share only.
+First tokens of windows have up to an eighth of the sample (``sample_positions``), more than in whole
+windows, which the publications take.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from .trainables import learned_kinds
 from .training_context import TrainingContext
 
 OBJECTIVES = ("kurtosis", "whip")
-LEAST = 4096  # stored tokens of a site
+LEAST = 4096  # drawn tokens of a site
 UNIFORM = 1.8  # kurtosis of the uniform distribution
 
 
@@ -42,7 +47,7 @@ class StoredActivations:
     """Mean over layers and sites of :func:`flatness`; the items are layers, of which none is held out.
 
     ``start`` is the transform whose rotations are learned. Raises :class:`ConfigError` for fewer than
-    ``LEAST`` stored tokens.
+    ``LEAST`` drawn tokens.
     """
 
     def __init__(self, start: Transform, context: TrainingContext, objective: str, device: torch.device | str):
@@ -64,13 +69,13 @@ class StoredActivations:
             stream, heads = layer.plan.sites[site].stream, kind_of(site) == "output_input"
             if not (stream or heads):
                 continue
-            tokens = layer.statistics[site].samples
+            tokens = layer.statistics[site].drawn
             if len(tokens) < LEAST:
                 raise ConfigError(
-                    f"rotations by stored activations need {LEAST} tokens of a site, and the calibration stored "
+                    f"rotations by stored activations need {LEAST} tokens of a site, and the calibration drew "
                     f"{len(tokens)}; raise its 'samples'"
                 )
-            found.append((shared if stream else next(iter(names)), tokens[:LEAST].to(device, torch.float32)))
+            found.append((shared if stream else next(iter(names)), tokens.to(device, torch.float32)))
         return found
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:

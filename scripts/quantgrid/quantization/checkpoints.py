@@ -40,7 +40,7 @@ from .compensation_storage import side_entry, side_tensors
 from .linear_groups import is_tied
 from .packed_linears import take_linear
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 
 @dataclass

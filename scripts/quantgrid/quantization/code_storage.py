@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..quantizer.packing import pack, unpack
+from ..quantizer.packing import pack, packed_length, unpack
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.quant_scheme import QuantScheme
 
@@ -33,6 +33,14 @@ def packed_bits(scheme: QuantScheme) -> dict[str, int]:
     bits."""
     bits = {"scale": scheme.storage.bits, "zero_point": scheme.zero_point_bits}
     return {part: width for part, width in bits.items() if 0 < width < 8}
+
+
+def stored_bits(shape: tuple[int, int], scheme: QuantScheme) -> int:
+    """Bits of the stored form of a tensor (m, n), with the padding of packed rows to whole bytes."""
+    scales = math.prod(scheme.scale_shape(shape))
+    packed = [(*shape, scheme.element_format.bits), *((1, scales, bits) for bits in packed_bits(scheme).values())]
+    padding = sum(rows * (8 * packed_length(length, bits) - length * bits) for rows, length, bits in packed)
+    return round(math.prod(shape) * scheme.bits_per_element(shape)) + padding
 
 
 def take_codes(name: str, shape: tuple[int, ...], tensors: dict[str, Tensor], scheme: QuantScheme) -> QuantizedTensor:

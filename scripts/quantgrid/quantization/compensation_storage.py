@@ -9,14 +9,14 @@ Tensors of a linear, below its name:
 ``outlier_values``                  bfloat16 (count,), row by row, columns ascending
 ``outlier_columns``                 their columns, 16 bits each
 ``outlier_counts``                  number of outliers per row, (m,), 16 bits each
-``residual.codes``, ...             residual columns (m, r) as any quantized tensor
-                                    (``code_storage.py``)
+``residual.0.codes``, ...           parts of the residual columns (m, ·), each as any quantized
+                                    tensor (``code_storage.py``)
 ``residual_columns``                their columns, (r,), 16 bits each
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from ..quantizer.packing import pack, unpack
 from ..quantizer.quantized_weight import Compensated, Outliers
 from ..quantizer.tensors import QuantizedTensor
 from ..schemes.quant_scheme import QuantScheme
-from .code_storage import code_tensors, take_codes
+from .code_storage import code_tensors, stored_bits, take_codes
 
 SIDES = ("left", "right")
 LARGEST_SHORT = 65535
@@ -46,8 +46,8 @@ def side_tensors(solved: Compensated, layer: int) -> dict[str, Tensor]:
         found |= {side: factor[layer] for side, factor in zip(SIDES, solved.low_rank)}
     if solved.residual is not None:
         _require_short(solved.quantized.codes.shape[-1])
-        parts = code_tensors(solved.residual.quantized, layer)
-        found |= {f"residual.{part}": tensor for part, tensor in parts.items()}
+        for number, part in enumerate(solved.residual.parts):
+            found |= {f"residual.{number}.{name}": tensor for name, tensor in code_tensors(part, layer).items()}
         found["residual_columns"] = _short(solved.residual.columns[layer])
     return found | (
         _outlier_tensors(solved.outliers, layer, solved.quantized.codes.shape[-2:]) if solved.outliers else {}
@@ -56,15 +56,16 @@ def side_tensors(solved: Compensated, layer: int) -> dict[str, Tensor]:
 
 def side_entry(solved: Compensated) -> dict[str, Any]:
     """Manifest entry: rank, scheme (None: bfloat16) and input of the factors; whether outliers
-    exist; number and scheme of residual columns, if there are any."""
+    exist; number and scheme of each part of residual columns, if there are any."""
     term = None
     if solved.low_rank is not None:
         scheme = solved.factors[0].scheme.to_dict() if solved.factors else None
         term = {"rank": solved.low_rank[1].shape[-2], "factors": scheme, "input": solved.branch_input}
     entry: dict[str, Any] = {"low_rank": term, "outliers": solved.outliers is not None}
     if solved.residual is not None:
-        columns = solved.residual.quantized
-        entry["residual"] = {"columns": columns.codes.shape[-1], "scheme": columns.scheme.to_dict()}
+        entry["residual"] = [
+            {"columns": part.codes.shape[-1], "scheme": part.scheme.to_dict()} for part in solved.residual.parts
+        ]
     return entry
 
 
@@ -83,13 +84,13 @@ def side_bits(solved: Compensated) -> float:
     if solved.outliers is not None:
         bits += 32 * solved.outliers.values.shape[-1] + 16 * m
     if solved.residual is not None:
-        bits += residual_bits(m, solved.residual.quantized.codes.shape[-1], solved.residual.quantized.scheme)
+        bits += residual_bits(m, [(part.codes.shape[-1], part.scheme) for part in solved.residual.parts])
     return bits / (m * n)
 
 
-def residual_bits(rows: int, columns: int, scheme: QuantScheme) -> float:
-    """Stored bits of ``columns`` residual columns of ``rows`` rows."""
-    return rows * columns * scheme.bits_per_element((rows, columns)) + 16 * columns
+def residual_bits(rows: int, parts: Sequence[tuple[int, QuantScheme]]) -> int:
+    """Stored bits of residual columns of ``rows`` rows, by (columns, scheme) of their parts."""
+    return sum(16 * columns + stored_bits((rows, columns), scheme) for columns, scheme in parts)
 
 
 def read_low_rank(
@@ -127,11 +128,18 @@ def take_outliers(
 def take_residual(name: str, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
     """Residual columns of linear ``name``, removed from ``tensors``: values (m, r) and columns (r,); None
     without any."""
-    if (about := entry.get("residual")) is None:
+    if "residual" not in entry:
         return None
-    shape, scheme = (entry["shape"][0], about["columns"]), QuantScheme.from_dict(about["scheme"])
-    values = take_codes(f"{name}.residual", shape, tensors, scheme).dequantize()
-    return values, _unsigned(tensors.pop(f"{name}.residual_columns"))
+    values = [
+        take_codes(
+            f"{name}.residual.{number}",
+            (entry["shape"][0], part["columns"]),
+            tensors,
+            QuantScheme.from_dict(part["scheme"]),
+        ).dequantize()
+        for number, part in enumerate(entry["residual"])
+    ]
+    return torch.cat(values, -1), _unsigned(tensors.pop(f"{name}.residual_columns"))
 
 
 def _outlier_tensors(outliers: Outliers, layer: int, shape: torch.Size) -> dict[str, Tensor]:

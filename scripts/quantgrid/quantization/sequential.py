@@ -221,10 +221,12 @@ def quantize_sequentially(
                     running, original, site, hidden, original_hidden, arguments[index], how.skip_first
                 )
             statistics.require_finite(f"{site_name(index, site)} behind quantized layers")
-            statistics = replace(
-                stack([statistics]).to(decoder.placement.device), solver_dtype=decoder.placement.solver_dtype
-            )
             measured = Site.of([(layer, roundings, site)])
+            statistics = replace(
+                stack([statistics]).to(decoder.placement.device),
+                solver_dtype=decoder.placement.solver_dtype,
+                scaling=measured.statistics.scaling,
+            )
             for linear in rounded:
                 solved = quantize_linears(result, recipe, [(layer, linear)], measured, statistics)
                 running.quantized(site, linear, solved)

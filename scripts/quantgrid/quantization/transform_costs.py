@@ -41,7 +41,7 @@ def transform_costs(content: CheckpointContent, decoder: DecoderFolder) -> dict[
 def _of_linear(name: str, content: CheckpointContent) -> bool:
     """Check whether the bits of a linear include the tensor: codes, parameters, factors,
     outliers, residual columns."""
-    return name.rpartition(".")[0].removesuffix(".residual") in content.linears and not name.endswith(".bias")
+    return name.rpartition(".")[0].partition(".residual.")[0] in content.linears and not name.endswith(".bias")
 
 
 def online_operations(content: CheckpointContent, decoder: DecoderFolder) -> int:

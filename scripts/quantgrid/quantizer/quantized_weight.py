@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .tensors import QuantizedTensor
@@ -24,14 +25,18 @@ class Outliers:
 
 @dataclass(frozen=True)
 class ResidualColumns:
-    """Second codes of some columns: ``quantized`` (*batch, m, r) is added to the int64 ``columns`` (*batch, r)."""
+    """Second codes of some columns, added to the int64 ``columns`` (*batch, r).
 
-    quantized: QuantizedTensor
+    ``parts`` (*batch, m, ·) side by side: the columns in whole scale groups, and those left by the group
+    size, which are one shorter group. One of them may be missing.
+    """
+
+    parts: tuple[QuantizedTensor, ...]
     columns: Tensor
 
     def added_to(self, weight: Tensor) -> Tensor:
         """``weight`` (*batch, m, n) with the second codes added."""
-        values = self.quantized.dequantize().to(weight)
+        values = torch.cat([part.dequantize() for part in self.parts], -1).to(weight)
         return weight.scatter_add(-1, self.columns.unsqueeze(-2).expand_as(values), values)
 
 

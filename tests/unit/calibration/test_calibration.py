@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from build_tiny_model import PLANTING
-from quantgrid.calibration.accumulators import BLOCK, LARGEST, Accumulator, sample_positions, site_name
+from quantgrid.calibration.accumulators import BLOCK, Accumulator, sample_positions, site_name
 from quantgrid.calibration.collect import collect
+from quantgrid.calibration.statistics import LARGEST
 from quantgrid.ground.errors import ConfigError, NumericalFailure
 from quantgrid.ground.places import ROOT
 from quantgrid.models.plans import SITES
@@ -174,7 +175,7 @@ def test_pieces_add_up(sizes, dtype):
     found, wanted = accumulator.result(), statistics_of(x)
     assert found.count == 90
     assert all(close(getattr(found, field), getattr(wanted, field), 1e-6) for field in FIELDS)
-    assert torch.equal(found.samples[:4], x[positions].float())
+    assert torch.equal(found.drawn, x[positions].float())
     assert torch.equal(found.samples[4:], x.float()[x.float().norm(dim=1).topk(LARGEST).indices])
 
 
@@ -183,7 +184,7 @@ def test_fewer_tokens_than_are_kept():
     accumulator = Accumulator(torch.tensor([0, 2]))
     accumulator.add(x[:3])
     accumulator.add(x[3:])
-    assert torch.equal(accumulator.result().samples[:2], x[[0, 2]]) and accumulator.result().samples.shape == (2 + 5, 4)
+    assert torch.equal(accumulator.result().drawn, x[[0, 2]]) and accumulator.result().samples.shape == (2 + 5, 4)
 
 
 def test_sums_do_not_drift():

@@ -128,6 +128,28 @@ def test_two_transforms_are_their_product(seed, n, count, diagonal):
     assert close(both.second_moment, both.second_moment.T, 1e-12)
 
 
+def test_the_largest_magnitudes_before_scaling_outlast_it():
+    x, order = tokens(), torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    before, z = statistics_of(x), SHIFTS["shift"]
+    assert torch.equal(before.unscaled_maximum, before.maximum_absolute)
+    scaled = before.transformed(DIAGONAL)
+    flat = scaled.transformed(1 / scaled.maximum_absolute)
+    assert close(flat.maximum_absolute, torch.ones(N).double()) and close(flat.unscaled_maximum, x.abs().amax(0))
+    assert close(flat.permuted(order).unscaled_maximum, x.abs().amax(0)[order])
+    assert close(scaled.shifted(z * DIAGONAL).unscaled_maximum, (x - z).abs().amax(0))
+    several = stack([before, flat]).to("cpu").transformed(DIAGONAL)
+    assert all(close(found, x.abs().amax(0)) for found in several.unscaled_maximum)
+    silent = before.transformed(torch.where(torch.arange(N) == 3, 0.0, DIAGONAL))
+    assert silent.unscaled_maximum[3] == 0 and close(silent.unscaled_maximum[4:], x.abs().amax(0)[4:])
+
+
+def test_mixed_channels_have_no_magnitudes_before():
+    x = tokens()
+    mixed = statistics_of(x).transformed(DIAGONAL).transformed(SQUARE)
+    wanted = (x * DIAGONAL @ SQUARE).abs().amax(0)
+    assert close(mixed.unscaled_maximum, wanted) and close(mixed.transformed(DIAGONAL).unscaled_maximum, wanted)
+
+
 STACKED = {
     "shared vector": (DIAGONAL, lambda layer: DIAGONAL),
     "vector per layer": (normal(3, N, seed=11), lambda layer: normal(3, N, seed=11)[layer]),

@@ -32,12 +32,17 @@ from quantgrid.quantizer import fake_quantize
 from quantgrid.quantizer.quantized_weight import Compensated
 from quantgrid.schemes import activation_scheme, scheme
 from quantgrid.schemes.cell_schemes import CellSchemes, KeyValueScheme
-from quantgrid.transforms.recipes import random_hadamard
+from quantgrid.transforms.recipes import random_hadamard, scaling
 from reference_decoder import logits, site_inputs
 from reference_statistics import apply_online, statistics_of
 from tiny_decoders import CASES, bare_name, random_tokens, save
 
 INT4, INT8 = scheme("int4"), activation_scheme("int8")
+TRANSFORMS = {
+    "none": list,
+    "hadamard": lambda: random_hadamard.primitives(1),
+    "flattening": lambda: scaling.primitives(1.0, list(SITES)),
+}
 FIELDS = ("mean", "second_moment", "mean_absolute", "minimum", "maximum")
 
 
@@ -54,7 +59,7 @@ class Given:
         return DecoderFolder(self.folder)
 
     def recipe(self, mitigation, transform="none", **schemes) -> Recipe:
-        fitted = fit(random_hadamard.primitives(1) if transform == "hadamard" else [], self.decoder, self.statistics)
+        fitted = fit(TRANSFORMS[transform](), self.decoder, self.statistics)
         return Recipe(fitted, CellSchemes(INT4, **schemes), mitigation, str(self.statistics))
 
 
@@ -151,6 +156,17 @@ def test_with_unquantized_weights_the_statistics_are_those_of_calibration(given,
             if transform == "none" or name in FIELDS[:2]:
                 assert close(getattr(found, name)[0], getattr(statistics, name)[layer], 2e-5), (key, name)
         assert found.count == statistics.count == given.tokens.numel()
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_largest_inputs_before_a_scaling_are_known_here_too(given, paired):
+    sequential, before = Recording(), Recording()
+    run(given, sequential, "flattening", paired=paired)
+    run(given, before)
+    wanted = before.by_linear(before.given)
+    for key, (found, _) in sequential.by_linear(sequential.given).items():
+        assert close(found.unscaled_maximum, wanted[key][0].maximum_absolute, 1e-4), key
+        assert not close(found.maximum_absolute, found.unscaled_maximum, 0.1), key
 
 
 @pytest.mark.parametrize("transform", ["none", "hadamard"])

@@ -34,8 +34,27 @@ def test_each_channel_goes_to_the_lightest_block_with_room():
 
 
 def test_a_full_block_takes_no_more():
-    values = torch.tensor([10.0, 1.0, 1.0, 1.0])
+    values = torch.tensor([10.0, 1.0, 1.0, 0.5])
     assert sorted(map(sorted, equal_mass(values, 2).view(2, 2).tolist())) == [[0, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("values", [[3.0, 3.0, 0.0, 2.0, 2.0, 2.0], [1.0] * 6, [2.0, 1.0, 1.0, 2.0, 2.0, 0.0]])
+def test_balanced_blocks_stay_as_they_are(values):
+    """Dealing gives the first values sums of 7 and 5 instead of 6 and 6."""
+    assert equal_mass(torch.tensor(values), 3).tolist() == [*range(6)]
+
+
+@pytest.mark.parametrize(("blocks", "size"), [(2, 3), (3, 4), (8, 16)])
+def test_no_block_is_heavier_than_the_heaviest_before(blocks, size):
+    kept = 0
+    for seed in range(200):
+        values = torch.rand(blocks * size, generator=torch.Generator().manual_seed(seed)).mul(4).round().double()
+        order = equal_mass(values, size)
+        before, after = (masses(values, o, size).max() for o in (torch.arange(len(values)), order))
+        assert order.sort().values.tolist() == list(range(len(values))) and after <= before
+        kept += torch.equal(order, torch.arange(len(values)))
+        assert after < before or torch.equal(order, torch.arange(len(values)))
+    assert kept < 200
 
 
 @pytest.mark.parametrize("order", ["none", "zigzag", "mass"])

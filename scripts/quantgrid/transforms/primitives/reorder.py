@@ -122,7 +122,8 @@ class Spread(InBlocks):
     """Permutation that gives all blocks of ``size`` channels a similar mass, offline.
 
     ``order``: ``mass`` deals channels by falling mean magnitude, each to the block with the least
-    sum that has room; ``zigzag`` as :func:`zigzag`, by mean magnitude. ``sites`` are ``down_input``.
+    sum that has room (:func:`equal_mass`); ``zigzag`` as :func:`zigzag`, by mean magnitude. ``sites``
+    are ``down_input``.
     """
 
     order: str
@@ -144,7 +145,8 @@ class Spread(InBlocks):
 def equal_mass(values: Tensor, size: int) -> Tensor:
     """Order (n,) that gives blocks of ``size`` similar sums of ``values`` (n,), nonnegative.
 
-    Channels by descending value go to the block with the smallest sum that is not full.
+    Channels by descending value go to the block with the smallest sum that is not full. Where
+    that does not lower the largest sum, the channels keep their places.
     """
     blocks: list[list[int]] = [[] for _ in range(len(values) // size)]
     masses = values.tolist()
@@ -154,4 +156,6 @@ def equal_mass(values: Tensor, size: int) -> Tensor:
         blocks[number].append(channel)
         if len(blocks[number]) < size:
             heapq.heappush(open_blocks, (mass + masses[channel], number))
-    return torch.tensor(blocks).flatten()
+    order = torch.tensor(blocks).flatten().to(values.device)
+    lower = values[order].view(-1, size).sum(-1).max() < values.view(-1, size).sum(-1).max()
+    return order if lower else torch.arange(len(values), device=values.device)

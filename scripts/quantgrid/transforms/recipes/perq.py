@@ -2,8 +2,9 @@
 
 The worst case after a block Hadamard is smallest where all blocks have the same sum of mean
 magnitudes. The permutation of ``down_input`` is offline, in the rows of gate and up. Deviations: the
-rule of the greedy permutation is ours (``reorder.py``), since we had no access to the published one;
-R1 and R2 are random Hadamard rotations.
+rule of the greedy permutation is ours (``reorder.py``), since we had no access to the published one: each
+channel, by falling mean magnitude, to the block with the least sum that has room, and no permutation
+where that does not lower the largest sum; R1 and R2 are random Hadamard rotations.
 """
 
 from __future__ import annotations
