@@ -98,7 +98,7 @@ COUNTS = {
     ),
     "best": (517, {"w4a16": 301, "w4a4": 217}, (8, 5, 19)),
     "methods-2026": (
-        306,
+        346,
         {
             "smollm2-mxfp4": 22,
             "smollm2-nvfp4": 22,
@@ -111,9 +111,10 @@ COUNTS = {
             "reference-int4": 36,
             "planted-mxfp4": 19,
             "equal-bytes": 42,
+            "equal-bytes-gptq": 42,
             "smallest": 16,
         },
-        (11, 17, 3),
+        (11, 22, 3),
     ),
     "contradictions": (
         109,
