@@ -13,7 +13,7 @@ from torch import Tensor
 from ..schemes.quant_scheme import QuantScheme
 from .ranges import chunk_elements, row_slices
 from .rounding import compute_dtype, round_values_
-from .scales import QuantizationParameters, effective_step, range_parameters
+from .scales import effective_step, range_parameters
 
 _FACTORS = (1.0, 1.5)  # of the range: the largest element becomes 6 / factor
 
@@ -23,19 +23,19 @@ def choose_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scal
     """Stored scales (rows, groups) of the smaller squared error in every block; ties go to the smaller scale.
 
     ``values`` is (rows, groups, size); ``high`` (rows, groups) the largest magnitudes, float32;
-    ``global_scale`` (rows, 1) is fixed. ``rounded``, contiguous and as large as ``values``, receives the rounded values.
+    ``global_scale`` (rows, 1) is fixed. The rounded values go into ``rounded``, contiguous and as large as ``values``.
     """
-    factors = high.new_tensor(_FACTORS).view(-1, 1, 1)
-    found = []
-    for rows in row_slices(values):
+    factors, found = high.new_tensor(_FACTORS).view(-1, 1, 1), []
+    for rows in row_slices(values, len(_FACTORS)):
         x, top = values[rows].to(compute_dtype(values.dtype)), high[rows]
         both = range_parameters(None, top * factors, scheme, global_scale[rows])
-        tried = torch.empty((len(_FACTORS), *x.shape), dtype=x.dtype, device=x.device).copy_(x)
-        tried = round_values_(tried, effective_step(both, scheme).unsqueeze(-1), None, scheme)
+        tried = round_values_(x, effective_step(both, scheme).unsqueeze(-1), None, scheme)
         six, four = _errors(tried, x, top)
-        # positions among the blocks of both scales, one after the other
-        chosen = (four < six).flatten().long().mul_(six.numel()).add_(torch.arange(six.numel(), device=x.device))
-        found.append(QuantizationParameters(both.scale.flatten())[chosen].scale.view_as(top))
+        # numbers of the blocks in ``tried``, which holds those of 6 before those of 4
+        chosen = torch.arange(six.numel(), dtype=torch.int32, device=x.device)
+        chosen.add_((four < six).flatten(), alpha=six.numel())
+        bytes_of_scales = both.scale.view(torch.uint8).flatten()
+        found.append(bytes_of_scales.index_select(0, chosen).view(both.scale.dtype).view_as(top))
         if rounded is not None:
             rounded.view(values.shape)[rows] = tried.flatten(0, 2).index_select(0, chosen).view_as(x)
     return torch.cat(found)
@@ -43,7 +43,6 @@ def choose_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scal
 
 def _errors(tried: Tensor, values: Tensor, top: Tensor) -> Tensor:
     """Squared errors (2, rows, groups) of the blocks of ``tried`` (2, rows, groups, size), float32, in units of
-    the largest magnitudes ``top``."""
-    unit = torch.where(top > 0, 1 / top, 0.0).to(values.dtype).unsqueeze(-1)
-    errors = (tried - values).mul_(unit).square_()
+    the largest magnitudes ``top``; NaN in a block of zeros."""
+    errors = (tried - values).mul_(top.reciprocal().to(values.dtype).unsqueeze(-1)).square_()
     return sum(piece.sum(-1).float() for piece in errors.split(chunk_elements(values), dim=-1))
