@@ -6,6 +6,10 @@ compressed-tensors' own fake quantization where that is installed. All contender
 take turns; a ratio is that of two medians. Allocating the 32 MB result is part of every contender:
 page faults are most of what the elementwise pass takes. ``THP_MEM_ALLOC_ENABLE=1`` in the
 environment lets torch ask for huge pages, which makes every contender faster and the ratios larger.
+
+NVFP4 weights and activations of four shapes under the ranges four_six and exhaustive, against minmax.
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776`` measures as jobs run (``KEEP_FREED`` of
+``quantgrid.machine.malloc``); without them page faults of temporary tensors count too.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ _FACTORS = (1.0, 1.5)  # of the range: the largest element becomes 6 / factor
 
 def choose_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor,
                   rounded: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Stored scales (rows, groups) of the smaller squared error in every block; ties go to the smaller scale.
+    """Stored scales (rows, groups) of the smaller squared error in every block; ties go to 6.
 
     ``values`` is (rows, groups, size); ``high`` (rows, groups) the largest magnitudes, float32;
     ``global_scale`` (rows, 1) is fixed. The rounded values go into ``rounded``, contiguous and as large as ``values``.
     """
     factors, found = high.new_tensor(_FACTORS).view(-1, 1, 1), []
-    for rows in row_slices(values, len(_FACTORS)):
+    for rows in row_slices(values):
         x, top = values[rows].to(compute_dtype(values.dtype)), high[rows]
         both = range_parameters(None, top * factors, scheme, global_scale[rows])
         tried = round_values_(x, effective_step(both, scheme).unsqueeze(-1), None, scheme)

@@ -38,10 +38,10 @@ def chunk_elements(values: Tensor) -> int:
     return _CACHED_ELEMENTS * torch.get_num_threads() if values.device.type == "cpu" else _DEVICE_ELEMENTS
 
 
-def row_slices(values: Tensor, copies: int = 1) -> Iterator[slice]:
+def row_slices(values: Tensor) -> Iterator[slice]:
     """Slices of the rows of ``values`` (rows, groups, size), about ``chunk_elements`` elements
-    each in all their ``copies``."""
-    rows = max(1, chunk_elements(values) // max(1, values.shape[1] * values.shape[2] * copies))
+    each."""
+    rows = max(1, chunk_elements(values) // max(1, values.shape[1] * values.shape[2]))
     return (slice(start, start + rows) for start in range(0, max(1, values.shape[0]), rows))
 
 
