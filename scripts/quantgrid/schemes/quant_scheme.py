@@ -45,7 +45,7 @@ class QuantScheme:
                   or the smallest scale that covers the block; ``exhaustive``: the best by this
                   measure of all scales in a format of at most 8 bits; ``four_six``: the largest
                   element becomes 6, or 4 where that has the smaller squared error (e2m1 with
-                  e4m3 scales; no other norm, no trimmed errors); ``percentile``: the nearest-rank percentile of the block
+                  e4m3 scales); ``percentile``: the nearest-rank percentile of the block
     trim_low, trim_high  shares of the smallest and of the largest errors of a block that ``mse`` leaves
                   out of its sum, rounded down to whole elements
     clip_ratio    constant factor on both ends of the range
