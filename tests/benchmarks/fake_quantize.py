@@ -6,13 +6,19 @@ compressed-tensors' own fake quantization where that is installed. All contender
 take turns; a ratio is that of two medians. Allocating the 32 MB result is part of every contender:
 page faults are most of what the elementwise pass takes. ``THP_MEM_ALLOC_ENABLE=1`` in the
 environment lets torch ask for huge pages, which makes every contender faster and the ratios larger.
+
+NVFP4 weights and activations of four shapes under the ranges four_six and exhaustive, against minmax.
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776`` measures as jobs run (``KEEP_FREED`` of
+``quantgrid.machine.malloc``); without them page faults of temporary tensors count too.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,11 +31,15 @@ from records import record, show, timed_row  # noqa: E402
 from turns import medians  # noqa: E402
 
 from quantgrid.quantizer import fake_quantize  # noqa: E402
-from quantgrid.schemes import activation_scheme  # noqa: E402
+from quantgrid.schemes import activation_scheme, scheme  # noqa: E402
 
 PASS, TOOLKIT = "x * 1.0001", "compressed-tensors int4 per token"
 # Case -> (preset, highest ratio to one elementwise pass that is the goal).
 CASES = {"int4 per token": ("int4", 3.5), "nvfp4": ("nvfp4", 9.0), "mxfp4": ("mxfp4", None)}
+# Range -> highest ratio to ``minmax`` that is the goal, on one thread.
+RANGES = {"minmax": None, "four_six": 2.5, "exhaustive": None}
+RANGED = {"weights": scheme, "activations": activation_scheme}
+SHAPES = ((8, 576), (256, 576), (256, 1536), (512, 4096))
 
 
 def toolkit(x: torch.Tensor) -> Callable[[], torch.Tensor] | None:
@@ -66,6 +76,20 @@ def rows_of(found: dict[str, float], threads: int, repeats: int) -> list[dict[st
     ]
 
 
+def range_rows(shape: tuple[int, int], role: str, dtype: torch.dtype, repeats: int) -> list[dict[str, object]]:
+    """Rows of the ranges of NVFP4 against ``minmax``, for the scheme of ``role`` and a tensor of ``shape``, in
+    processor time of this thread."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    of = f"{role} {shape[0]} x {shape[1]} {str(dtype).removeprefix('torch.')}"
+    calls = {f"nvfp4 {name}, {of}": partial(fake_quantize, x, RANGED[role]("nvfp4", range=name)) for name in RANGES}
+    reference, *others = calls
+    found, threads = medians(calls, repeats, time.thread_time), torch.get_num_threads()
+    return [
+        timed_row("fake_quantize", case, threads, reference, found, goal, repeats=repeats)
+        for case, goal in zip(others, [*RANGES.values()][1:])
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of benchmarks.csv and .md")
@@ -77,6 +101,9 @@ def main() -> None:
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
         torch.set_num_threads(threads)
         rows += rows_of(medians(contenders(x), options.repeats), threads, options.repeats)
+    torch.set_num_threads(1)
+    for shape, role, dtype in itertools.product(SHAPES, RANGED, (torch.float32, torch.bfloat16)):
+        rows += range_rows(shape, role, dtype, options.repeats)
     for row in rows:
         show(row)
     record("fake_quantize", rows, options.results)

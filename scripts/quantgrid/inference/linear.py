@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from ..machine.devices import Placement, solver_dtype
 from ..quantizer.ranges import clamp_ranges
 from ..quantizer.scales import QuantizationParameters
-from ..quantizer.tensors import fake_quantize, find_parameters
+from ..quantizer.tensors import fake_quantize
 from ..schemes.quant_scheme import QuantScheme
 from .online import apply, tensors_of
 
@@ -54,7 +54,7 @@ class Rounding(nn.Module):
         """Round ``x`` without clamping."""
         fixed = {part: getattr(self, part) for part in self.fixed if part not in CLIP}
         if fixed and "scale" not in fixed:
-            return fake_quantize(x, self.scheme, find_parameters(x, self.scheme, fixed["global_scale"]), check=False)
+            return fake_quantize(x, self.scheme, **fixed)
         return fake_quantize(x, self.scheme, QuantizationParameters(**fixed) if fixed else None)
 
 

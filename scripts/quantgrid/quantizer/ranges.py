@@ -9,12 +9,11 @@ SpinQuant (2405.16406), the observer of MR-GPTQ (2509.23202), errors left out of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool1d
 
 from ..schemes.quant_scheme import QuantScheme
 from .rounding import compute_dtype, round_values_
@@ -24,9 +23,9 @@ from .scales import QuantizationParameters, block_span, choose, effective_step, 
 # overhead of some 60 calls.
 _CACHED_ELEMENTS = 262144
 _DEVICE_ELEMENTS = 1 << 26
-# Up to this width, comparing the halves of a block elementwise is faster than a reduction, and
-# pooling is faster than either.
-_SHORT_BLOCK = 32
+# Up to the larger width and above the smaller one, comparing the halves of a block elementwise is
+# faster than a reduction.
+_SHORT_BLOCK, _FEW = 16, 4
 SLACK = 1e-4  # relative; errors are float32 sums
 EXACT = 1 - 2**-21  # of a float32 number, what the exact one has at least
 MOST_LEFT = 0.8  # share of the blocks of a search up to which those that dropped out are not copied along
@@ -86,11 +85,8 @@ def search_parameters(values: Tensor, low: Tensor | None, high: Tensor, scheme: 
     :func:`shrink_factors`, and the smallest stored scale that covers the whole range where the
     scale of the scheme does not. Ties go to the largest scale; the error never exceeds that of the
     full range. The sum leaves out the smallest and largest errors of a block (``trim_low``,
-    ``trim_high``). Under ``four_six`` the candidates are the scales that make the largest element 6 and
-    4, the errors are squared, and ties go to 6.
+    ``trim_high``).
     """
-    if scheme.range == "four_six":
-        scheme = replace(scheme, mse_norm=2.0)
     found = []
     for rows in row_slices(values):
         ends = [None if end is None else end[rows] for end in (low, high, global_scale)]
@@ -162,9 +158,6 @@ def _search(values: Tensor, low: Tensor | None, high: Tensor, scheme: QuantSchem
 
 def _candidates(scheme: QuantScheme) -> Iterator[tuple[float, bool]]:
     """(Factor of the range, whether the scale has to cover it) of the candidates, large scales first."""
-    if scheme.range == "four_six":
-        yield from ((1.0, False), (1.5, False))
-        return
     yield 1.0, True
     yield from ((factor, False) for factor in shrink_factors(scheme))
 
@@ -254,17 +247,21 @@ def _extremes(values: Tensor, scheme: QuantScheme) -> tuple[Tensor | None, Tenso
         return None if scheme.symmetric else zeros, zeros.clone()
     if scheme.symmetric:
         return None, _largest_magnitude(values)
-    low = high = values
-    while 2 < high.shape[-1] <= _SHORT_BLOCK and high.shape[-1] % 2 == 0:
-        low, high = torch.minimum(*low.chunk(2, dim=-1)), torch.maximum(*high.chunk(2, dim=-1))
-    return low.amin(-1), high.amax(-1)
+    return _reduced(values, torch.minimum, torch.amin), _reduced(values, torch.maximum, torch.amax)
 
 
 def _largest_magnitude(values: Tensor) -> Tensor:
     """Largest magnitudes (rows, groups) of non-empty ``values`` (rows, groups, size)."""
-    if values.shape[-1] > _SHORT_BLOCK or values.device.type != "cpu":
+    if values.device.type != "cpu":
         return torch.maximum(-values.amin(-1), values.amax(-1))
-    return max_pool1d(values.abs().flatten(1), values.shape[-1])
+    return _reduced(values.abs(), torch.maximum, torch.amax)
+
+
+def _reduced(values: Tensor, of_two: Callable[..., Tensor], of_all: Callable[..., Tensor]) -> Tensor:
+    """Smallest or largest of the last dimension of ``values``, by functions of two tensors and of one dimension."""
+    while _FEW < values.shape[-1] <= _SHORT_BLOCK and values.shape[-1] % 2 == 0:
+        values = of_two(*values.chunk(2, dim=-1))
+    return of_all(values, -1)
 
 
 def percentile_rank(scheme: QuantScheme, size: int) -> int:

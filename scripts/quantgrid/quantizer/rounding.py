@@ -88,12 +88,13 @@ def round_values_(
 ) -> Tensor:
     """``round_values`` in place, for float32 or float64 ``x``, in fewer passes.
 
-    On a GPU it synchronizes once.
+    Steps with more dimensions than ``x`` leave it unchanged (symmetric schemes only). On a GPU it synchronizes once.
     """
     zero, step = step == 0, step.to(x.dtype)
     if _is_shifted(scheme):
         x.sub_(zero_point)  # type: ignore[arg-type]
-    x.div_(step.masked_fill(zero, math.inf))
+    steps = step.masked_fill(zero, math.inf)
+    x = x / steps if steps.dim() > x.dim() else x.div_(steps)
     if scheme.element_format.kind != "integer" and bool(zero.any()):
         x.masked_fill_(zero, 0.0)  # x/inf keeps the sign of x; integers lose it anyway
     return _values_(round_units_(x, zero_point, scheme, codebook), step, zero_point, scheme)

@@ -8,7 +8,9 @@ docs/reference/formats.md. Nothing here carries gradients.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,12 +18,13 @@ from torch import Tensor
 from ..ground.errors import ConfigError, NumericalFailure
 from ..schemes.quant_scheme import CODEBOOK_BITS, FLOAT_BITS, QuantScheme
 from .codebooks import fit_codebooks
+from .four_six import choose_scales
 from .ranges import block_ranges, row_slices, search_parameters
 from .rounding import compute_dtype, decode, encode, round_values_
 from .scale_search import search_scales
 from .scales import QuantizationParameters, block_span, effective_step, range_parameters
+from .tensor_checks import check_dtype, check_finite, not_finite
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Parts = tuple[Tensor, Tensor | None, Tensor | None]
 
 
@@ -80,18 +83,26 @@ def find_parameters(
         ConfigError: for a shape, dtype or global scale that the scheme does not accept.
         NumericalFailure: if a range is not finite (NaN or infinity in ``x``, or beyond float32).
     """
-    _check_dtype(x)
+    return _find(x, scheme, global_scale)
+
+
+def _find(
+    x: Tensor, scheme: QuantScheme, global_scale: Tensor | float | None, rounded: Tensor | None = None
+) -> QuantizationParameters:
+    """``find_parameters``; under ``range: four_six`` ``rounded`` (contiguous, as ``x``) receives the rounded values."""
+    check_dtype(x)
     shape = scheme.scale_shape(x.shape)
     values = _scale_blocks(x.detach(), scheme, shape)
     low, high = block_ranges(values, scheme)
     span = block_span(low, high)
     if span.numel() and not math.isfinite(span.amax()):
-        raise NumericalFailure(_not_finite(x))
+        raise NumericalFailure(not_finite(x))
     low, high = (None if end is None else end.reshape(shape) for end in (low, high))  # type: ignore[assignment]
     global_scale = _global_scale(span.reshape(shape), scheme, x.shape, global_scale)
-    if scheme.range == "exhaustive" and x.numel():
-        return QuantizationParameters(_best_scales(values, high, scheme, global_scale), None, global_scale)
-    if scheme.range in ("mse", "four_six") and x.numel():
+    if scheme.range in ("exhaustive", "four_six") and x.numel():
+        search = partial(choose_scales, rounded=rounded) if scheme.range == "four_six" else search_scales
+        return QuantizationParameters(_best_scales(search, values, high, scheme, global_scale), None, global_scale)
+    if scheme.range == "mse" and x.numel():
         return _best_parameters(values, low, high, scheme, global_scale)
     parameters = range_parameters(low, high, scheme, global_scale)
     return (
@@ -111,8 +122,8 @@ def quantize(x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters 
     if parameters is None:
         parameters = find_parameters(x, scheme)
     else:
-        _check_dtype(x)
-        _check_finite(x)
+        check_dtype(x)
+        check_finite(x)
     signed = scheme.code_range[0] < 0
     codes = torch.empty(x.shape, dtype=torch.int8 if signed else torch.uint8, device=x.device)
     if x.numel():
@@ -127,22 +138,31 @@ def quantize(x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters 
 
 
 def fake_quantize(
-    x: Tensor, scheme: QuantScheme, parameters: QuantizationParameters | None = None, check: bool = True
+    x: Tensor,
+    scheme: QuantScheme,
+    parameters: QuantizationParameters | None = None,
+    check: bool = True,
+    global_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Values of ``quantize(x, scheme, parameters).dequantize()``, bit-identical, without codes.
 
     Rows are processed in chunks that stay in the cache: first the ranges of all rows, then the
     values. ``check=False`` skips the test of ``x`` for NaN and infinity under given ``parameters``;
-    results for such values are undefined. Raises as ``quantize``.
+    results for such values are undefined. ``global_scale`` is that of ``find_parameters``, and is not
+    accepted beside ``parameters``. Raises as ``quantize``.
     """
-    _check_dtype(x)
+    check_dtype(x)
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if parameters is None:
-        parameters = find_parameters(x, scheme)
+        parameters = _find(x, scheme, global_scale, result)
+        if scheme.range == "four_six":
+            return result
+    elif global_scale is not None:
+        raise ConfigError("global_scale is given beside parameters, which have one: one of the two is accepted")
     elif check:
-        _check_finite(x)
+        check_finite(x)
     # refuses an indivisible group size, for an empty tensor too
     scheme.scale_shape(x.shape)
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return result
     values = x.detach().reshape(-1, 1, x.shape[-1])
@@ -251,9 +271,11 @@ def _best_parameters(
     return QuantizationParameters(found.scale.reshape(shape), zero_point, global_scale)
 
 
-def _best_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None) -> Tensor:
-    """``search_scales`` on (rows, groups) views, back in the shape of the ranges."""
-    return search_scales(values, high.reshape(values.shape[:2]), scheme, _per_row(global_scale, high.shape)).reshape(
+def _best_scales(
+    search: Callable[..., Tensor], values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor | None
+) -> Tensor:
+    """Scales of ``search`` on (rows, groups) views, back in the shape of the ranges."""
+    return search(values, high.reshape(values.shape[:2]), scheme, _per_row(global_scale, high.shape)).reshape(
         high.shape
     )
 
@@ -272,23 +294,3 @@ def _fit(values: Tensor, parameters: QuantizationParameters, scheme: QuantScheme
         for rows in row_slices(values)
     ]
     return torch.cat(found).reshape(*parameters.scale.shape, entries)
-
-
-def _check_dtype(x: Tensor) -> None:
-    if x.dtype not in _DTYPES:
-        raise ConfigError(
-            f"dtype {x.dtype} cannot be quantized; accepted: {', '.join(str(dtype) for dtype in _DTYPES)}"
-        )
-
-
-def _check_finite(x: Tensor) -> None:
-    if x.numel() and not all(math.isfinite(end) for end in x.detach().aminmax()):
-        raise NumericalFailure(_not_finite(x))
-
-
-def _not_finite(x: Tensor) -> str:
-    """Error message for non-finite ``x``, with counts."""
-    nan, infinite = int(torch.isnan(x).sum()), int(torch.isinf(x).sum())
-    if nan or infinite:
-        return f"the tensor to quantize, of shape {tuple(x.shape)}, holds {nan} NaN and {infinite} infinite values"
-    return f"the range of the tensor to quantize, of shape {tuple(x.shape)}, exceeds float32"

@@ -18,6 +18,7 @@ RANGES = ("minmax", "mse", "exhaustive", "four_six", "percentile")
 LARGEST, MOST_STEPS, LARGEST_SEED = 10**9, 10_000, 2**63 - 1
 _LARGEST_SEARCHED_BITS = 8
 _LARGEST_TRIM = 0.5
+_SEARCH_OPTIONS = ("mse_norm", "mse_steps", "mse_grid")  # trim_low and trim_high are those of ``mse`` alone
 
 
 def check_scheme(scheme: QuantScheme) -> None:
@@ -137,6 +138,13 @@ def _check_range(scheme: QuantScheme) -> None:
             )
         if scheme.clip_ratio != 1:
             raise ConfigError("clip_ratio contradicts range 'four_six', which tries two scales")
+        for field in _SEARCH_OPTIONS:
+            given, default = getattr(scheme, field), getattr(type(scheme), field)
+            if given != default:
+                raise ConfigError(
+                    f"{field} {shown(given)} contradicts range 'four_six', which compares the squared errors of two "
+                    f"scales: leave {field} out"
+                )
     if element.kind == "kmeans" and (scheme.range != "minmax" or scheme.clip_ratio != 1):
         raise ConfigError(
             f"element '{scheme.element}' accepts only range 'minmax' and clip_ratio 1: "
