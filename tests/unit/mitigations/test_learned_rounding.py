@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learned_cases import recipe_of, trained
+from learned_cases import recipe_of, same, schemes, trained
 from mitigation_cases import SCHEMES, inputs, weight_of
 from quantgrid.calibration.sensitivity import measure_sensitivities
 from quantgrid.ground.errors import ConfigError, NumericalFailure
@@ -154,6 +154,33 @@ def test_first_steps_leave_the_codes_that_a_weight_was_moved_to(name):
     for offset in (-0.2, 0.2):
         stepped = rounded.rounded({"offset": torch.full_like(weight, offset)})
         assert torch.equal(stepped[there], solved.dequantized()[there])
+
+
+def test_powers_of_two_are_not_trained(given):
+    """The exponents are those of the base, and the training is that without ranges, number by number."""
+    made, of_scheme = given(VARIED[1]), schemes("mxfp4", "group-32")
+    with_ranges, without = (
+        trained(made, "learned_rounding", of_scheme, steps=8, learning_rate=1 / 8, **options)
+        for options in ({}, {"ranges": False})
+    )
+    assert with_ranges.losses == without.losses and with_ranges.ends == without.ends
+    assert any(end["kept"] == "learned" for end in without.ends.values())
+    assert same(*(done.quantized.content.tensors for done in (with_ranges, without)))
+
+
+@pytest.mark.parametrize("name", ["int4", "int4 asymmetric", "nvfp4", "mxfp4 asymmetric"])
+def test_other_ranges_are_trained(name):
+    """Factors and shifts get gradients that are not zero; the shift of an asymmetric range does so under powers
+    of two as well."""
+    of_scheme = SCHEMES.get(name) or scheme("mxfp4", element="int4", symmetric=False)
+    weight = weight_of()
+    rounded = RoundedWeight(weight, quantize(weight, of_scheme))
+    parts = {part: tensor.requires_grad_() for part, tensor in rounded.start().items()}
+    has = {"offset": True, "factor": name != "mxfp4 asymmetric", "shift": not of_scheme.symmetric}
+    wanted = {part for part, there in has.items() if there}
+    assert parts.keys() == wanted and rounded.bounds().keys() == wanted - {"offset"}
+    rounded.rounded(parts).square().sum().backward()
+    assert all(tensor.grad.abs().max() > 0 for tensor in parts.values())
 
 
 def sensitivities(folder, channels):
