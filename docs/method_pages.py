@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from quantgrid.config.methods import Method, Option
+from quantgrid.config.methods import Method
+from quantgrid.config.options import Option
 from quantgrid.config.registry import METHODS, PUBLISHED
 from quantgrid.schemes.number_formats import ELEMENT_FORMATS, SCALE_FORMATS, NumberFormat
 from quantgrid.schemes.presets import PRESETS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..mitigations import defaults
-from .methods import Method, Option
+from .methods import Method
+from .options import Option
 from .training_options import ERROR, WINDOWS, training
 
 METRICS = ("plain", "lqer", "qera_approx", "qera_exact")
