@@ -196,10 +196,10 @@ class Method:
         for key in given:
             if key not in self.options:
                 raise ConfigError(f"{where}: {unknown_name('option', key, self.options or ['(none)'])}")
-        resolved = {
-            name: option.check(given.get(name, option.default), f"{where}.{name}")
-            for name, option in self.options.items()
-        }
+        resolved: dict[str, Any] = {}
+        for name, option in self.options.items():
+            value = given[name] if name in given else option.default_with(resolved)
+            resolved[name] = option.check(value, f"{where}.{name}")
         for name in given:
             self.options[name].check_needs(resolved[name], resolved, f"{where}.{name}")
         return {"method": entry["method"], "options": resolved}

@@ -7,8 +7,9 @@ specification.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import ge, gt, le, lt
 from typing import Any
 
 from ..ground.errors import ConfigError, shown, text_hint
@@ -26,17 +27,29 @@ class Option:
     """One option of a method: its default and accepted values (type of the default, range or
     choices).
 
-    ``share``: an integer that may also be given as a share between 0 and 1. ``needs`` lists (value,
-    or None for any; another option; the values of that option that give this one a meaning),
-    checked for options stated in an entry. Of a list, one of its items counts.
+    ``above`` and ``below`` are bounds that are not accepted themselves. ``share``: an integer that may also
+    be given as a share between 0 and 1. ``divided_by``: another option, declared before, whose value (at
+    least 1) divides the default. The others are checked for options stated in an entry. ``needs`` lists
+    (value, or None for any; another option; the values of that option that give this one a meaning). Of a
+    list, one of its items counts. ``needs_some``: value -> options of which it needs one above 0.
+    ``at_most``: another option whose value (at least 1) is the largest one accepted.
     """
 
     default: Any
     minimum: float | None = None
     maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
     choices: tuple[Any, ...] | None = None
     share: bool = False
+    divided_by: str = ""
     needs: tuple[tuple[Any, str, tuple[Any, ...]], ...] = ()
+    needs_some: Mapping[Any, tuple[str, ...]] = field(default_factory=dict)
+    at_most: str = ""
+
+    def default_with(self, resolved: Mapping[str, Any]) -> Any:
+        """Default of an entry whose options declared before are ``resolved``."""
+        return self.default / max(resolved[self.divided_by], 1) if self.divided_by else self.default
 
     def check(self, value: Any, where: str) -> Any:
         """Return ``value`` in the default's type; :class:`ConfigError` names the accepted
@@ -58,11 +71,7 @@ class Option:
         if self.choices is not None and any(item not in self.choices for item in (value if kind is list else [value])):
             raise ConfigError(f"{where}: {shown(value)} is not accepted; expected {self.describe()}")
         finite = kind is not float or math.isfinite(value)
-        if (
-            not finite
-            or (self.minimum is not None and value < self.minimum)
-            or (self.maximum is not None and value > self.maximum)
-        ):
+        if not finite or not all(holds(value, bound) for _, holds, bound in self._bounds()):
             raise ConfigError(f"{where}: {shown(value)} is out of range; expected {self.describe()}")
         return value
 
@@ -72,11 +81,13 @@ class Option:
         ]
         if self.choices:
             return ("a list of " if type(self.default) is list else "one of ") + ", ".join(map(str, self.choices))
-        bounds = [
-            f">= {self.minimum}" if self.minimum is not None else "",
-            f"<= {self.maximum}" if self.maximum is not None else "",
-        ]
-        return " ".join([kind, *filter(None, bounds), *["or a share between 0 and 1"] * self.share])
+        bounds = [f"{sign} {bound}" for sign, _, bound in self._bounds()]
+        return " ".join([kind, *bounds, *["or a share between 0 and 1"] * self.share])
+
+    def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
+        """(sign, comparison, bound) of every bound that there is."""
+        signs = ((">=", ge, self.minimum), (">", gt, self.above), ("<=", le, self.maximum), ("<", lt, self.below))
+        return [(sign, holds, bound) for sign, holds, bound in signs if bound is not None]
 
     def check_needs(self, value: Any, resolved: Mapping[str, Any], where: str) -> None:
         """Reject ``value`` if the other ``resolved`` options give it no meaning."""
@@ -89,3 +100,12 @@ class Option:
                     f"{where}: {value!r} has no meaning with {other} {resolved[other]!r}; set {other} to "
                     f"{wanted}, or leave it out"
                 )
+        some = self.needs_some.get(value, ()) if self.needs_some else ()
+        if some and not any(resolved[other] > 0 for other in some):
+            given = " and ".join(f"{other} {resolved[other]!r}" for other in some)
+            raise ConfigError(f"{where}: {value!r} has no meaning with {given}; set {' or '.join(some)} above 0")
+        if self.at_most and value > (largest := max(resolved[self.at_most], 1)):
+            raise ConfigError(
+                f"{where}: {value!r} has no meaning with {self.at_most} {resolved[self.at_most]!r}; "
+                f"expected at most {largest}"
+            )
