@@ -6,7 +6,10 @@ elements its published code counts V in units of s instead. Codes follow their s
 initial value times a factor; the published code has a factor for each end of a range, here it is one
 for the scale and a shift of the zero point. A scale that is a power of two has no factor, which could
 only halve it: its exponent is that of ``base``. Gradients pass rounding straight through: dŴ/dV = s d
-where the code is in range, 0 elsewhere.
+where W / s + V d is in range, 0 elsewhere. Further deviations from AutoRound 0.16: there a symmetric
+integer has the largest weight, with its sign, over -8 as its scale, here the scale of its scheme; the
+derivative of an integer ends where its rounded value leaves the range; a factor multiplies the scale
+before its first rounding to storage, here the rounded one.
 """
 
 from __future__ import annotations
