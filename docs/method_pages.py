@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from quantgrid.config.methods import Method, Option
+from quantgrid.config.methods import Method
+from quantgrid.config.options import Option
 from quantgrid.config.registry import METHODS, PUBLISHED
 from quantgrid.schemes.number_formats import ELEMENT_FORMATS, SCALE_FORMATS, NumberFormat
 from quantgrid.schemes.presets import PRESETS
@@ -74,6 +75,11 @@ def value(found: object) -> str:
     return str(found).lower() if isinstance(found, bool) else str(found)
 
 
+def default(option: Option) -> str:
+    """Default of an option, as a quotient where another option divides it."""
+    return f"{option.default:g} / {option.divided_by}" if option.divided_by else value(option.default)
+
+
 def accepted(option: Option) -> str:
     """Accepted values of an option, and the other options that it or one of its values needs."""
     needs = [
@@ -81,6 +87,10 @@ def accepted(option: Option) -> str:
         for given, other, values in option.needs
         if given is None or given in (option.choices or (given,))
     ]
+    needs += [
+        f"`{given}` with {' or '.join(f'`{name}`' for name in some)} > 0" for given, some in option.needs_some.items()
+    ]
+    needs += [f"at most `{option.at_most}`"] if option.at_most else []
     return "; ".join([option.describe(), *dict.fromkeys(needs)])
 
 
@@ -109,7 +119,7 @@ def section(name: str, method: Method) -> str:
     """Summary, source, deviations, traits and options of a method."""
     parts = [f"### {name}", docstring(method.module)]
     parts += [f"*{'; '.join(found)}.*"] if (found := traits(method)) else []
-    rows = [[f"`{key}`", f"`{value(option.default)}`", accepted(option)] for key, option in method.options.items()]
+    rows = [[f"`{key}`", f"`{default(option)}`", accepted(option)] for key, option in method.options.items()]
     return "\n\n".join([*parts, *([table(["option", "default", "accepted"], rows)] if rows else [])])
 
 

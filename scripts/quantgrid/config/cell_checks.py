@@ -17,7 +17,7 @@ from ..schemes.number_formats import SCALE_FORMATS
 from . import allocations, entries, registry
 from .cells import FULL_PRECISION, Cell
 from .exactness import require_exact, require_one_router
-from .methods import Option
+from .options import Option
 
 
 def check_cell(config: Mapping[str, Any], cell: Cell, where: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .methods import SITES_OF_OPTION, Method, Online, Option
+from .methods import SITES_OF_OPTION, Method, Online
+from .options import Option
 from .training_options import ERROR, WINDOWS, training
 from .transform_options import (
     ALWAYS_R4,

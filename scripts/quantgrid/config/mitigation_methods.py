@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..mitigations import defaults
-from .methods import Method, Option
+from .methods import Method
+from .options import Option
 from .training_options import ERROR, WINDOWS, training
 
 METRICS = ("plain", "lqer", "qera_approx", "qera_exact")
@@ -47,6 +48,11 @@ def _on(*bases: str) -> dict[str, Option]:
 def _trained_from(*bases: str) -> dict[str, Option]:
     """The options of :func:`_on` for what trains from a base: it has no propagation."""
     return {name: option for name, option in _on(*bases).items() if name not in PROPAGATION}
+
+
+def _descent(steps: int, batch_size: int, rate: float, divided_by: str = "") -> dict[str, Option]:
+    """The options of a training whose parameters all have one learning rate, which is not 0."""
+    return {**training(steps, batch_size), "learning_rate": Option(rate, above=0.0, divided_by=divided_by)}
 
 
 MITIGATIONS: dict[str, Method] = {
@@ -177,7 +183,7 @@ MITIGATIONS: dict[str, Method] = {
         {
             **_trained_from("rtn", "gptq", "mr_gptq"),
             "error": ERROR,
-            **training(100, 4, learning_rate=5e-3),
+            **_descent(100, 4, 5e-3),
             **WINDOWS,
         },
         seeded=True,
@@ -189,11 +195,16 @@ MITIGATIONS: dict[str, Method] = {
         "SignRound: codes and ranges trained layer by layer by signed gradient descent (AutoRound)",
         {
             **_trained_from("rtn", "gptq"),
-            "error": Option("squared", choices=("squared", "relative", "trimmed", "fisher")),
-            "trim_low": Option(0.0, minimum=0.0, maximum=0.5, needs=((None, "error", ("trimmed",)),)),
-            "trim_high": Option(0.001, minimum=0.0, maximum=0.5, needs=((None, "error", ("trimmed",)),)),
+            "error": Option(
+                "squared",
+                choices=("squared", "relative", "trimmed", "fisher"),
+                needs_some={"trimmed": ("trim_low", "trim_high")},
+            ),
+            # below a half each, so that some errors are left
+            "trim_low": Option(0.0, minimum=0.0, below=0.5, needs=((None, "error", ("trimmed",)),)),
+            "trim_high": Option(0.001, minimum=0.0, below=0.5, needs=((None, "error", ("trimmed",)),)),
             "ranges": Option(True),
-            **training(200, 8, learning_rate=5e-3),
+            **_descent(200, 8, 1.0, divided_by="steps"),
             "schedule": Option("linear", choices=("cosine", "linear")),
             **WINDOWS,
         },
@@ -209,8 +220,8 @@ MITIGATIONS: dict[str, Method] = {
             "loss": Option("kl", choices=("kl", "cross_entropy")),
             "weight_decay": Option(0.0, minimum=0.0),
             "warmup": Option(0.0, minimum=0.0, maximum=0.9),
-            "checks": Option(1, minimum=1),
-            **training(100, 4, learning_rate=1e-5),
+            "checks": Option(1, minimum=1, at_most="steps"),
+            **_descent(100, 4, 1e-5),
             **WINDOWS,
         },
         seeded=True,
@@ -224,7 +235,7 @@ MITIGATIONS: dict[str, Method] = {
             "error": ERROR,
             "weight_decay": Option(0.0, minimum=0.0),
             "warmup": Option(0.0, minimum=0.0, maximum=0.9),
-            **training(100, 4, learning_rate=1e-5),
+            **_descent(100, 4, 1e-5),
             **WINDOWS,
         },
         seeded=True,

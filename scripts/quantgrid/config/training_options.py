@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .methods import Option
+from .options import Option
 
 ERROR = Option("squared", choices=("squared", "relative"))
 # Of what is trained on windows: how many of them, the last, are kept for the comparison of start

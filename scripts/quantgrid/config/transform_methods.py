@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .learned_transform_methods import LEARNED_TRANSFORMS
-from .methods import SITES_OF_OPTION, VALUES, Method, Online, Option
+from .methods import SITES_OF_OPTION, VALUES, Method, Online
+from .options import Option
 from .transform_options import (
     ALL_SITES,
     ALWAYS_R4,

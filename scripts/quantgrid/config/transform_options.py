@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .methods import STREAM, VALUES, Online, Option
+from .methods import STREAM, VALUES, Online
+from .options import Option
 
 SITE_NAMES = ("attention_input", "output_input", "mlp_input", "down_input")
 ALL_SITES = Option(list(SITE_NAMES), choices=SITE_NAMES)

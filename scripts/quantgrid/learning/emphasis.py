@@ -6,7 +6,8 @@ from the first power of the gradient of the divergence, several times during a t
 low-rank part; a gradient of the divergence is the Fisher information times an error, so its first power
 is the square of g. Trimming leaves out the smallest or the largest errors: SignRound v2 (arXiv 2512.04746)
 drops the largest 0.1 % of a batch, APQ-ViT (arXiv 2303.14341) small ones; we had no access to
-the published ratio of the latter.
+the published ratio of the latter. Deviation: shares are those of a piece of a batch, at most
+``memory.PIECE`` tokens or one window, since no two pieces are in memory at a time.
 
 Behind LayerNorms g has no mean over the channels, since they subtract that of their input. An offline rotation
 removes the mean of the stream instead, so that the mean of an error counts, which these weights do not show.
@@ -41,13 +42,14 @@ class Emphasis:
 
     def counted(self, found: Tensor, wanted: Tensor) -> Tensor:
         """``found`` (*batch, d), weighted, equal to the already weighted ``wanted`` where the error is left
-        out."""
+        out; an error that is not finite never is."""
         found = self.weighted(found)
         if not (self.trim_low or self.trim_high):
             return found
         with torch.no_grad():
             error = (found - wanted).abs()
-            flat, kept = error.flatten(), torch.ones(error.numel(), dtype=torch.bool, device=error.device)
+            flat, left_out = error.flatten(), torch.zeros(error.numel(), dtype=torch.bool, device=error.device)
             for share, largest in ((self.trim_low, False), (self.trim_high, True)):
-                kept[flat.topk(whole(share, len(flat)), largest=largest).indices] = False
-        return torch.where(kept.view_as(error), found, wanted)
+                left_out[flat.topk(whole(share, len(flat)), largest=largest).indices] = True
+            left_out &= flat.isfinite()
+        return torch.where(left_out.view_as(error), wanted, found)

@@ -4,8 +4,12 @@ The codes are those of W / s + V d, with d the distance of the two codes around 
 code distances for every element format. For integers this is SignRound (arXiv 2309.05516); on float
 elements its published code counts V in units of s instead. Codes follow their scale, which is its
 initial value times a factor; the published code has a factor for each end of a range, here it is one
-for the scale and a shift of the zero point. Gradients pass rounding straight through: dŴ/dV = s d
-where the code is in range, 0 elsewhere.
+for the scale and a shift of the zero point. A scale that is a power of two has no factor, which could
+only halve it: its exponent is that of ``base``. Gradients pass rounding straight through: dŴ/dV = s d
+where W / s + V d is in range, 0 elsewhere. Further deviations from AutoRound 0.16: there a symmetric
+integer has the largest weight, with its sign, over -8 as its scale, here the scale of its scheme; the
+derivative of an integer ends where its rounded value leaves the range; a factor multiplies the scale
+before its first rounding to storage, here the rounded one.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from ..quantizer.rounding import code_distance
 from ..quantizer.scales import QuantizationParameters, effective_step
 from ..quantizer.tensors import QuantizedTensor, fake_quantize
 from .learned_scales import ScaledWeight
+from .trainables import Bounds
 
 INSIDE = 0.25  # of a code distance: halfway to the edge of a cell, where one step of training leaves no cell
 NUDGE = 1e-3  # of a code distance
@@ -34,22 +39,23 @@ class RoundedWeight(ScaledWeight):
 
     def start(self) -> dict[str, Tensor]:
         """Initial parameters, which reproduce ``base``: ``offset`` (*batch, m, n) of 0 and, with
-        ``ranges``, those of :class:`ScaledWeight`."""
-        return {"offset": torch.zeros_like(self.weight)} | (super().start() if self.ranges else {})
+        ``ranges``, those of :class:`ScaledWeight`, without ``factor`` for powers of two."""
+        return {"offset": torch.zeros_like(self.weight)} | self._trained_ranges()
 
-    def bounds(self) -> dict[str, tuple[float, Tensor | float]]:
+    def bounds(self) -> dict[str, Bounds]:
         """Smallest and largest value of the parameters that have one: a range only shrinks."""
-        begun = super().start() if self.ranges else {}
-        return {name: (0.0, value if name == "factor" else 1.0) for name, value in begun.items()}
+        return dict.fromkeys(self._trained_ranges(), (0.0, 1.0))
 
     def quantized(self, values: dict[str, Tensor]) -> QuantizedTensor:
-        return super().quantized(self._with_scales(values))
+        return super().quantized(super().start() | values)
 
     def rounded(self, values: dict[str, Tensor]) -> Tensor:
-        return super().rounded(self._with_scales(values))
+        return super().rounded(super().start() | values)
 
-    def _with_scales(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return values if self.ranges else super().start() | values
+    def _trained_ranges(self) -> dict[str, Tensor]:
+        exponents = self.scheme.storage.kind == "exponent"
+        begun = super().start() if self.ranges else {}
+        return {name: value for name, value in begun.items() if not (exponents and name == "factor")}
 
     def _rounded_weight(self, values: dict[str, Tensor], parameters: QuantizationParameters) -> Tensor:
         step = effective_step(parameters, self.scheme).unsqueeze(-1)

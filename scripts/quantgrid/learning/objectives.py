@@ -133,8 +133,8 @@ class AllLayers:
 
 
 class OneLayer:
-    """Output error of one layer on ``inputs`` against ``wanted``, both (windows, tokens, d), as far as
-    ``emphasis`` counts it."""
+    """Output error of one layer on ``inputs`` against ``wanted``, both (windows, tokens, d), with the weights
+    of ``emphasis``; errors that it trims count on the held-out windows."""
 
     def __init__(
         self,
@@ -153,10 +153,12 @@ class OneLayer:
 
     def pieces(self, values: Parameters, batch: Sequence[int]) -> Iterator[Tensor]:
         energy = self.wanted[list(batch)].square().sum()
+        trained = min(batch) < self.count
         for items in together(batch, self.inputs.shape[1]):
             wanted = self.wanted[items]
             share = len(items) / len(batch) if self.error == "relative" else wanted.square().sum() / energy
-            found = self.emphasis.counted(self.network.layer(self.index, self.inputs[items], values), wanted)
+            found = self.network.layer(self.index, self.inputs[items], values)
+            found = self.emphasis.counted(found, wanted) if trained else self.emphasis.weighted(found)
             yield squared_error(found, wanted, self.error) * share
 
 

@@ -94,7 +94,7 @@ def learned_kinds(transform: Transform, layers: Iterable[int] | None = None) -> 
     return found
 
 
-Bounds = tuple[float, Tensor | float]  # smallest and largest value of a parameter
+Bounds = tuple[float, float]  # smallest and largest value of a parameter
 
 
 class Free(nn.Module):
@@ -115,8 +115,7 @@ class Free(nn.Module):
         """Move every parameter to its bounds."""
         values = self.values()
         for name, (smallest, largest) in self.bounds.items():
-            values[name].clamp_(min=smallest)
-            values[name].clamp_(max=largest)
+            values[name].clamp_(smallest, largest)
 
 
 class SignDescent(torch.optim.Optimizer):

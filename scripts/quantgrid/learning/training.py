@@ -16,6 +16,7 @@ import torch
 
 from ..ground.errors import NumericalFailure
 from ..inference.transform import Parameters, Transform, derived_seed
+from ..quantizer.ranges import whole
 from .network import Network
 from .objectives import Objective, OneLayer
 from .session import Session
@@ -28,8 +29,8 @@ class Settings:
     """Training settings.
 
     ``rates``: learning rate per kind of parameter (``trainables.KINDS``). ``schedule``: ``cosine``
-    or ``linear``, down to zero, after a linear rise over the share ``warmup`` of the steps. ``checks``:
-    measurements on held-out items, the last one at the end.
+    or ``linear``, down to zero, after a linear rise over the share ``warmup`` of the steps, at least one
+    step of any share. ``checks``: measurements on held-out items, the last one at the end.
     """
 
     steps: int
@@ -42,7 +43,7 @@ class Settings:
 
     def factor(self, step: int) -> float:
         """Factor of the learning rates at ``step`` (from 0)."""
-        rising = int(self.warmup * self.steps)
+        rising = max(1, whole(self.warmup, self.steps)) if self.warmup else 0
         if step < rising:
             return (step + 1) / (rising + 1)
         done = (step - rising) / (self.steps - rising)

@@ -55,3 +55,12 @@ def test_a_misspelt_name_suggests_the_nearest(axis, typed, meant):
 )
 def test_costs_are_those_of_the_method_and_of_its_base(name, options, costs):
     assert registry.costs(name, options) == costs
+
+
+@pytest.mark.parametrize(
+    ("stated", "rate"),
+    [({}, 0.005), ({"steps": 1000}, 0.001), ({"steps": 0}, 1.0), ({"steps": 100, "learning_rate": 0.005}, 0.005)],
+)
+def test_the_learning_rate_of_learned_rounding_is_one_over_the_steps_unless_stated(stated, rate):
+    resolved = registry.method("mitigations", "learned_rounding").resolve({"method": "", **stated}, "mine")["options"]
+    assert resolved["learning_rate"] == rate

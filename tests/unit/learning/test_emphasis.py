@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from quantgrid.ground.errors import NumericalFailure
 from quantgrid.learning.emphasis import Emphasis
-from quantgrid.learning.objectives import squared_error
+from quantgrid.learning.objectives import OneLayer, squared_error
+from quantgrid.learning.session import Session
+from quantgrid.learning.trainables import Free, SignDescent
+from quantgrid.learning.training import Settings, evaluate, minimize
 from quantgrid.linalg.hadamard import random_orthogonal
 
 
@@ -73,3 +79,43 @@ def test_errors_that_are_left_out_have_no_gradient():
     emphasis = Emphasis(None, 0.1, 0.1)
     squared_error(emphasis.counted(found, wanted), wanted, "squared").backward()
     assert int((found.grad == 0).sum()) == 80
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("shares", [(0.0, 0.1), (0.1, 0.0), (0.4, 0.4)])
+def test_an_error_that_is_not_finite_is_never_left_out(value, shares):
+    found, wanted = outputs()
+    found[1, 3, 2] = value
+    assert not math.isfinite(error(Emphasis(None, *shares), found, wanted))
+
+
+class Passing:
+    """Network whose layer adds its one value ``offset`` (windows, tokens, d) to the hidden states."""
+
+    def layer(self, index: int, hidden: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return hidden + values["offset"]
+
+
+def test_trained_windows_are_trimmed_and_the_ones_that_decide_are_not():
+    """An end whose trimmed error is lower and whose whole error is higher is not the better one."""
+    hidden = outputs()[1].repeat(2, 1, 1)
+    objective = OneLayer(Passing(), 2, 0, hidden, hidden, "squared", Emphasis(None, trim_high=0.01))
+    start = torch.full((20, 10), 0.1, dtype=torch.float64)
+    end = torch.full_like(start, 0.05)
+    end[0, 0] = 3.0
+    trained = [sum(objective.pieces({"offset": offset}, [0, 1])).item() for offset in (start, end)]
+    decisive = [evaluate(objective, {"offset": offset}) for offset in (start, end)]
+    assert trained[1] < trained[0] and decisive[1] > decisive[0]
+    energy = hidden[2:].square().sum()
+    assert decisive == pytest.approx([2 * (offset.square().sum() / energy).item() for offset in (start, end)])
+
+
+def test_a_training_stops_at_an_output_that_is_not_finite():
+    hidden = outputs()[1].repeat(2, 1, 1)
+    objective = OneLayer(Passing(), 2, 0, hidden, hidden, "squared", Emphasis(None, trim_high=0.1))
+    offset = torch.full((20, 10), 0.1, dtype=torch.float64)
+    offset[3, 4] = float("nan")
+    free = Free({"offset": offset})
+    steps = SignDescent([{"params": list(free.parameters()), "initial_lr": 0.1}])
+    with pytest.raises(NumericalFailure, match="part '0': the loss is not finite at step 1"):
+        minimize(free, steps, objective, Settings(3, 2, {}), Session(None), "0")

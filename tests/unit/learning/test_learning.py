@@ -233,6 +233,15 @@ def test_learning_rates_fall(schedule, wanted):
     assert [Settings(3, 1, RATES, schedule).factor(step) for step in range(3)] == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "wanted"),
+    [(0.0, [1, 3 / 4, 1 / 2, 1 / 4]), (0.05, [1 / 2, 1, 2 / 3, 1 / 3]), (0.5, [1 / 3, 2 / 3, 1, 1 / 2])],
+)
+def test_rates_rise_over_the_share_of_the_steps_and_over_one_at_least(warmup, wanted):
+    settings = Settings(4, 1, RATES, "linear", warmup=warmup)
+    assert [settings.factor(step) for step in range(4)] == pytest.approx(wanted)
+
+
 def test_every_item_comes_before_any_comes_again():
     settings = Settings(6, 2, RATES, seed=3)
     drawn = [settings.batch(6, step) for step in range(6)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from learned_cases import recipe_of, trained
+from learned_cases import recipe_of, same, schemes, trained
 from mitigation_cases import SCHEMES, inputs, weight_of
 from quantgrid.calibration.sensitivity import measure_sensitivities
 from quantgrid.ground.errors import ConfigError, NumericalFailure
+from quantgrid.ground.places import ROOT
 from quantgrid.ground.storage import write_json
 from quantgrid.learning.learned_codes import RoundedWeight, in_cells
 from quantgrid.learning.trainables import Free, SignDescent
@@ -23,6 +25,7 @@ from quantgrid.schemes.cell_schemes import CellSchemes
 from reference_statistics import statistics_of
 from tiny_decoders import VARIED
 
+VECTORS = ROOT / "tests" / "data" / "auto-round-vectors.safetensors"
 E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 E2M1 = np.concatenate([-E2M1[:0:-1], E2M1])
 
@@ -71,6 +74,49 @@ def test_offsets_on_floats_count_in_code_distances():
         np.abs(found - on_e2m1(weight.double().numpy(), offset.double().numpy(), step)).max()
         < 1e-5 * np.abs(found).max()
     )
+
+
+def relative_factor(name, base, vectors):
+    """Factor (m, groups) of our scales that gives those of AutoRound. Its factor multiplies the scale before the
+    first rounding to E4M3, ours the rounded one."""
+    if name != "nvfp4":
+        return vectors.get(f"{name}.factor")
+    largest = vectors["weight"].unflatten(-1, (base.scale.shape[-1], -1)).abs().amax(-1)
+    return vectors["nvfp4.factor"] * largest / 6 / (base.scale.float() * base.global_scale)
+
+
+@pytest.mark.parametrize("name, key", [("int4", "int4_sym"), ("nvfp4", "nvfp4"), ("mxfp4", "mxfp4")])
+def test_values_and_derivatives_are_those_of_autoround(name, key):
+    """``tests/record_auto_round_vectors.py`` ran its ``quant_tensor_sym``, ``nv_fp4`` and ``quant_mx`` on these
+    offsets, in units of the scale. Ours are in code distances, so each is divided by the distance around W / s."""
+    vectors = load_file(VECTORS)
+    weight, offset, values = vectors["weight"], vectors["offset"], vectors[f"{name}.values"]
+    base = quantize(weight, scheme(key))
+    rounded, factor = RoundedWeight(weight, base), relative_factor(name, base, vectors)
+    theirs = vectors[f"{name}.scale"]
+    if name == "mxfp4":
+        theirs = theirs.exp2()
+    step = (theirs if base.global_scale is None else theirs * base.global_scale).double().numpy()
+    units = weight.double().numpy() / np.repeat(step, weight.shape[1] // step.shape[1], -1)
+    distance = np.ones_like(units)
+    if name != "int4":
+        above = np.clip(np.searchsorted(E2M1, units, side="right"), 1, len(E2M1) - 1)
+        distance = E2M1[above] - E2M1[above - 1]
+    distance = torch.from_numpy(distance).float()
+    ours = {"offset": (offset / distance).requires_grad_()} | ({} if factor is None else {"factor": factor})
+    found = rounded.rounded(ours)
+    assert torch.allclose(found, values, rtol=1e-5, atol=0.0)
+    assert (found - base.dequantize()).abs().gt(0).float().mean() > 0.2
+    found.sum().backward()
+    wanted, moved = vectors[f"{name}.gradient"] * distance, units + offset.numpy()
+    if name == "int4":  # its derivative ends where the code is clipped, half a code beyond ours
+        beyond = torch.from_numpy((moved > 7) & (moved < 7.5) | (moved < -8) & (moved > -8.5))
+        assert beyond.any() and not ours["offset"].grad[beyond].any() and bool(wanted[beyond].all())
+        wanted = wanted.masked_fill(beyond, 0.0)
+    if name == "mxfp4":  # its power of two of each value is differentiable too, and only the sign counts
+        assert torch.equal(ours["offset"].grad.sign(), wanted.sign())
+    else:
+        assert torch.allclose(ours["offset"].grad, wanted, rtol=1e-5)
 
 
 def test_steps_are_those_of_the_published_descent():
@@ -154,6 +200,33 @@ def test_first_steps_leave_the_codes_that_a_weight_was_moved_to(name):
     for offset in (-0.2, 0.2):
         stepped = rounded.rounded({"offset": torch.full_like(weight, offset)})
         assert torch.equal(stepped[there], solved.dequantized()[there])
+
+
+def test_powers_of_two_are_not_trained(given):
+    """The exponents are those of the base, and the training is that without ranges, number by number."""
+    made, of_scheme = given(VARIED[1]), schemes("mxfp4", "group-32")
+    with_ranges, without = (
+        trained(made, "learned_rounding", of_scheme, steps=8, learning_rate=1 / 8, **options)
+        for options in ({}, {"ranges": False})
+    )
+    assert with_ranges.losses == without.losses and with_ranges.ends == without.ends
+    assert any(end["kept"] == "learned" for end in without.ends.values())
+    assert same(*(done.quantized.content.tensors for done in (with_ranges, without)))
+
+
+@pytest.mark.parametrize("name", ["int4", "int4 asymmetric", "nvfp4", "mxfp4 asymmetric"])
+def test_other_ranges_are_trained(name):
+    """Factors and shifts get gradients that are not zero; the shift of an asymmetric range does so under powers
+    of two as well."""
+    of_scheme = SCHEMES.get(name) or scheme("mxfp4", element="int4", symmetric=False)
+    weight = weight_of()
+    rounded = RoundedWeight(weight, quantize(weight, of_scheme))
+    parts = {part: tensor.requires_grad_() for part, tensor in rounded.start().items()}
+    has = {"offset": True, "factor": name != "mxfp4 asymmetric", "shift": not of_scheme.symmetric}
+    wanted = {part for part, there in has.items() if there}
+    assert parts.keys() == wanted and rounded.bounds().keys() == wanted - {"offset"}
+    rounded.rounded(parts).square().sum().backward()
+    assert all(tensor.grad.abs().max() > 0 for tensor in parts.values())
 
 
 def sensitivities(folder, channels):

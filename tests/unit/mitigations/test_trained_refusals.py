@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -139,6 +140,48 @@ def test_training_is_marked():
         and "<td>weights</td>" in shown.replace(" ", "")
         and "Trained mitigations" not in bare
     )
+
+
+TRIMMED = {"method": "learned_rounding", "error": "trimmed"}
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (TRIMMED | {"trim_low": 0.5}, "trim_low: 0.5 is out of range; expected a number >= 0.0 < 0.5"),
+        (TRIMMED | {"trim_high": 0.5}, "trim_high: 0.5 is out of range; expected a number >= 0.0 < 0.5"),
+        (
+            TRIMMED | {"trim_high": 0},
+            "error: 'trimmed' has no meaning with trim_low 0.0 and trim_high 0.0; set trim_low or trim_high above 0",
+        ),
+        (
+            {"method": "qat_finetune", "steps": 7, "checks": 8},
+            "checks: 8 has no meaning with steps 7; expected at most 7",
+        ),
+        *(
+            ({"method": name, "learning_rate": 0}, "learning_rate: 0.0 is out of range; expected a number > 0.0")
+            for name in KINDS
+        ),
+    ],
+    ids=str,
+)
+def test_options_that_leave_nothing_to_do_are_refused_by_name(entry, message):
+    with pytest.raises(ConfigError, match=re.escape(f"mitigations.mine.{message}")):
+        check(config_of(entry, {"preset": "int4"}))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        TRIMMED | {"trim_low": 0.49, "trim_high": 0.49},
+        TRIMMED | {"trim_low": 0.1, "trim_high": 0},
+        {"method": "qat_finetune", "steps": 7, "checks": 7},
+        {"method": "qat_finetune", "steps": 0, "checks": 1},
+    ],
+    ids=str,
+)
+def test_options_at_their_limits_are_accepted(entry):
+    assert check(config_of(entry, {"preset": "int4"}))
 
 
 def test_shares_that_are_left_out_need_the_loss_that_has_them():

@@ -2,12 +2,17 @@
 
 SignRound (arXiv 2309.05516) rounds W / s + V and trains V and the ends of each range by signed gradient
 descent on the error of the layer's output, on inputs from the quantized layers before it. Defaults are
-those of AutoRound: 200 steps of 8 windows, learning rate 1 / 200 down to zero, so that an offset reaches
-at most half a code distance. Deviations: V counts in code distances (``learning/learned_codes.py``); the
-better of start and end on held-out windows is kept, where AutoRound keeps the step with the lowest loss
-of its batch; a range has one factor and, with zero points, a shift. ``base: gptq`` starts from the codes
-of GPTQ and is ours: a weight that does not round to its code moves into the cell of that code, halfway
-to its edge. Offsets are not stored: format, size and speed are those of the base.
+those of AutoRound: 200 steps of 8 windows, learning rate 1 / ``steps`` down to zero, so that an offset
+reaches half a code distance. Deviations: its rate is 2 / ``steps`` for weights of at most 3 bits and 1000
+steps or more; V counts in code distances (``learning/learned_codes.py``); the better of start and end on
+held-out windows is kept, where AutoRound keeps the step with the lowest loss of its batch; a range has
+one factor and, with zero points, a shift. A scale that is a power of two (MXFP4) is not trained: its
+exponent is that of the scheme's ``range``, whose search weights all columns alike, where AutoRound v2
+(arXiv 2512.04746) tries the exponents -1, 0 and +1 with weights E[x²]. Errors are trimmed per piece of at
+most 1024 tokens or one window, there per batch, and only in training: the comparison of start and end
+counts all of them. ``base: gptq`` starts from the codes of GPTQ and is ours: a weight that does not round
+to its code moves into the cell of that code, halfway to its edge. Offsets are not stored: format, size
+and speed are those of the base.
 """
 
 from __future__ import annotations
@@ -52,7 +57,7 @@ def learned_rounding(
     """Quantize the model of ``context``; ``steps`` of signed descent per layer on batches of windows.
 
     ``error``: ``squared`` or ``relative`` as in ``squared_error``, ``trimmed`` without the shares
-    ``trim_low`` and ``trim_high``, ``fisher`` with the channels weighted by the
+    ``trim_low`` and ``trim_high`` of every trained piece, ``fisher`` with the channels weighted by the
     sensitivities of ``context``. A layer keeps its base unless training lowers its error on the last
     ``held_out`` windows, which are not trained on.
     Raises :class:`ConfigError` for a recipe that leaves weights in full precision.
