@@ -61,6 +61,7 @@ WHOLE = {"runs/studies-run": tuple(CAPTIONS), "runs/oddities-run": ("residual-er
 DISTRIBUTIONS = (
     "kurtosis-inputs",
     "kurtosis-weights",
+    "trace-excess",
     "inputs-attention_input",
     "inputs-down_input",
     "weights-attention_input",

@@ -20,6 +20,7 @@ KEY = "report.distributions"
 FIGURES = (
     "kurtosis-inputs",
     "kurtosis-weights",
+    "trace-excess",
     *(f"{tensor}-{site}" for tensor in ("inputs", "weights") for site in SITES),
 )
 

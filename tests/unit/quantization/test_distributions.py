@@ -209,10 +209,6 @@ def test_tables_hold_what_was_measured(described):
         "kurtosis",
         "row_kurtosis",
         "peak_to_median",
-        "trace_excess_16",
-        "largest_trace_excess_16",
-        "trace_excess_32",
-        "largest_trace_excess_32",
     ]
     assert len(table) == 4 * 4 * LAYERS + 1 and table[table["transform"] == "late"]["kurtosis"].isna().all()
     row = table[(table["transform"] == "random_hadamard") & (table.site == "mlp_input") & (table.layer == 2)].iloc[0]
@@ -227,6 +223,19 @@ def test_tables_hold_what_was_measured(described):
     _, table = distributions.build("weights-down_input", described)
     assert list(table.columns)[:4] == ["transform", "layer", "0", "2"] and table.shape == (4 * LAYERS, 2 + 144)
     assert table.iloc[4, 2:].tolist() == described[1].content["weights"]["down_input"]["maximum"][1]
+
+
+def test_the_distance_from_the_best_transform_is_drawn_for_both_block_sizes(described):
+    figure, table = distributions.build("trace-excess", described)
+    assert list(table.columns[3:]) == [*descriptions.EXCESSES] and len(table) == 4 * 4 * LAYERS + 1
+    row = table[(table["transform"] == "random_hadamard") & (table.site == "mlp_input") & (table.layer == 2)].iloc[0]
+    measured = described[1].content["trace_excess"]["mlp_input"]
+    assert row.largest_trace_excess_32 == measured["largest_trace_excess_32"][2] > row.trace_excess_32 > 1
+    small, large = figure.axes[4:6]
+    assert [ax.get_title(loc="left") for ax in (small, large)] == ["mlp_input, blocks of 16", "mlp_input, blocks of 32"]
+    assert list(small.lines[0].get_ydata()) == [1, 1], "the bound"
+    assert list(large.lines[2].get_ydata()) == measured["trace_excess_32"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == ["lower bound", "late: failed"]
 
 
 def test_heat_maps_share_colours_and_show_every_layer(described):
@@ -311,7 +320,7 @@ def test_the_unchanged_model_comes_first_and_a_name_with_seeds_stands_for_its_fi
         match=r"report\.distributions: no study has the transform 'rotation-s4'; add it to one, or leave it out here",
     ):
         shown(config, cells[:4])
-    assert len(set(shown_transforms.FIGURES)) == 10
+    assert len(set(shown_transforms.FIGURES)) == 11
 
 
 def test_tables_of_numbers_are_read_back(described):

@@ -67,15 +67,25 @@ def read(paths: Sequence[str | Path]) -> list[Description]:
 
 
 def shape_table(descriptions: Sequence[Description], tensor: str) -> pd.DataFrame:
-    """Build a row per transform, site and layer: both kurtoses, the ratio of the largest to the
-    median channel maximum, and the product of the traces of both second moments over its lower bound
-    at two block sizes; one empty row for a failed transform."""
+    """Build a row per transform, site and layer: both kurtoses, and the ratio of the largest to the
+    median channel maximum; one empty row for a failed transform."""
+    return _layer_table(descriptions, tensor, MEASURES)
+
+
+def excess_table(descriptions: Sequence[Description]) -> pd.DataFrame:
+    """Build a row per transform, site and layer: the product of the traces of both second moments over its
+    lower bound at two block sizes, of the site and of its worst block; one empty row for a failed transform."""
+    return _layer_table(descriptions, "trace_excess", EXCESSES)
+
+
+def _layer_table(descriptions: Sequence[Description], part: str, measures: Sequence[str]) -> pd.DataFrame:
+    """Build a row per transform, site and layer of the ``measures`` in ``part`` of the descriptions."""
     frames = []
     for described in descriptions:
         for site in [""] if described.reason else SITES:
-            found = described.content[tensor][site] | described.content["trace_excess"][site] if site else {}
-            numbers = {name: np.array(found.get(name, [np.nan]), dtype=float) for name in (*MEASURES, *EXCESSES)}
-            layers = range(len(numbers["kurtosis"])) if site else [pd.NA]
+            found = described.content[part][site] if site else {}
+            numbers = {name: np.array(found.get(name, [np.nan]), dtype=float) for name in measures}
+            layers = range(len(numbers[measures[0]])) if site else [pd.NA]
             frames.append(
                 pd.DataFrame(
                     {"transform": described.label, "site": site, "layer": pd.array(layers, "Int64"), **numbers}

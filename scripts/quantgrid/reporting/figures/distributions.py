@@ -2,14 +2,14 @@
 ``measure_distributions``.
 
 Heat maps, channel by layer, of the largest magnitude of each channel: one panel per transform, one
-figure per site, and one colour scale per figure. Kurtosis over layers: one row of panels per site
-and one line per transform.
+figure per site, and one colour scale per figure. Kurtosis, and the distance from the best transform of
+blocks, over layers: one row of panels per site and one line per transform.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ...models.plans import SITES
-from ..data.descriptions import Description, maxima_table, shape_table
+from ..data.descriptions import Description, excess_table, maxima_table, shape_table
 from ..style import INK, MUTED, PALETTE, WIDTH, significant
 from .panels import scale_ticks
 from .scene import clip
@@ -34,7 +34,8 @@ from .study_figures import LEGEND_CHARACTERS, SETTINGS
 # would not be distinguishable and would double the bytes.
 COLORS = matplotlib.colormaps["viridis"].resampled(64)
 FAINTEST = 1.0  # percentile of the channels; all below it share the darkest colour
-NORMAL = 3.0  # kurtosis of a normal distribution
+NORMAL = (3.0, "normal distribution")  # kurtosis
+BOUND = (1.0, "lower bound")
 WITHIN = {"inputs": "within a token", "weights": "within an output channel"}
 MAGNITUDE = {
     "inputs": "largest |x| of the channel\n(units of the model, kept tokens)",
@@ -51,6 +52,13 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 def caption(name: str) -> str:
     """Return the caption of the figure ``name`` for the report."""
     first, _, second = name.partition("-")
+    if first == "trace":
+        return (
+            "Traces of the second moments of inputs and weights, multiplied and summed over the blocks of a site, over "
+            "the least sum of any transform inside the blocks (arXiv 2512.00956): where errors of rounding are "
+            "proportional to the traces, the factor by which the output error exceeds the least one. A map across "
+            "blocks changes the bound too. Black: no transform."
+        )
     what = {"inputs": "the inputs", "weights": "the weights"}
     if first == "kurtosis":
         return (
@@ -67,8 +75,12 @@ def caption(name: str) -> str:
 def build(name: str, descriptions: Sequence[Description]) -> tuple[Figure, pd.DataFrame]:
     """Build the figure ``name`` (one of ``shown_transforms.FIGURES``) and its numbers."""
     first, _, second = name.partition("-")
+    if first == "trace":
+        measures = {f"blocks of {block}": ("trace_excess", f"trace_excess_{block}") for block in (16, 32)}
+        return plot_layers(descriptions, measures, "over the bound", BOUND), excess_table(descriptions)
     if first == "kurtosis":
-        return plot_kurtosis(descriptions, second), shape_table(descriptions, second)
+        measures = {"all values": (second, "kurtosis"), WITHIN[second]: (second, "row_kurtosis")}
+        return plot_layers(descriptions, measures, "kurtosis", NORMAL), shape_table(descriptions, second)
     return plot_maxima(descriptions, first, second), maxima_table(descriptions, first, second)
 
 
@@ -148,23 +160,31 @@ def say_failed(ax: Axes, described: Description) -> None:
     )
 
 
-def plot_kurtosis(descriptions: Sequence[Description], tensor: str) -> Figure:
+def plot_layers(
+    descriptions: Sequence[Description],
+    measures: Mapping[str, tuple[str, str]],
+    unit: str,
+    reference: tuple[float, str],
+) -> Figure:
     """Plot a row of panels per site, a column per measure, on logarithmic axes; the unchanged model
-    is the black line."""
+    is the black line. ``measures``: title -> part of the descriptions and name in it; ``reference``: value
+    and label of the dotted line."""
     drawn = [(described, look(number)) for number, described in enumerate(descriptions) if not described.reason]
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * len(SITES)), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(len(SITES), 2, sharex=True)
+        axes = figure.subplots(len(SITES), len(measures), sharex=True)
         for row, site in zip(axes, SITES):
-            for ax, measure, named in zip(row, ("kurtosis", "row_kurtosis"), ("all values", WITHIN[tensor])):
-                draw_lines(ax, [(described.content[tensor][site][measure], style) for described, style in drawn])
-                ax.set_title(f"{site}, {named}")
-            row[0].set_ylabel("kurtosis")
+            for ax, (title, (part, name)) in zip(row, measures.items()):
+                draw_lines(
+                    ax, [(described.content[part][site][name], style) for described, style in drawn], reference[0]
+                )
+                ax.set_title(f"{site}, {title}")
+            row[0].set_ylabel(unit)
         for ax in axes[-1]:
             ax.set_xlabel("layer")
             ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        draw_legend(figure, drawn, [described.label for described in descriptions if described.reason])
+        draw_legend(figure, drawn, [described.label for described in descriptions if described.reason], reference[1])
     return figure
 
 
@@ -181,21 +201,22 @@ def look(number: int) -> dict[str, Any]:
     }
 
 
-def draw_lines(ax: Axes, lines: Sequence[tuple[Sequence[float | None], dict[str, Any]]]) -> None:
+def draw_lines(ax: Axes, lines: Sequence[tuple[Sequence[float | None], dict[str, Any]]], reference: float) -> None:
     ax.set_yscale("log")
     ax.grid(axis="y")
-    ax.axhline(NORMAL, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    ax.axhline(reference, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     for values, style in lines:
         ax.plot(np.array(values, dtype=float), marker="o" if len(values) < 4 else "", markersize=3, **style)
     low, high = ax.get_ylim()
     scale_ticks(ax, True, low, high)
 
 
-def draw_legend(figure: Figure, drawn: Sequence[tuple[Description, dict[str, Any]]], failed: Sequence[str]) -> None:
-    """Draw the legend above the panels: transforms, the normal distribution, and failed
-    transforms."""
+def draw_legend(
+    figure: Figure, drawn: Sequence[tuple[Description, dict[str, Any]]], failed: Sequence[str], reference: str
+) -> None:
+    """Draw the legend above the panels: transforms, the dotted line, and failed transforms."""
     handles = [Line2D([], [], label=clip(described.label, 40), **style) for described, style in drawn]
-    handles.append(Line2D([], [], color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), label="normal distribution"))
+    handles.append(Line2D([], [], color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), label=reference))
     handles += [
         Line2D([], [], linestyle="", marker="x", color=INK, label=f"{clip(name, 40)}: failed") for name in failed
     ]
