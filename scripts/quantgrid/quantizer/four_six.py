@@ -15,7 +15,7 @@ from .ranges import chunk_elements, row_slices
 from .rounding import compute_dtype, round_values_
 from .scales import effective_step, range_parameters
 
-_FACTORS = (1.0, 1.5)  # of the range: the largest element becomes 6 / factor
+_LARGER = 1.5  # factor of the range under which the largest element becomes 4
 
 
 def choose_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scale: Tensor,
@@ -25,10 +25,10 @@ def choose_scales(values: Tensor, high: Tensor, scheme: QuantScheme, global_scal
     ``values`` is (rows, groups, size); ``high`` (rows, groups) the largest magnitudes, float32;
     ``global_scale`` (rows, 1) is fixed. The rounded values go into ``rounded``, contiguous and as large as ``values``.
     """
-    factors, found = high.new_tensor(_FACTORS).view(-1, 1, 1), []
+    found = []
     for rows in row_slices(values):
         x, top = values[rows].to(compute_dtype(values.dtype)), high[rows]
-        both = range_parameters(None, top * factors, scheme, global_scale[rows])
+        both = range_parameters(None, torch.stack([top, top * _LARGER]), scheme, global_scale[rows])
         tried = round_values_(x, effective_step(both, scheme).unsqueeze(-1), None, scheme)
         six, four = _errors(tried, x, top)
         # numbers of the blocks in ``tried``, which holds those of 6 before those of 4
