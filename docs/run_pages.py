@@ -66,7 +66,8 @@ DISTRIBUTIONS = (
     "inputs-down_input",
     "weights-attention_input",
 )
-FEW = ("kurtosis-inputs", "inputs-down_input")
+FEW = ("kurtosis-inputs", "inputs-down_input")  # of several models
+ALONE = {"runs/methods-2026": ("trace-excess",)}
 
 
 def archive(name: str) -> Path:
@@ -85,12 +86,11 @@ def keep_run(name: str, commit: str) -> None:
 
 def keep_pictures(results: Path, run: str, whole: tuple[str, ...]) -> None:
     """Keep the figures of a results folder that need more than its records: those named in ``whole``,
-    losses of trainings, and some of the inputs and weights before rounding, of several
-    models two each."""
+    losses of trainings, and some of the inputs and weights before rounding."""
     wanted = {f"{run}-{name}": results / f"{name}.png" for name in (*whole, "learning")}
     models = sorted(path for path in (results / "distributions").glob("*") if path.is_dir())
     for folder in models:
-        for name in DISTRIBUTIONS if len(models) == 1 else FEW:
+        for name in ALONE.get(run, DISTRIBUTIONS if len(models) == 1 else FEW):
             wanted[f"{run}-{folder.name}-{name}"] = folder / f"{name}.png"
     for name, path in wanted.items():
         if path.is_file():

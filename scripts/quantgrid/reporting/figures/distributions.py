@@ -56,8 +56,8 @@ def caption(name: str) -> str:
         return (
             "Traces of the second moments of inputs and weights, multiplied and summed over the blocks of a site, over "
             "the least sum of any transform inside the blocks (arXiv 2512.00956): where errors of rounding are "
-            "proportional to the traces, the factor by which the output error exceeds the least one. A map across "
-            "blocks changes the bound too. Black: no transform."
+            "proportional to the traces, the factor by which the output error exceeds the least one. A rotation "
+            "inside the blocks changes no trace, a map across blocks the bound too. Black: no transform."
         )
     what = {"inputs": "the inputs", "weights": "the weights"}
     if first == "kurtosis":
