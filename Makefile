@@ -151,7 +151,8 @@ graph: $(VENV)/.installed  ## pictures of rules and files: docs/reference/rulegr
 	  echo; echo '![Rules with the files that they read and write](filegraph.svg)'; echo; echo '`make graph` makes all three.'; } > docs/reference/rulegraph.md
 	PYTHONHASHSEED=0 $(BIN)/python -m snakemake results-smoke/report.html --configfile config/smoke.yaml --filegraph 2>/dev/null \
 	  | sed -E 's/&lt;(input )?function[^<>]*&gt;|&lt;bound method[^<>]*&gt;&gt;/(from the plan)/g; s/\{([a-z]+),[^{}]*(\{[0-9]+\})?\}/{\1}/g; s/\b[0-9a-f]{10}\b/{key}/g' \
-	  | dot -Tsvg > docs/reference/filegraph.svg
+	  | dot -Tsvg | sed -E '/^<!--|^ -->|^<title>|> <\/text>$$/d; s/&#45;/-/g; s/ text-anchor="start"//; s/ font-family="monospace" font-size="10.00"//; s/^<svg /<svg font-family="monospace" font-size="10" /' \
+	  > docs/reference/filegraph.svg
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16

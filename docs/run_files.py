@@ -1,12 +1,13 @@
-"""Kept records of runs: one archive of CSV files per run, runs/NAME.zip, and the pictures that no
+"""Kept records of runs: one archive of CSV files per run, runs/NAME.tar.xz, and the pictures that no
 record draws. The documents are built from these alone."""
 
 from __future__ import annotations
 
 import io
 import json
+import lzma
+import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,6 @@ ABOUT, JOBS, ITEMS = "about.json", "jobs.csv", "items.parquet"
 FOLDERS = ("studies", "comparisons")  # one CSV per study
 TESTED = (LOSS, DIVERGENCE)  # metrics whose values of every window are kept
 KEY = r"(?<=/)[0-9a-f]{10}(?=/|$)"  # of a step, in the name of its job
-SAME_DATE = (1980, 1, 1, 0, 0, 0)  # equal records are equal archives
 
 
 def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str, windows: bool = False) -> None:
@@ -66,9 +66,19 @@ def keep(results: Path, archive: Path, config: Mapping[str, Any], commit: str, w
     }
     content[JOBS] = made.to_csv(index=False, lineterminator="\n").encode()
     content[ABOUT] = json.dumps(about).encode()
-    with replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as written:
+    _write(archive, content)
+
+
+def _write(archive: Path, content: Mapping[str, bytes]) -> None:
+    """Write files by name into an archive; equal files are equal archives."""
+    with (
+        replacing(archive) as temporary,
+        tarfile.open(temporary, "w:xz", preset=9 | lzma.PRESET_EXTREME) as written,
+    ):
         for name, data in sorted(content.items()):
-            written.writestr(zipfile.ZipInfo(name, SAME_DATE), data, zipfile.ZIP_LZMA)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            written.addfile(entry, io.BytesIO(data))
 
 
 def _with_earlier(before: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
@@ -86,8 +96,8 @@ def _read(archive: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Content of an archive by name, and what it says of the run; nothing if there is none."""
     if not archive.is_file():
         return {}, {"commits": {}, "studies": {}}
-    with zipfile.ZipFile(archive) as stored:
-        content = {name: stored.read(name) for name in stored.namelist()}
+    with tarfile.open(archive, "r:xz") as stored:
+        content = {entry.name: stored.extractfile(entry).read() for entry in stored}  # type: ignore[union-attr]
     return content, json.loads(content[ABOUT])
 
 
@@ -122,8 +132,8 @@ def items(results: Path, studies: Sequence[str], before: bytes | None, cells: se
 def kept(archive: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Unpack an archive; yields its folder, laid out as a results folder, and what it says of the
     run (:func:`keep`)."""
-    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(archive) as stored:
-        stored.extractall(scratch)
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(archive, "r:xz") as stored:
+        stored.extractall(scratch, filter="data")
         yield Path(scratch), json.loads((Path(scratch) / ABOUT).read_text())
 
 

@@ -67,12 +67,12 @@ DISTRIBUTIONS = (
     "weights-attention_input",
 )
 FEW = ("kurtosis-inputs", "inputs-down_input")  # of several models
-ALONE = {"runs/methods-2026": ("trace-excess",)}
+ALONE = {"runs/methods-2026": {"reference-4m-planted": ("trace-excess",)}}  # of each model, if not these
 
 
 def archive(name: str) -> Path:
     """Kept records of the run of a document."""
-    return DOCS / f"{name.removesuffix('-run')}.zip"
+    return DOCS / f"{name.removesuffix('-run')}.tar.xz"
 
 
 def keep_run(name: str, commit: str) -> None:
@@ -90,7 +90,8 @@ def keep_pictures(results: Path, run: str, whole: tuple[str, ...]) -> None:
     wanted = {f"{run}-{name}": results / f"{name}.png" for name in (*whole, "learning")}
     models = sorted(path for path in (results / "distributions").glob("*") if path.is_dir())
     for folder in models:
-        for name in ALONE.get(run, DISTRIBUTIONS if len(models) == 1 else FEW):
+        usual = DISTRIBUTIONS if len(models) == 1 else FEW
+        for name in ALONE[run].get(folder.name, ()) if run in ALONE else usual:
             wanted[f"{run}-{folder.name}-{name}"] = folder / f"{name}.png"
     for name, path in wanted.items():
         if path.is_file():

@@ -111,7 +111,7 @@ def test_a_damaged_file_ends_the_making_of_documents(results: Path, monkeypatch:
 def test_a_page_is_made_of_what_is_kept_alone(results: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_pages, "FRONTS", ("runs/some-run",))
     run_pages.keep_run("runs/some-run", "abc1234")
-    archive = results.parent / "docs" / "runs" / "some.zip"
+    archive = results.parent / "docs" / "runs" / "some.tar.xz"
     content = archive.read_bytes()
     run_pages.keep_run("runs/some-run", "abc1234")
     assert archive.read_bytes() == content, "equal records are equal archives"
@@ -132,7 +132,7 @@ def test_a_page_is_made_of_what_is_kept_alone(results: Path, monkeypatch: pytest
 
 def test_a_run_in_parts_keeps_the_studies_of_earlier_parts(results: Path):
     """Each with the commit at which its records changed; a study that the config no longer has goes."""
-    page, archive = (results.parent / "docs" / "runs" / name for name in ("some-run.md", "some.zip"))
+    page, archive = (results.parent / "docs" / "runs" / name for name in ("some-run.md", "some.tar.xz"))
     config = yaml.safe_load((results.parent / "config.yaml").read_text())
     config["studies"] |= {"second": {**STUDY, "title": "Second"}, "third": {**STUDY, "title": "Third"}}
     (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -182,7 +182,7 @@ def test_a_job_that_a_later_part_makes_again_counts_once(results: Path):
 def test_findings_are_judged_on_the_windows_of_all_parts(results: Path, monkeypatch: pytest.MonkeyPatch):
     """A comparison of two cells of different parts, and none of a study that the config no longer has."""
     monkeypatch.setattr(run_pages, "REPORTED", ("runs/some-run",))
-    archive = results.parent / "docs" / "runs" / "some.zip"
+    archive = results.parent / "docs" / "runs" / "some.tar.xz"
     config = yaml.safe_load((results.parent / "config.yaml").read_text())
     config["studies"]["symmetric"] = {**STUDY, "title": "Symmetric"}
     (results.parent / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

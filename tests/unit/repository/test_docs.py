@@ -163,7 +163,7 @@ def test_reference_pages_are_those_of_the_code(name: str):
 def test_the_documents_are_small():
     files = [path for path in DOCS.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < LARGEST
-    assert sum(path.stat().st_size for path in files if path.suffix in (".zip", ".gz")) < 1e6
+    assert sum(path.stat().st_size for path in files if path.suffix in (".xz", ".gz")) < 1e6
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
