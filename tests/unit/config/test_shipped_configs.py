@@ -112,6 +112,7 @@ COUNTS = {
             "planted-mxfp4": 19,
             "equal-bytes": 42,
             "equal-bytes-gptq": 42,
+            "other-text": 12,
             "smallest": 16,
         },
         (11, 22, 3),
