@@ -4,9 +4,8 @@ x* is the input in the full-precision model, x the input behind quantized predec
 G = E[x* xᵀ]. The first column is rounded to the best value with the later columns as they are; these
 then become the least-squares optimum of what is left, V = (W G - q₁ C₁) C⁻¹ over the later columns,
 and GPTQ rounds V under C (the published efficient form). Without a difference of the inputs this is
-GPTQ. The best value of the first column undoes the error of all columns, which those after it would
-share: with strongly correlated inputs the result can be above that of QEP in full. Damping is relative to
-the mean of the diagonal, as in GPTQ; the published one is relative to the largest eigenvalue. Where C
+GPTQ. With strongly correlated inputs the error of the output can be above that of QEP in full. Damping is
+relative to the mean of the diagonal, as in GPTQ; the published one is relative to the largest eigenvalue. Where C
 without its first column needs more damping, ``correction_damping`` of the details is not zero. Scales are
 static, of the uncorrected weight. The method needs paired statistics and so requires ``propagation:
 sequential``.
